@@ -1,0 +1,60 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+# Both make a virtual environment in .venv and install into it with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= out/demo
+
+# uv does not read pip's variable for extra wheel folders; hand it over (empty is fine).
+INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+
+.PHONY: help demo test check format bench docs clean
+
+help:
+	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure (out/demo/)"
+	@echo "make test    run every test"
+	@echo "make check   lint, formatting and types"
+	@echo "make bench   benchmarks (benchmarks/)"
+	@echo "make docs    build the documentation site (site/)"
+
+$(BIN)/uv:
+	@echo "setting up $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.installed-demo: $(BIN)/uv pyproject.toml constraints.txt
+	@$(INSTALL) -e ".[unlearn,plot]"
+	@touch $@
+
+$(VENV)/.installed-test: $(BIN)/uv pyproject.toml constraints.txt
+	@$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-docs: $(BIN)/uv pyproject.toml constraints.txt
+	@$(INSTALL) -e ".[docs,unlearn,plot]"
+	@touch $@
+
+demo: $(VENV)/.installed-demo
+	@$(BIN)/krs demo -o $(OUT)
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test
+	@$(BIN)/python benchmarks/sweep.py
+
+docs: $(VENV)/.installed-docs
+	@$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site out build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,48 @@
+"""What one forward of a model is about: how many rows and positions, and which positions they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from krs.errors import KrsError
+
+
+class CallWatch:
+    """Notes, as each forward of a decoder begins, its batch size, its length and its first position.
+
+    Under `generate()` with a key-value cache a forward gets only the new tokens; `offset` says where in
+    the whole sequence they stand.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.batch = 0
+        self.length = 0
+        self.offset = 0
+
+    def attach(self, decoder: nn.Module) -> RemovableHandle:
+        """Start watching; the caller removes the handle that is returned."""
+        return decoder.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get("input_ids")
+        if tokens is None:
+            tokens = kwargs.get("inputs_embeds")
+        if tokens is None and args:
+            tokens = args[0]
+        if not isinstance(tokens, Tensor):
+            raise KrsError("the model was called without input_ids or inputs_embeds")
+        self.calls += 1
+        self.batch, self.length = tokens.shape[:2]
+        past = kwargs.get("past_key_values")
+        self.offset = int(past.get_seq_length()) if past is not None else 0
+
+    def unfold(self, value: Tensor) -> Tensor:
+        """`[batch, position, unit]`, also where the family's module sees `[batch * position, unit]` (OPT)."""
+        if value.dim() == 3:
+            return value
+        return rearrange(value, "(batch pos) unit -> batch pos unit", batch=self.batch)

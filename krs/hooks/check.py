@@ -1,0 +1,127 @@
+"""Does every point do what it says in this model? Three questions, asked of the model itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.listen import on_value
+from krs.hooks.patch import patched
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, setting
+from krs.hooks.record import record
+
+_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What `self_check` found; it raises rather than return a bad one.
+
+    Parameters
+    ----------
+    points: the points that were checked.
+    n_layers: at each of so many layers they fired exactly once a forward.
+    noop: the largest change of a logit when every value was put back onto itself.
+    effect: for each point, the largest change of a logit when the point was changed.
+    """
+
+    points: tuple[Point, ...]
+    n_layers: int
+    noop: float
+    effect: dict[str, float]
+
+
+@torch.no_grad()
+def self_check(
+    model: object,
+    points: Point | Setting | str = MLP_COEF + VALUE_VECTORS + ATTN_OUT,
+    *,
+    every_layer: bool = False,
+) -> SelfCheck:
+    """Check that points fire once a forward, that self-patching is a no-op, and that changing them matters.
+
+    Runs the model on four arbitrary tokens, a handful of times (with `every_layer=True`, once more for each
+    point and layer). Use it after `register_family`; `krs.sweep` runs it on both models.
+
+    >>> import krs
+    >>> model, _ = krs.load("smollm2")                 # doctest: +SKIP
+    >>> krs.hooks.self_check(model).noop               # doctest: +SKIP
+    0.0
+
+    Raises `KrsError` that names the layer, the path and the remedy.
+    """
+    body = anatomy(model)
+    what = setting(points)
+    layers = tuple(range(body.n_layers))
+    body.require(what.points, layers)
+    tokens = torch.arange(_TOKENS, device=body.model.get_input_embeddings().weight.device)[None]  # type: ignore[operator]
+    if tokens.device.type == "meta":
+        tokens = torch.arange(_TOKENS)[None]
+    _fires_once(body, what, tokens)
+    with record(body.model, what) as acts:
+        plain = _logits(body.model, tokens)
+    with patched(body.model, what.at(*layers).set(acts)):
+        again = _logits(body.model, tokens)
+    noop = _difference(plain, again)
+    if noop > 1e-3 * (1 + plain.abs().max().item()):
+        raise KrsError(
+            f"putting {what.name} of {body.family.name} back onto itself changed the logits by {noop:.2e}: the points "
+            "are not what the model uses. Correct the family with krs.hooks.register_family"
+        )
+    effect = {point.name: _effect(body, point, layers, every_layer, tokens, plain) for point in what.points}
+    return SelfCheck(what.points, body.n_layers, noop, effect)
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    return model(input_ids=tokens, use_cache=False).logits.float()
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
+    fired: Counter[tuple[Point, int]] = Counter()
+    with ExitStack() as handles:
+        for point in what.points:
+            for layer in range(body.n_layers):
+                if isinstance(point, ActivationPoint):
+
+                    def count(_: Tensor, key: tuple[Point, int] = (point, layer)) -> None:
+                        fired[key] += 1
+
+                    handles.callback(on_value(body.modules(point, layer), point, count).remove)
+        _logits(body.model, tokens)
+    for point in what.points:
+        for layer in range(body.n_layers):
+            times = fired[point, layer]
+            if isinstance(point, ActivationPoint) and times != 1:
+                why = f"fired {times} times in one forward, not once" if times else "never fired"
+                raise KrsError(f"{body.path(point, layer)!r} {why}. {body.never_fired(point, layer)}")
+
+
+def _effect(
+    body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor
+) -> float:
+    smallest = float("inf")
+    for chosen in [(layer,) for layer in layers] if every else [layers]:
+        with patched(body.model, point.at(*chosen).map(_disturb)):
+            change = _difference(plain, _logits(body.model, tokens))
+        smallest = min(smallest, change)
+        if not change > 0:
+            where = f"layer {chosen[0]}" if every else "every layer"
+            raise KrsError(
+                f"changing {point.name} at {where} ({body.path(point, chosen[0])!r} …) leaves the logits as they are: "
+                "it is not the module that the model uses. Correct the family with krs.hooks.register_family"
+            )
+    return smallest
+
+
+def _disturb(value: Tensor) -> Tensor:
+    return 1.5 * value + 0.1 * value.abs().mean() + 0.01

@@ -1,0 +1,96 @@
+"""Putting values into a running model, and taking them out again without a trace."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+
+from torch import Tensor
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import anatomy
+from krs.hooks.calls import CallWatch
+from krs.hooks.changes import activation_change, new_weight
+from krs.hooks.listen import on_value
+from krs.hooks.points import ActivationPoint, Patch, Point
+from krs.hooks.weights import read_weight, replace_weight
+
+
+class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
+    """A context manager in which a model runs with patches applied.
+
+    >>> import krs
+    >>> from krs.hooks import patched
+    >>> with patched(model, krs.ATTN_OUT.at(12, positions=-1).map(lambda a: 0 * a)):   # doctest: +SKIP
+    ...     logits = model(**batch).logits
+
+    Patches act in the order in which they are given, and blocks may be nested: an inner block sees what the
+    outer one made. When the block ends, for whatever reason, the model is bit for bit what it was; only krs's
+    own hooks are removed.
+
+    Parameters
+    ----------
+    model: the model that runs; `generate()` works under it too.
+    patches: made by `point.at(…).set(…)` or `.map(…)`.
+
+    Values of a recording go to the positions that they were recorded at. Tokens that `generate()` adds beyond
+    a recording run unpatched; a forward that overlaps the recording only in part is an error.
+
+    Raises `KrsError` on entry for points, layers, units or sources that do not fit, during the forward for
+    shapes that do not, and on exit when the model ran but a patched point never fired.
+    """
+
+    def __init__(self, model: object, *patches: Patch) -> None:
+        if not patches:
+            raise KrsError("patched(model) got no patches: pass some, such as MLP_COEF.at(27).set(acts)")
+        for patch in patches:
+            if not isinstance(patch, Patch):
+                raise KrsError(f"{patch!r} is not a patch: add .set(…) or .map(…) to a placement")
+        self._body = anatomy(model)
+        self._patches = patches
+        self._stack: ExitStack | None = None
+        self._watch = CallWatch()
+        self._fired: dict[tuple[Point, int], int] = {}
+
+    def __enter__(self) -> patched:
+        if self._stack is not None:
+            raise KrsError("this patched(…) block is open already: make a second one to nest it")
+        for patch in self._patches:
+            self._body.require(patch.placement.points, patch.placement.layers)
+        self._fired.clear()
+        self._watch = CallWatch()
+        with ExitStack() as stack:
+            stack.callback(self._watch.attach(self._body.decoder).remove)
+            for patch in self._patches:
+                for point in patch.placement.points:
+                    for layer in patch.placement.layers:
+                        self._apply(patch, point, layer, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+        silent = [key for key, times in self._fired.items() if not times]
+        if kind is None and self._watch.calls and silent:
+            raise KrsError(self._body.never_fired(*silent[0]))
+
+    def _apply(self, patch: Patch, point: Point, layer: int, stack: ExitStack) -> None:
+        modules = self._body.modules(point, layer)
+        if isinstance(point, ActivationPoint):
+            change = activation_change(patch, point, layer, self._watch)
+            self._fired.setdefault((point, layer), 0)
+
+            def act(value: Tensor) -> Tensor:
+                self._fired[point, layer] += 1
+                return change(value)
+
+            stack.callback(on_value(modules, point, act).remove)
+            return
+        for i, module in enumerate(modules):
+            path = self._body.path(point, layer, i)
+            new = new_weight(patch, point, layer, i, read_weight(module, path).detach())
+            stack.callback(replace_weight(module, path, new))

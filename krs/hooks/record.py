@@ -1,0 +1,118 @@
+"""Recording what a model computes at chosen points and layers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.calls import CallWatch
+from krs.hooks.listen import on_value
+from krs.hooks.points import ActivationPoint, Point, Setting, setting
+from krs.hooks.weights import read_weight
+
+
+class Recording:
+    """Values by point and layer, of the latest forward. Made by `record`.
+
+    `acts[MLP_COEF, 27]` is a copy, `[batch, position, unit]` for an activation, `[in, out]` for a weight;
+    changing it does not change the recording. `set(acts)` puts the values into another model.
+    """
+
+    def __init__(self, points: tuple[Point, ...], layers: tuple[int, ...]) -> None:
+        self.points = points
+        self.layers = layers
+        self.offset = 0
+        self._values: dict[tuple[Point, int], tuple[Tensor, ...]] = {}
+
+    def __getitem__(self, key: tuple[Point, int]) -> Tensor:
+        values = self.values_at(*key)
+        if len(values) > 1:
+            raise KrsError(f"{key[0].name} has {len(values)} matrices a layer: use acts.values_at({key[0].name}, …)")
+        return values[0].clone()
+
+    def values_at(self, point: Point, layer: int) -> tuple[Tensor, ...]:
+        """The stored values themselves, one a module of the point's role. Do not write into them."""
+        if (point, layer) in self._values:
+            return self._values[point, layer]
+        if point in self.points and layer in self.layers:
+            raise KrsError(f"{point.name} at layer {layer}: nothing recorded yet; call the model inside the block")
+        raise KrsError(f"{point.name} at layer {layer} is not in {self!r}: ask for it in record(…)")
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[tuple[Point, int]]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        names = "+".join(p.name for p in self.points)
+        size = sum(v.numel() * v.element_size() for values in self._values.values() for v in values)
+        return f"Recording({names} at layers {_ranges(self.layers)}: {len(self)} values, {size / 2**20:.1f} MiB)"
+
+
+@contextmanager
+def record(model: object, what: Point | Setting | str, layers: Iterable[int] | None = None) -> Iterator[Recording]:
+    """Record points of a model during the forwards inside the block.
+
+    >>> import krs
+    >>> from krs.hooks import record
+    >>> model, tokenizer = krs.load("smollm2")                                      # doctest: +SKIP
+    >>> with record(model, krs.MLP_COEF + krs.ATTN_OUT, layers=range(20, 30)) as acts:   # doctest: +SKIP
+    ...     _ = model(**tokenizer("Hogwarts is a", return_tensors="pt"))
+    >>> acts[krs.MLP_COEF, 27].shape                                                # doctest: +SKIP
+    torch.Size([1, 5, 1536])
+
+    Parameters
+    ----------
+    model: a transformers model, TransformerLens bridge or PEFT model.
+    what: the points; only these are kept, detached and cloned. Weights are read as the block begins.
+    layers: the layers; all of them by default.
+
+    A second forward replaces what the first one left. Inside `patched`, the patched values are recorded.
+    Raises `KrsError` before anything runs for a point or layer the model does not have, and at the end of
+    the block when the model ran but a point never fired.
+    """
+    body = anatomy(model)
+    points = setting(what).points
+    chosen = tuple(layers) if layers is not None else tuple(range(body.n_layers))
+    body.require(points, chosen)
+    acts = Recording(points, chosen)
+    watch = CallWatch()
+    with ExitStack() as handles:
+        handles.callback(watch.attach(body.decoder).remove)
+        for point in points:
+            for layer in chosen:
+                _listen(body, point, layer, acts, watch, handles)
+        yield acts
+    missing = [(p, layer) for p in points for layer in chosen if (p, layer) not in acts]
+    if watch.calls and missing:
+        raise KrsError(body.never_fired(*missing[0]))
+
+
+def _listen(
+    body: Anatomy, point: Point, layer: int, acts: Recording, watch: CallWatch, handles: ExitStack
+) -> None:
+    modules = body.modules(point, layer)
+    if not isinstance(point, ActivationPoint):
+        values = (read_weight(m, body.path(point, layer, i)).detach().clone() for i, m in enumerate(modules))
+        acts._values[point, layer] = tuple(values)
+        return
+
+    def keep(value: Tensor) -> None:
+        acts._values[point, layer] = (watch.unfold(value.detach()).clone(),)
+        acts.offset = watch.offset
+
+    handles.callback(on_value(modules, point, keep).remove)
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ", ".join(map(str, layers))
