@@ -1,1 +1,49 @@
-"""krs"""
+"""krs: has an unlearned language model forgotten, or only learned not to say?
+
+>>> import krs
+>>> result = krs.sweep(vanilla, unlearned, prompts)      # doctest: +SKIP
+>>> result.plot()                                        # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+from krs import hooks, metrics
+from krs.errors import KrsError
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+from krs.models import load
+from krs.restore import Generated, Plan, SweepResult, generate, load_result, sweep, windows
+
+__version__ = version("krs")
+
+__all__ = [
+    "ATTN_OUT",
+    "MLP_COEF",
+    "VALUE_VECTORS",
+    "Generated",
+    "KrsError",
+    "Plan",
+    "SweepResult",
+    "data",
+    "generate",
+    "hooks",
+    "load",
+    "load_result",
+    "metrics",
+    "plots",
+    "sweep",
+    "unlearn",
+    "windows",
+]
+
+_ON_DEMAND = ("data", "plots", "unlearn")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Rooms that need an extra's libraries are imported when they are first used."""
+    if name in _ON_DEMAND:
+        return import_module(f"krs.{name}")
+    raise AttributeError(f"module 'krs' has no attribute {name!r}")

