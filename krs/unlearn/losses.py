@@ -1,0 +1,55 @@
+"""Unlearning losses as pure functions of log-probabilities and masks.
+
+Notation as in the papers: `NLL` is a sequence's summed negative log-likelihood over its live tokens, `CE` the mean over
+live tokens, `ref` the frozen vanilla model.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+IGNORED = -100
+"""Label of a token that is not learnt: the prompt, and padding."""
+
+
+def live_tokens(labels: Int[Tensor, "row pos"]) -> Bool[Tensor, "row pos-1"]:
+    """Which predictions count: position p predicts token p+1, if that is live."""
+    return labels[:, 1:] != IGNORED
+
+
+def token_logprobs(
+    logits: Float[Tensor, "row pos vocab"], labels: Int[Tensor, "row pos"]
+) -> Float[Tensor, "row pos-1"]:
+    """Log-probability, in fp32, of each live token given those before it; 0 where the label is ignored."""
+    live = live_tokens(labels)
+    wanted = labels[:, 1:].masked_fill(~live, 0)
+    scores = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    return scores.gather(-1, wanted[..., None])[..., 0] * live
+
+
+def npo(
+    logprob: Float[Tensor, " row"], ref_logprob: Float[Tensor, " row"], beta: float
+) -> Float[Tensor, " row"]:
+    """Negative preference optimisation, a loss a sequence: `-(2/β)·log σ(-β(logπ(y) - logπ_ref(y)))`.
+
+    Both arguments are summed log-probabilities of the answer. At `π = π_ref` it is `(2/β)·ln 2`, and its gradient
+    is that of `logπ(y)`: gradient ascent on the summed NLL. Zhang et al., 2024, Eq. 3.
+
+    >>> npo(torch.zeros(1), torch.zeros(1), beta=0.1)
+    tensor([13.8629])
+    """
+    return -(2 / beta) * F.logsigmoid(-beta * (logprob - ref_logprob))
+
+
+def kl_to_reference(
+    logits: Float[Tensor, "row pos vocab"],
+    ref_logits: Float[Tensor, "row pos vocab"],
+    labels: Int[Tensor, "row pos"],
+) -> Float[Tensor, "row pos-1"]:
+    """`KL(ref ‖ model)` of each live token's distribution, in fp32; 0 where the label is ignored."""
+    ours = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    theirs = torch.log_softmax(ref_logits[:, :-1].float(), dim=-1)
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * live_tokens(labels)

@@ -1,0 +1,141 @@
+"""What an unlearning method is, and the registry of those that there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
+from typing import ClassVar, Literal, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from krs.errors import KrsError
+
+ENTRY_POINTS = "krs.unlearn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How to train; each method's own config adds its fields to these.
+
+    Parameters
+    ----------
+    learning_rate: of AdamW. Public code uses 1e-5 … 5e-5; the paper does not say what made its checkpoints.
+    steps: optimiser steps.
+    batch_size: forget sequences (and retain sequences) a forward.
+    gradient_accumulation: forwards a step; the gradient equals that of one large batch.
+    warmup: share of the steps over which the learning rate rises; it stays constant after.
+    weight_decay: of AdamW.
+    max_grad_norm: gradients are clipped to this norm.
+    max_length: texts are cut to so many tokens.
+    seed: of the order of the texts.
+    """
+
+    learning_rate: float = 2e-5
+    steps: int = 20
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_length: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "steps", "batch_size", "gradient_accumulation", "max_length"):
+            if not getattr(self, name) > 0:
+                raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a method sees of the forget, or of the retain, sequences of one forward.
+
+    Parameters
+    ----------
+    logits: of the model in training.
+    labels: -100 where a token is only read.
+    ref_logits: of the vanilla model; only for methods with `reference = "live"`.
+    ref_logprob: each sequence's summed log-probability under the vanilla model; for `reference = "logprobs"`.
+    n_tokens: live tokens in the whole optimiser step, over all forwards and processes.
+    n_rows: sequences in the whole optimiser step.
+    """
+
+    logits: Float[Tensor, "row pos vocab"]
+    labels: Int[Tensor, "row pos"]
+    n_tokens: float
+    n_rows: float
+    ref_logits: Float[Tensor, "row pos vocab"] | None = None
+    ref_logprob: Float[Tensor, " row"] | None = None
+
+
+class Method(ABC):
+    """An unlearning method: its loss, and what it needs for it.
+
+    Register a subclass with `@register("name")`, or from another package by an entry point of the group
+    `krs.unlearn` that names the class's module.
+    """
+
+    config_class: ClassVar[type[Config]] = Config
+    needs_retain: ClassVar[bool] = False
+    reference: ClassVar[Literal["none", "logprobs", "live"]] = "none"
+    name: ClassVar[str] = ""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abstractmethod
+    def loss(self, forget: Side, retain: Side | None) -> dict[str, Float[Tensor, ""]]:
+        """The loss's terms, whose sum is minimised; logged one by one.
+
+        Each is a sum over this forward's tokens or rows divided by `n_tokens` or `n_rows` of its side, so that
+        accumulated forwards add up to the loss of one large batch.
+        """
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a method known by a name."""
+
+    def add(method: M) -> M:
+        known = _REGISTRY.get(name)
+        if known is not None and known is not method:
+            raise KrsError(f"the unlearning method {name!r} is registered already, by {known.__module__}")
+        method.name = name
+        _REGISTRY[name] = method
+        return method
+
+    return add
+
+
+def methods() -> list[str]:
+    """Names of all methods, also of those that installed packages bring by the entry point `krs.unlearn`.
+
+    >>> methods()
+    ['grad_diff', 'npo']
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    return sorted(_REGISTRY)
+
+
+def method(name: str) -> type[Method]:
+    """The class of a method; raises `KrsError` for an unknown name."""
+    known = methods()
+    if name not in known:
+        raise KrsError(f"unknown unlearning method {name!r}: there are {', '.join(known)}")
+    return _REGISTRY[name]
+
+
+def make(name: str, settings: dict[str, object]) -> Method:
+    """A method with its config; raises `KrsError` for a setting that it does not have."""
+    found = method(name)
+    have = {f.name for f in fields(found.config_class)}
+    if unknown := sorted(settings.keys() - have):
+        raise KrsError(f"{name} has no setting {unknown[0]!r}: it has {', '.join(sorted(have))}")
+    return found(found.config_class(**settings))  # type: ignore[arg-type]
