@@ -12,7 +12,7 @@ from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight
 from krs.hooks.listen import on_value
-from krs.hooks.points import ActivationPoint, Patch, Point
+from krs.hooks.points import ActivationPoint, Patch, Placement, Point
 from krs.hooks.weights import read_weight, replace_weight
 
 
@@ -40,14 +40,13 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     shapes that do not, and on exit when the model ran but a patched point never fired.
     """
 
-    def __init__(self, model: object, *patches: Patch) -> None:
+    def __init__(self, model: object, *patches: Patch | Placement) -> None:
         if not patches:
             raise KrsError("patched(model) got no patches: pass some, such as MLP_COEF.at(27).set(acts)")
-        for patch in patches:
-            if not isinstance(patch, Patch):
-                raise KrsError(f"{patch!r} is not a patch: add .set(…) or .map(…) to a placement")
+        if bare := [p for p in patches if not isinstance(p, Patch)]:
+            raise KrsError(f"{bare[0]!r} is not a patch: add .set(…) or .map(…) to it")
         self._body = anatomy(model)
-        self._patches = patches
+        self._patches = tuple(p for p in patches if isinstance(p, Patch))
         self._stack: ExitStack | None = None
         self._watch = CallWatch()
         self._fired: dict[tuple[Point, int], int] = {}

@@ -1,0 +1,35 @@
+"""Every array shape that krs declares is checked at run time in the tests."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("krs", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The bundled model and its tokenizer (fetched and converted the first time)."""
+    import krs
+
+    return krs.load("smollm2")
+
+
+@pytest.fixture
+def as_a_user():
+    """Run-time type checks off, as they are outside the tests: what is left is krs's own message."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

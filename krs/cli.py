@@ -1,0 +1,112 @@
+"""The `krs` command: thin, one function a sub-command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from krs.errors import KrsError
+
+app = typer.Typer(
+    help="Has an unlearned language model forgotten, or only learned not to say?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="directory to write to")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    """Has an unlearned language model forgotten, or only learned not to say?"""
+    if show:
+        import krs
+
+        print(krs.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(output: Output = Path("out/demo"), quiet: Quiet = False) -> None:
+    """Unlearn Harry Potter from the bundled model, sweep it, draw the figure."""
+    from krs.demo import demo as run
+
+    run(output, progress=not quiet)
+
+
+@app.command()
+def sweep(
+    vanilla: Annotated[str, typer.Argument(help="directory, hub id, GGUF file, or 'smollm2'")],
+    unlearned: Annotated[str, typer.Argument(help="the same, of the unlearned model")],
+    prompts: Annotated[Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings or chat messages")],
+    output: Output,
+    settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
+    window: Annotated[int, typer.Option(help="width of the centred window, odd")] = 5,
+    n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
+    scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
+    chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    import krs
+    from krs.data.concepts import as_chat
+
+    asked = read_prompts(prompts)
+    if chat:
+        asked = [as_chat((p,))[0] if isinstance(p, str) else p for p in asked]
+    output.mkdir(parents=True, exist_ok=True)
+    result = krs.sweep(
+        vanilla,
+        unlearned,
+        asked,
+        settings=settings or None,
+        windows=window,
+        n_tokens=n_tokens,
+        scoring=scoring,  # type: ignore[arg-type]
+        progress=not quiet,
+        checkpoint=output / "sweep.krs",
+    )
+    result.to_frame().to_csv(output / "krs.csv", index=False)
+    print(result)
+    result.plot().figure.savefig(output / "fig1.png", dpi=150)
+    print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """Prompts of a file: a line each, or JSON (a list), or JSON lines."""
+    if not path.is_file():
+        raise KrsError(f"no prompt file {str(path)!r}")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            found = json.loads(text)
+        elif path.suffix == ".jsonl":
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = [line for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError as reason:
+        raise KrsError(f"{str(path)!r} is not valid JSON: {reason}") from None
+    if not isinstance(found, list):
+        raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
+    return found
+
+
+def main() -> None:
+    """Entry point: errors of ours are printed as one message, without a traceback."""
+    try:
+        app()
+    except KrsError as error:
+        print(f"krs: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

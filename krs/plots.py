@@ -1,0 +1,77 @@
+"""Figures. The only room that imports matplotlib (extra `krs[plot]`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krs._typing import Axes
+from krs.errors import KrsError
+
+if TYPE_CHECKING:
+    from krs.restore.result import SweepResult
+
+_COLOURS = ("#1f6fb4", "#8a8a8a", "#d9822b", "#2a8c4a", "#8e4fa8", "#b03a48", "#5b7f95", "#7a6a2f")
+_MARKERS = "osD^vP*X"
+
+
+def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
+    """The paper's Fig. 1: the score of each setting over the layers, with lines at none (0) and full recovery (1).
+
+    Parameters
+    ----------
+    result: of `krs.sweep`.
+    ax: axes to draw on; new ones if not given.
+
+    Returns the axes. Draws no window, saves no file: `ax.figure.savefig("fig1.png")` does.
+    """
+    axes = ax if ax is not None else _new_axes()
+    table = result.krs
+    names = [w.name for w in result.plan.windows]
+    numeric = all(isinstance(n, int) for n in names)
+    x: Any = names if numeric else np.arange(len(names))
+    for i, setting in enumerate(result.plan.settings):
+        axes.plot(
+            x,
+            table[setting.name].to_numpy(),
+            label=setting.label,
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=3.5,
+            linewidth=1.6,
+        )
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    if not numeric:
+        axes.set_xticks(x, [str(n) for n in names], rotation=45, ha="right")
+    axes.set_xlabel(_x_label(result, numeric))
+    axes.set_ylabel("Knowledge Recovery Score")
+    lowest = np.nanmin(table.to_numpy(), initial=0.0)
+    highest = np.nanmax(table.to_numpy(), initial=1.0)
+    axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
+    axes.set_title(f"{len(result.losses.mask)} prompts, {int(result.losses.mask.sum())} scored tokens", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _x_label(result: SweepResult, numeric: bool) -> str:
+    widest = max(len(w) for w in result.plan.windows)
+    if not numeric:
+        return "Layers restored"
+    return "Layer" if widest == 1 else f"Layer (window of up to {widest} layers)"
+
+
+def _new_axes() -> Axes:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise KrsError("figures need matplotlib: pip install 'krs[plot]'") from None
+    import sys
+
+    if "matplotlib.pyplot" in sys.modules:
+        import matplotlib.pyplot as plt
+
+        return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    return Figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()

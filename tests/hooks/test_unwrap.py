@@ -1,0 +1,117 @@
+"""TransformerLens bridges and PEFT models, the real libraries, on tiny models."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import krs
+from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
+from krs.hooks import patched, record, self_check
+from tests.tiny import build, pair, perturbed, same_state, state
+
+PROMPTS = [[5, 9, 11], [7, 3, 22, 8]]
+
+
+def _sweep(v, u):
+    return krs.sweep(v, u, PROMPTS, windows=3, n_tokens=4, progress=False).krs.to_numpy()
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    def wrap(model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return build_bridge_from_module(model, type(model).__name__, hf_config=model.config).eval()
+
+    return wrap
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_a_transformer_lens_bridge_gives_the_same_sweep(name, bridge):
+    v, u = pair(name)
+    expected = _sweep(v, u)
+    wrapped = bridge(copy.deepcopy(v)), bridge(copy.deepcopy(u))
+    before = state(wrapped[1].original_model)
+    np.testing.assert_allclose(_sweep(*wrapped), expected, rtol=0, atol=1e-5)
+    assert same_state(wrapped[1].original_model, before)
+
+
+def test_recordings_agree_with_the_bridges_own_hooks(bridge):
+    model = bridge(build("llama"))
+    ids = torch.tensor([[3, 5, 8]])
+    with record(model, MLP_COEF + ATTN_OUT + VALUE_VECTORS, layers=[2]) as acts, torch.no_grad():
+        _, cache = model.run_with_cache(ids)
+    torch.testing.assert_close(acts[MLP_COEF, 2], cache["blocks.2.mlp.hook_post"])
+    torch.testing.assert_close(acts[ATTN_OUT, 2], cache["blocks.2.attn.hook_out"])
+    torch.testing.assert_close(acts[VALUE_VECTORS, 2], model.blocks[2].mlp.W_out)
+
+
+def test_patches_act_when_the_bridge_itself_is_called(bridge):
+    model = bridge(build("llama"))
+    ids = torch.tensor([[3, 5, 8]])
+    with torch.no_grad():
+        plain = model(ids)
+        with patched(model, ATTN_OUT.at(1).map(lambda a: 0 * a)):
+            changed = model(ids)
+        again = model(ids)
+    assert (plain - changed).abs().max() > 1e-3
+    assert torch.equal(plain, again)
+
+
+def test_compatibility_mode_is_refused(bridge):
+    model = bridge(build("llama"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.enable_compatibility_mode()
+    with pytest.raises(KrsError, match=r"compatibility mode.*without enable_compatibility_mode\(\)"):
+        self_check(model)
+
+
+def _lora(model, seed=3):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["down_proj", "q_proj", "o_proj"], init_lora_weights=False)
+    torch.manual_seed(seed)
+    return get_peft_model(model, config).eval()
+
+
+def test_a_lora_model_gives_the_sweep_of_its_merged_self():
+    v = build("llama", tie_word_embeddings=False)
+    u = _lora(copy.deepcopy(v))
+    merged = copy.deepcopy(u).merge_and_unload().eval()
+    before = state(u)
+    flags = {name: p.requires_grad for name, p in u.named_parameters()}
+    np.testing.assert_allclose(_sweep(v, u), _sweep(v, merged), rtol=0, atol=1e-5)
+    assert same_state(u, before)
+    assert flags == {name: p.requires_grad for name, p in u.named_parameters()}
+
+
+def test_value_vectors_of_a_lora_layer_are_the_sum_and_are_replaced_whole():
+    v = build("llama", tie_word_embeddings=False)
+    u = _lora(copy.deepcopy(v))
+    merged = copy.deepcopy(u).merge_and_unload()
+    with record(u, VALUE_VECTORS, layers=[1]) as acts:
+        pass
+    torch.testing.assert_close(acts[VALUE_VECTORS, 1], merged.model.layers[1].mlp.down_proj.weight.T)
+    ids = torch.tensor([[3, 5, 8]])
+    merged.model.layers[1].mlp.down_proj.load_state_dict(v.model.layers[1].mlp.down_proj.state_dict())
+    with patched(u, VALUE_VECTORS.at(1).set(v)), torch.no_grad():
+        torch.testing.assert_close(u(input_ids=ids).logits, merged(input_ids=ids).logits)
+
+
+def test_a_lora_model_over_the_vanilla_model_itself_is_refused():
+    v = build("llama", tie_word_embeddings=False)
+    with pytest.raises(KrsError, match="the same object|share the storage"):
+        krs.sweep(v, _lora(v), PROMPTS, progress=False)
+
+
+def test_the_lora_of_a_moved_base_is_no_surprise():
+    v = build("llama", tie_word_embeddings=False)
+    assert np.isfinite(_sweep(v, _lora(perturbed(v)))).all()

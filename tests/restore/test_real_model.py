@@ -1,0 +1,117 @@
+"""The bundled model: sweeps equal hooks written out by hand, and generation is what it says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import krs
+from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, windows
+from krs.data.concepts import as_chat, load_concept
+from krs.hooks import self_check
+from tests import by_hand
+from tests.tiny import same_state, state
+
+pytestmark = pytest.mark.real
+WINDOWS = [[3, 4, 5], [14, 15, 16], [27, 28, 29]]
+SETTINGS = ["mlp_coef", "value_vectors", "attn_out", "mlp_coef+attn_out"]
+
+
+@pytest.fixture(scope="module")
+def models(smollm2):
+    """The vanilla model, and a copy whose layers have moved by about 2 % (training would take too long here)."""
+    vanilla, tokenizer = smollm2
+    unlearned = copy.deepcopy(vanilla)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in unlearned.named_parameters():
+            if "layers" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.02 * parameter.std() * noise)
+    return vanilla, unlearned, tokenizer
+
+
+def _ids(tokenizer, n=3):
+    chats = as_chat(load_concept("harry_potter").questions[:n])
+    text = [tokenizer.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in chats]
+    return chats, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in text]
+
+
+@pytest.fixture(scope="module")
+def swept(models):
+    vanilla, unlearned, tokenizer = models
+    chats, _ = _ids(tokenizer)
+    before = state(vanilla), state(unlearned)
+    result = krs.sweep(vanilla, unlearned, chats, windows=windows.of(WINDOWS), n_tokens=8, progress=False)
+    assert same_state(vanilla, before[0])
+    assert same_state(unlearned, before[1])
+    return result
+
+
+def test_a_few_windows_equal_hooks_by_hand(models, swept):
+    vanilla, unlearned, tokenizer = models
+    _, ids = _ids(tokenizer)
+    expected = by_hand.sweep(vanilla, unlearned, ids, SETTINGS, WINDOWS, n_tokens=8)
+    np.testing.assert_allclose(swept.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+    assert np.isfinite(expected).all()
+    assert len(np.unique(expected.round(4))) == expected.size
+
+
+def test_a_prompt_alone_gives_the_losses_it_has_in_the_batch(models, swept):
+    vanilla, unlearned, tokenizer = models
+    chats, _ = _ids(tokenizer)
+    alone = krs.sweep(vanilla, unlearned, chats[1:2], windows=windows.of(WINDOWS), n_tokens=8, progress=False)
+    n = int(alone.losses.mask.sum())
+    np.testing.assert_allclose(alone.losses.restored[:, 0], swept.losses.restored[:, 1, :n], rtol=1e-3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizers_padding_side_does_not_matter(models, swept, side):
+    vanilla, unlearned, tokenizer = models
+    other = copy.deepcopy(tokenizer)
+    other.padding_side = side
+    chats, _ = _ids(other)
+    result = krs.sweep(
+        vanilla, unlearned, chats, tokenizer=other, settings="attn_out", windows=windows.of(WINDOWS[-1:]), n_tokens=8,
+        progress=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(result.losses.restored[0], swept.losses.restored[8], rtol=1e-5)
+
+
+def test_the_self_check_passes_on_every_layer(models):
+    found = self_check(models[0], every_layer=True)
+    assert found.n_layers == 30
+    assert found.noop == 0.0
+
+
+def test_provenance_traces_the_result(models, swept):
+    made = swept.provenance
+    assert made["engine"] == "plain"
+    assert made["vanilla"]["dtype"] == "float32"
+    assert made["vanilla"]["weights_sample_sha256"] != made["unlearned"]["weights_sample_sha256"]
+    assert made["versions"]["torch"] == torch.__version__
+    assert swept.answers[0].startswith("The Harry Potter books are")
+
+
+def test_restoring_everything_in_lockstep_speaks_the_vanilla_answer(models):
+    vanilla, unlearned, tokenizer = models
+    chats, _ = _ids(tokenizer, 2)
+    everything = [(MLP_COEF + ATTN_OUT).at(*range(30)), VALUE_VECTORS.at(*range(30))]
+    before = state(unlearned)
+    said = [
+        krs.generate(vanilla, None, chats, n_tokens=8, tokenizer=tokenizer, progress=False),
+        krs.generate(vanilla, unlearned, chats, restore=everything, n_tokens=8, tokenizer=tokenizer, progress=False),
+    ]
+    assert list(said[0]) == list(said[1])
+    assert same_state(unlearned, before)
+
+
+def test_our_greedy_answers_are_transformers_greedy_answers(models):
+    vanilla, _, tokenizer = models
+    chats, ids = _ids(tokenizer, 3)
+    said = krs.generate(vanilla, None, chats, n_tokens=12, tokenizer=tokenizer, progress=False)
+    for prompt, ours in zip(ids, said.token_ids, strict=True):
+        given = torch.tensor([prompt])
+        theirs = vanilla.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=12, do_sample=False)
+        assert tuple(theirs[0, len(prompt) :].tolist()) == ours

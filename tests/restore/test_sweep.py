@@ -1,0 +1,272 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import krs
+from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
+from krs.hooks import patched
+from tests import by_hand
+from tests.tiny import FAMILIES, VOCAB, build, pair, perturbed, same_state, state
+
+PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
+SETTINGS = ["mlp_coef", "value_vectors", "attn_out", "mlp_coef+attn_out"]
+CENTRED_3 = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
+
+
+def _sweep(v, u, prompts=PROMPTS, **options):
+    return krs.sweep(v, u, prompts, **({"windows": 3, "n_tokens": 6, "progress": False} | options))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name):
+    v, u = pair(name)
+    before = state(v), state(u)
+    result = _sweep(v, u)
+    expected = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
+    assert list(result.krs.columns) == SETTINGS
+    np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+    assert np.abs(expected).max() > 0.05
+    assert same_state(v, before[0])
+    assert same_state(u, before[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_alone_and_in_a_padded_batch_gives_the_same_losses(name):
+    v, u = pair(name)
+    together = _sweep(v, u)
+    for i, prompt in enumerate(PROMPTS):
+        alone = _sweep(v, u, [prompt])
+        n = alone.losses.mask.sum()
+        assert alone.answers == together.answers[i : i + 1]
+        assert n == together.losses.mask[i].sum()
+        np.testing.assert_allclose(
+            together.losses.restored[:, i, :n], alone.losses.restored[:, 0], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_unions_and_weights_with_activations():
+    v, u = pair("llama")
+    everything = MLP_COEF + VALUE_VECTORS + ATTN_OUT
+    result = _sweep(v, u, settings=[everything, MLP_COEF + VALUE_VECTORS], windows=windows.of([[1, 2], [3]]))
+    expected = by_hand.sweep(v, u, PROMPTS, ["mlp_coef+value_vectors+attn_out", "mlp_coef+value_vectors"], [[1, 2], [3]], 6)
+    np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+
+
+def test_restoring_everything_gives_one_and_nothing_gives_zero_exactly():
+    v = build("llama")
+    u = perturbed(v)
+    for part in ("embed_tokens", "norm"):
+        u.model.get_submodule(part).load_state_dict(v.model.get_submodule(part).state_dict())
+    everything = MLP_COEF + VALUE_VECTORS + ATTN_OUT
+    result = _sweep(v, u, settings=[everything], windows=windows.of([[0, 1, 2, 3]]))
+    assert result.krs.iloc[0, 0] == pytest.approx(1, abs=1e-9)
+    u = copy.deepcopy(v)
+    with torch.no_grad():
+        u.model.layers[0].mlp.down_proj.weight.add_(0.1)
+    result = _sweep(v, u, settings=[VALUE_VECTORS], windows=windows.of([[0], [1]]))
+    assert result.krs.iloc[0, 0] == pytest.approx(1, abs=1e-9)
+    assert result.krs.iloc[1, 0] == 0.0
+
+
+def test_equal_models_give_nan_and_the_reason():
+    v = build("llama")
+    result = _sweep(v, copy.deepcopy(v))
+    assert result.krs.isna().all(axis=None)
+    assert "nothing was unlearned" in result.notes[0]
+    assert "nothing was unlearned" in repr(result)
+
+
+def test_the_memory_budget_changes_nothing_but_the_chunks():
+    v, u = pair("llama")
+    np.testing.assert_allclose(
+        _sweep(v, u, memory=1).losses.restored, _sweep(v, u, memory="1GiB").losses.restored, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_bf16_models_are_swept_in_their_own_dtype():
+    v, u = pair("llama")
+    exact = _sweep(v, u).krs.to_numpy()
+    result = _sweep(v.to(torch.bfloat16), u.to(torch.bfloat16))
+    assert result.provenance["vanilla"]["dtype"] == "bfloat16"
+    assert np.isfinite(result.krs.to_numpy()).all()
+    assert np.abs(result.krs.to_numpy() - exact).max() < 0.15
+
+
+def test_positions_restrict_activations():
+    v, u = pair("llama")
+    everywhere = _sweep(v, u, settings=[MLP_COEF]).losses.restored
+    prompt = _sweep(v, u, settings=[MLP_COEF], positions="prompt").losses.restored
+    both_parts = _sweep(v, u, [[5, 9, 11]], settings=[MLP_COEF], positions=range(8)).losses.restored
+    alone = _sweep(v, u, [[5, 9, 11]], settings=[MLP_COEF]).losses.restored
+    assert np.abs(everywhere - prompt).max() > 1e-3
+    np.testing.assert_allclose(both_parts, alone, rtol=1e-5)
+
+
+def test_positions_by_hand():
+    v, u = pair("llama")
+    (prompt,) = prompts = [[5, 9, 11]]
+    result = _sweep(v, u, prompts, settings=[ATTN_OUT], windows=windows.of([[1]]), positions=[-1])
+    answer = by_hand.greedy(v, prompt, 6)
+    ids = torch.tensor([prompt + answer[:-1]])
+    kept = by_hand._vanilla_values(v, ids, 4)[1]["attn_out", 1]
+
+    def at_two(_, __, out):
+        out = out.clone()
+        out[:, 2] = kept[:, 2]
+        return out
+
+    with torch.no_grad():
+        target = v(ids).logits[0, 2:]
+        handle = u.model.layers[1].self_attn.o_proj.register_forward_hook(at_two)
+        got = u(ids).logits[0, 2:]
+        handle.remove()
+    expected = ((got - target).double() ** 2).mean(-1).numpy()
+    np.testing.assert_allclose(result.losses.restored[0, 0], expected, rtol=1e-4)
+
+
+def test_ctrl_c_leaves_the_models_as_they_were_and_loses_nothing(tmp_path, monkeypatch):
+    v, u = pair("llama")
+    before, expected = state(u), _sweep(v, u)
+    file = tmp_path / "part.krs"
+    from krs.restore import plain
+
+    real, calls = plain.logits_at, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(plain, "logits_at", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        _sweep(v, u, checkpoint=file)
+    assert same_state(u, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in u.modules())
+    partial = stop.value.partial
+    assert not partial.complete
+    assert "interrupted" in repr(partial)
+    assert np.isfinite(partial.krs.to_numpy()).sum() == 6  # 8 calls: the two base runs and six restorations
+    assert "the same call goes on from there" in stop.value.__notes__[0]
+
+    monkeypatch.setattr(plain, "logits_at", lambda *args: calls.append(1) or real(*args))
+    calls.clear()
+    resumed = _sweep(v, u, checkpoint=file)
+    assert len(calls) == 2 + 10
+    np.testing.assert_array_equal(resumed.losses.restored, expected.losses.restored)
+    calls.clear()
+    again = _sweep(v, u, checkpoint=file)
+    assert not calls
+    np.testing.assert_array_equal(again.krs, expected.krs)
+
+
+def test_a_checkpoint_of_another_sweep_is_refused(tmp_path):
+    v, u = pair("llama")
+    file = tmp_path / "part.krs"
+    _sweep(v, u, checkpoint=file)
+    with pytest.raises(KrsError, match="holds another sweep; unlearned differ"):
+        _sweep(v, perturbed(v, seed=7), checkpoint=file)
+    with pytest.raises(KrsError, match="windows differ"):
+        _sweep(v, u, checkpoint=file, windows=1)
+
+
+class _Bpe:
+    """Stands in for a tokenizer where only decoding and encoding again is needed."""
+
+    name_or_path = "test"
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(map(str, ids))
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [int(t) for t in text.split()]}
+
+
+def test_paper_code_scoring_by_hand():
+    v, u = pair("llama")
+    result = _sweep(v, u, settings=[ATTN_OUT], windows=windows.of([[2]]), scoring="paper-code", tokenizer=_Bpe())
+    ratios = []
+    for prompt in PROMPTS:
+        answer = [t for t in by_hand.greedy(v, prompt, 6) if t != 1]
+        length = max(len(answer) - (6 - len(prompt)), 1)
+        ids = torch.tensor([prompt + answer])
+        target, kept = by_hand._vanilla_values(v, ids, 4)
+        restored = by_hand._restored_logits(u, v, ids, kept, "attn_out", [2])
+        with torch.no_grad():
+            base = u(ids).logits[0]
+        loss, bottom = (((x - target)[-length:] ** 2).mean().item() for x in (restored, base))
+        ratios.append(1 - loss / bottom)
+    assert result.krs.iloc[0, 0] == pytest.approx(np.mean(ratios), abs=1e-5)
+    assert result.scoring == "paper-code"
+
+
+def _same_storage(v, u):
+    u.model.layers[1].mlp.down_proj.weight = v.model.layers[1].mlp.down_proj.weight
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda v, u: {"prompts": []}, "no prompts"),
+        (lambda v, u: {"prompts": [[1, 2], []]}, "prompt 1 is empty"),
+        (lambda v, u: {"prompts": ["", "a"]}, "prompt 0 is empty"),
+        (lambda v, u: {"prompts": [[1] * 60]}, "60 tokens; with n_tokens=6 it is longer than the model's context of 64"),
+        (lambda v, u: {"prompts": [[1, VOCAB]]}, f"token id {VOCAB}, but the model's vocabulary has {VOCAB} entries"),
+        (lambda v, u: {"prompts": ["text"]}, "no tokenizer was found"),
+        (lambda v, u: {"scoring": "paper-code"}, "no tokenizer was found"),
+        (lambda v, u: {"u": v}, "the same object"),
+        (lambda v, u: {"u": build("gpt2")}, "differ in architecture: llama and gpt2"),
+        (lambda v, u: {"u": build("llama", num_hidden_layers=3)}, "number of layers: 4 and 3"),
+        (lambda v, u: {"u": build("llama", hidden_size=32)}, r"width \(hidden size\): 16 and 32"),
+        (lambda v, u: {"u": build("llama", vocab_size=70)}, "vocabulary: 61 and 70"),
+        (lambda v, u: {"u": build("llama", intermediate_size=30)}, "shape of 'mlp.down_proj.weight' in a layer"),
+        (lambda v, u: {"u": u.to(torch.bfloat16)}, "dtype: float32 and bfloat16"),
+        (lambda v, u: _same_storage(v, u), "share the storage of 'model.layers.1.mlp.down_proj.weight'"),
+        (lambda v, u: u.train() and None, r"unlearned is in training mode.*call unlearned.eval\(\)"),
+        (lambda v, u: v.model.layers[2].train() and None, "vanilla is in training mode .at 'model.layers.2'"),
+        (lambda v, u: {"u": torch.compile(u, backend="eager")}, "unlearned is compiled"),
+        (lambda v, u: {"u": 3}, "unlearned is a int, not a model"),
+        (lambda v, u: {"v": u.model, "u": v}, "pass the causal LM"),
+        (lambda v, u: {"v": "no/such/dir/here"}, "no such path: 'no/such/dir/here'"),
+        (lambda v, u: {"v": "./nowhere"}, "no such path"),
+        (lambda v, u: {"v": "nowhere.gguf"}, "no GGUF file at"),
+        (lambda v, u: {"windows": 0}, "a window of 0 layers"),
+        (lambda v, u: {"windows": windows.of([[3, 4]])}, "layer 4 .* out of range"),
+        (lambda v, u: {"settings": ["mlp"]}, "unknown point 'mlp'"),
+        (lambda v, u: {"n_tokens": 0}, "at least one answer token"),
+        (lambda v, u: {"scoring": "mine"}, "scoring='mine': choose one of"),
+        (lambda v, u: {"engine": "wavefront"}, "not in this version yet"),
+        (lambda v, u: {"engine": "fast"}, "engine='fast': choose"),
+        (lambda v, u: {"memory": "lots"}, "memory='lots'"),
+        (lambda v, u: {"memory": -1}, "positive number of bytes"),
+        (lambda v, u: {"positions": [99]}, "position 99 is out of range"),
+    ],
+)
+def test_bad_input_has_its_own_error_before_any_model_runs(spoil, message, as_a_user, monkeypatch):
+    v, u = pair("llama")
+    given = {"v": v, "u": u, "prompts": PROMPTS} | (spoil(v, u) or {})
+    ran = []
+    for model in (v, u):
+        model.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(KrsError, match=message):
+        _sweep(given.pop("v"), given.pop("u"), given.pop("prompts"), **given)
+    assert not ran
+
+
+def test_moe_and_unknown_families_are_refused_before_any_model_runs():
+    v, u = build("moe"), build("moe", seed=1)
+    with pytest.raises(KrsError, match="several experts"):
+        _sweep(v, u)
+    assert np.isfinite(_sweep(v, u, settings=[ATTN_OUT]).krs.to_numpy()).all()
+    v.config.model_type = "unheard_of"
+    with pytest.raises(KrsError, match="unknown model family 'unheard_of'"):
+        _sweep(v, u)
+
+
+def test_a_sweep_inside_a_patched_block_sees_the_patched_model():
+    v, u = pair("llama")
+    with patched(u, ATTN_OUT.at(0).map(lambda a: 0 * a)):
+        changed = _sweep(v, u, settings=[MLP_COEF])
+    assert np.abs(changed.losses.baseline - _sweep(v, u, settings=[MLP_COEF]).losses.baseline).max() > 1e-3

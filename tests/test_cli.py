@@ -1,0 +1,65 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import krs
+from krs import KrsError
+from krs.cli import app, read_prompts
+from tests.tiny import pair
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+
+def _krs(*args):
+    command = [sys.executable, "-m", "krs.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_version_and_help():
+    assert CliRunner().invoke(app, ["--version"]).output.strip() == krs.__version__
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "demo" in shown
+    assert "sweep" in shown
+
+
+def test_a_sweep_from_the_shell_and_again(tmp_path):
+    for name, model in zip("vu", pair("llama"), strict=True):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "p.txt").write_text("who wrote the book\n\nthe cat sat on\n")
+    args = ["sweep", tmp_path / "v", tmp_path / "u", "--prompts", tmp_path / "p.txt", "-o", tmp_path / "out"]
+    options = ["--window", 3, "--n-tokens", 3, "--settings", "attn_out", "--quiet"]
+    done = _krs(*args, *options)
+    assert done.returncode == 0, done.stderr
+    assert "attn_out" in done.stdout
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sweep.krs", "krs.csv", "fig1.png"}
+    result = krs.load_result(tmp_path / "out" / "sweep.krs")
+    assert result.krs.shape == (4, 1)
+    assert result.prompts == ("who wrote the book", "the cat sat on")
+    assert _krs(*args, *options, "--chat").returncode == 2  # other prompts, the same file
+    assert _krs(*args, *options).returncode == 0
+
+
+def test_errors_are_one_message_without_a_traceback(tmp_path):
+    (tmp_path / "p.txt").write_text("hello\n")
+    done = _krs("sweep", "./nowhere", "./nowhere", "--prompts", tmp_path / "p.txt", "-o", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("krs: no such path: './nowhere'")
+    assert "Traceback" not in done.stderr
+
+
+def test_prompt_files(tmp_path):
+    chat = [{"role": "user", "content": "hi"}]
+    (tmp_path / "a.json").write_text(json.dumps(["one", chat]))
+    (tmp_path / "a.jsonl").write_text('"one"\n\n' + json.dumps(chat) + "\n")
+    assert read_prompts(tmp_path / "a.json") == read_prompts(tmp_path / "a.jsonl") == ["one", chat]
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(KrsError, match="is not valid JSON"):
+        read_prompts(tmp_path / "b.json")
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(KrsError, match="holds a dict"):
+        read_prompts(tmp_path / "c.json")
+    with pytest.raises(KrsError, match="no prompt file"):
+        read_prompts(tmp_path / "none")

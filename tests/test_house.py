@@ -1,0 +1,108 @@
+"""The house stays in order: rooms lean on rooms below, each module imports alone, heavy libraries come late."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "krs"
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in ROOT.rglob("*.py")
+)
+FLOORS = {
+    "errors": 0,
+    "progress": 0,
+    "_typing": 0,
+    "hooks": 1,
+    "data": 1,
+    "prompts": 1,
+    "metrics": 2,
+    "models": 2,
+    "restore": 3,
+    "unlearn": 4,
+    "plots": 4,
+    "demo": 5,
+    "cli": 6,
+}
+HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of krs that are imported when this one is, not inside a function and not for types only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krs"):
+            found |= {f"{node.module}.{a.name}" if node.module == "krs" else node.module for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_leans_only_on_rooms_below_it(path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if here == "__init__":
+        return
+    for module in _imports(path):
+        room = _room(module)
+        assert room == here or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
+
+
+def test_every_room_has_a_floor():
+    rooms = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")} - {"__init__"}
+    assert rooms == set(FLOORS)
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_krs_imports_no_heavy_library():
+    said = _python(f"import sys, krs; print([m for m in {HEAVY!r} + ('transformers',) if m in sys.modules])")
+    assert said == "[]"
+
+
+def test_every_module_imports_alone_and_the_core_without_the_extras():
+    """Each in a fresh state of `sys.modules`; the optional libraries are made impossible to import."""
+    code = f"""
+import importlib, sys
+import torch, transformers
+for name in {HEAVY!r}:
+    if name != "pandas":
+        sys.modules[name] = None
+for module in {[m for m in MODULES if not m.startswith("krs.unlearn")]!r}:
+    for loaded in [m for m in sys.modules if m == "krs" or m.startswith("krs.")]:
+        del sys.modules[loaded]
+    importlib.import_module(module)
+print("done")
+"""
+    assert _python(code) == "done"
+
+
+def test_the_unlearning_extra_imports_alone():
+    code = f"""
+import importlib, sys
+for module in {[m for m in MODULES if m.startswith("krs.unlearn")]!r}:
+    for loaded in [m for m in sys.modules if m == "krs" or m.startswith("krs.")]:
+        del sys.modules[loaded]
+    importlib.import_module(module)
+print("done")
+"""
+    assert _python(code) == "done"
+
+
+def test_everything_in_all_is_there():
+    import krs
+
+    assert not [name for name in krs.__all__ if not hasattr(krs, name)]
+    with pytest.raises(AttributeError, match="no attribute 'sweeep'"):
+        krs.sweeep  # noqa: B018
+    assert (ROOT / "py.typed").exists()

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+
+from krs.unlearn.losses import IGNORED, kl_to_reference, live_tokens, npo, token_logprobs
+
+
+def _case(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 5, 7, generator=g)
+    labels = torch.tensor([[IGNORED, 3, 1, 4, IGNORED], [IGNORED, IGNORED, 2, 6, 5]])
+    return logits, labels
+
+
+def test_token_logprobs_are_of_the_next_live_token():
+    logits, labels = _case()
+    found = token_logprobs(logits, labels)
+    plain = torch.log_softmax(logits, -1)
+    assert found[0, 0] == plain[0, 0, 3]
+    assert found[1, 3] == plain[1, 3, 5]
+    assert found[0, 3] == 0
+    assert found[1, 0] == 0
+    assert live_tokens(labels).sum() == 6
+
+
+def test_their_sum_is_torchs_cross_entropy():
+    logits, labels = _case()
+    nll = torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, 7), labels[:, 1:].reshape(-1), ignore_index=IGNORED, reduction="sum"
+    )
+    torch.testing.assert_close(-token_logprobs(logits, labels).sum(), nll)
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
+def test_npo_at_the_reference_is_two_ln_two_over_beta(beta):
+    x = torch.tensor([-3.0, -40.0])
+    torch.testing.assert_close(npo(x, x, beta), torch.full((2,), 2 / beta * math.log(2)))
+
+
+def test_npo_has_at_the_reference_the_gradient_of_ascent_on_the_nll():
+    logits, labels = _case()
+    a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    reference = token_logprobs(logits, labels).sum(-1)
+    npo(token_logprobs(a, labels).sum(-1), reference, 0.1).sum().backward()
+    token_logprobs(b, labels).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_npo_fades_once_a_sequence_is_unlikely():
+    x = torch.tensor([-200.0], requires_grad=True)
+    npo(x, torch.tensor([-3.0]), 0.1).sum().backward()
+    assert 0 <= x.grad.item() < 1e-6
+
+
+def test_kl_is_zero_at_the_reference_and_counts_live_tokens_only():
+    logits, labels = _case()
+    assert kl_to_reference(logits, logits, labels).abs().max() < 1e-6
+    other = _case(1)[0]
+    found = kl_to_reference(logits, other, labels)
+    p = torch.softmax(other[1, 3], -1)
+    expected = (p * (p.log() - torch.log_softmax(logits[1, 3], -1))).sum()
+    torch.testing.assert_close(found[1, 3], expected)
+    assert found[0, 3] == 0
+    assert (found >= 0).all()

@@ -1,0 +1,169 @@
+import json
+import math
+
+import pytest
+import torch
+
+import krs
+from krs import KrsError, unlearn
+from krs.unlearn.examples import collate, to_examples
+from krs.unlearn.losses import IGNORED
+from krs.unlearn.methods import Method, make, method, register
+from tests.tiny import build, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+FORGET = ["the cat sat on the moon", "a dog ran in the sun", ("who wrote the book", "the cat wrote the book")]
+RETAIN = ["the sun is red", {"prompt": "what is blue", "answer": "the moon is blue"}]
+FAST = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def _run(name, model, **options):
+    given = {"forget": FORGET, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
+    if name == "grad_diff":
+        given.setdefault("retain", RETAIN)
+    return unlearn.run(name, model, **given)
+
+
+def _nll(model, texts=FORGET):
+    batch = collate(to_examples(texts, tiny_tokenizer(), 50, "t"))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch).logits.float()
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    ).item()
+
+
+@pytest.mark.parametrize("name", ["grad_diff", "npo"])
+def test_a_method_makes_the_forget_texts_unlikely_and_leaves_the_vanilla_model_alone(name):
+    vanilla = build("llama")
+    before = state(vanilla)
+    unlearned = _run(name, vanilla)
+    assert same_state(vanilla, before)
+    assert not unlearned.training
+    assert _nll(unlearned) > _nll(vanilla) + 0.05
+    assert unlearned.lm_head.weight is unlearned.model.embed_tokens.weight
+    krs.sweep(vanilla, unlearned, [[3, 5, 8]], n_tokens=3, progress=False)
+
+
+def test_a_bf16_model_is_trained_in_fp32_and_comes_back_in_bf16():
+    vanilla = build("llama").to(torch.bfloat16)
+    unlearned = _run("npo", vanilla)
+    assert {p.dtype for p in unlearned.parameters()} == {torch.bfloat16}
+    assert _nll(unlearned) > _nll(vanilla)
+
+
+def test_the_checkpoint_carries_model_tokenizer_and_how_it_was_made(tmp_path):
+    vanilla = build("llama")
+    unlearned = _run("npo", vanilla, output_dir=tmp_path / "u", beta=0.2)
+    again, _ = krs.load(tmp_path / "u")
+    assert same_state(again, state(unlearned))
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert report["method"] == "npo"
+    assert report["config"]["beta"] == 0.2
+    assert len(report["log"]) == 3
+    assert report["log"][0]["loss"] == pytest.approx(2 / 0.2 * math.log(2), abs=1e-3)
+    with pytest.raises(KrsError, match="is not empty: give another one, or overwrite=True"):
+        _run("npo", vanilla, output_dir=tmp_path / "u")
+
+
+@pytest.mark.parametrize("name", ["grad_diff", "npo"])
+def test_gradient_accumulation_equals_one_large_batch(name):
+    texts = {"forget": [*FORGET, "one two three"], "retain": [*RETAIN, "a red dog", "three blue books ran"]}
+    texts = texts if name == "grad_diff" else {"forget": texts["forget"]}
+    once = {"steps": 1, "learning_rate": 1e-2, "max_grad_norm": 1e9}
+    large = _run(name, build("llama"), batch_size=4, **texts, **once)
+    parts = _run(name, build("llama"), batch_size=1, gradient_accumulation=4, **texts, **once)
+    for a, b in zip(large.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+
+
+def test_answers_only_are_learnt_and_their_eos_is_too(tokenizer):
+    (example,) = to_examples([("who wrote the book", "the cat")], tokenizer, 50, "forget")
+    batch = collate([example])
+    words = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert words == ["who", "wrote", "the", "book", "the", "cat", "</s>"]
+    assert batch["labels"][0].tolist() == [IGNORED] * 4 + list(example.ids[4:])
+
+
+def test_padding_never_masks_the_eos_that_is_also_the_pad(tokenizer):
+    batch = collate(to_examples([("who", "the cat"), ("who", "a dog ran on and on")], tokenizer, 50, "forget"))
+    eos = tokenizer.eos_token_id
+    assert batch["labels"][0, 3] == eos
+    assert batch["attention_mask"][0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert batch["labels"][0, 4:].eq(IGNORED).all()
+
+
+def test_chat_prompts_go_through_the_template(tokenizer):
+    chat = [{"role": "user", "content": "who wrote the book"}]
+    (example,) = to_examples([(chat, "the cat")], tokenizer, 50, "forget")
+    words = tokenizer.convert_ids_to_tokens(example.ids)
+    assert words[: example.n_prompt] == ["user", "who", "wrote", "the", "book", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("npo", {"forget": []}, "the forget set is empty"),
+        ("npo", {"forget": "text"}, "forget is one string"),
+        ("npo", {"forget": ["the cat", " "]}, "forget text 1 is empty"),
+        ("npo", {"forget": ["the"]}, "a single token"),
+        ("npo", {"forget": [("the cat", " ")]}, "an empty answer"),
+        ("npo", {"forget": [{"prompt": "the"}]}, "has no answer"),
+        ("npo", {"forget": [("the cat sat", "on")], "max_length": 3}, "leaves no room for the answer"),
+        ("grad_diff", {"retain": None}, "grad_diff needs a retain set"),
+        ("npo", {"retain": RETAIN}, "no retain term"),
+        ("npo", {"gamma": 1}, "npo has no setting 'gamma': it has .*beta"),
+        ("npo", {"steps": 0}, "steps=0: it has to be positive"),
+        ("gradient_descent", {}, "unknown unlearning method .* there are grad_diff, npo"),
+        ("npo", {"learning_rate": 1e-30}, "no parameter moved"),
+        ("grad_diff", {"learning_rate": 1e30, "steps": 6, "weight_decay": 0.0}, "lower the learning rate"),
+    ],
+)
+def test_bad_input(name, options, message, as_a_user):
+    vanilla = build("llama")
+    before = state(vanilla)
+    with pytest.raises(KrsError, match=message):
+        _run(name, vanilla, **options)
+    assert same_state(vanilla, before)
+
+
+def test_a_model_in_training_mode_or_without_tokenizer_is_refused():
+    with pytest.raises(KrsError, match="in training mode"):
+        _run("npo", build("llama").train())
+    with pytest.raises(KrsError, match="no tokenizer was found"):
+        _run("npo", build("llama"), tokenizer=None)
+
+
+def test_methods_register_themselves_and_keep_their_names():
+    assert unlearn.methods() == ["grad_diff", "npo"]
+    with pytest.raises(KrsError, match="'npo' is registered already"):
+        register("npo")(type("Other", (Method,), {}))
+    assert method("npo").reference == "logprobs"
+    assert make("grad_diff", {"retain_weight": 2.0}).config.retain_weight == 2.0
+
+
+def test_other_packages_bring_methods_by_entry_point(tmp_path):
+    """A package with an entry point, installed by putting it on the path, in a process of its own."""
+    import subprocess
+    import sys
+
+    (tmp_path / "mine.py").write_text(
+        "from krs.unlearn import Method, register\n"
+        "@register('mine')\n"
+        "class Mine(Method):\n"
+        "    def loss(self, forget, retain):\n"
+        "        return {'forget': 0 * forget.logits.sum()}\n"
+    )
+    info = tmp_path / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[krs.unlearn]\nmine = mine\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from krs import unlearn; print(unlearn.methods())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "['grad_diff', 'mine', 'npo']"
