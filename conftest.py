@@ -11,10 +11,14 @@ install_import_hook("krs", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+_THREADS = torch.get_num_threads()
+
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded_and_threaded(request) -> None:
+    """One thread for tiny models (two only wait for each other), all of them for the real one."""
     torch.manual_seed(0)
+    torch.set_num_threads(_THREADS if request.node.get_closest_marker("real") else 1)
 
 
 @pytest.fixture(scope="session")

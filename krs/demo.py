@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +13,18 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.hooks.points import ATTN_OUT, MLP_COEF
 from krs.models.load import BUNDLED, load
-from krs.restore.generate import generate
+from krs.restore.generate import Generated, generate
 from krs.restore.provenance import weights_digest
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
 
-RESTORED_LAYERS = (25, 26, 27, 28, 29)
 METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
 _RECIPE = "krs_demo.json"
 
 
 def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
-    """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, show what comes back.
+    """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, hear what comes back.
 
     Writes to `output`: `unlearned/` (the checkpoint, reused by a second run), `sweep.krs` (the result), `fig1.png`,
     `krs.csv` and `answers.md`. About five minutes on two cores.
@@ -36,16 +36,19 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
     vanilla, tokenizer = load(BUNDLED)
     questions = as_chat(concept.questions)
-    unlearned = _unlearned(vanilla, tokenizer, concept, folder / "unlearned", progress)
-    _say("3/4  The same questions, three models (the third: the unlearned one with the vanilla MLP coefficients and")
-    _say(f"     attention outputs put back at layers {RESTORED_LAYERS[0]}-{RESTORED_LAYERS[-1]}, token by token).")
-    _answers(vanilla, unlearned, tokenizer, concept, folder / "answers.md", progress)
-    _say("4/4  The sweep: 4 settings x 30 windows of 5 layers.")
+    answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
+    unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
+    _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress)
     _write(result, folder)
+    best = result.best().loc[(MLP_COEF + ATTN_OUT).name]
+    layers = range(best.first_layer, best.last_layer + 1)
+    _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
+    _say(f"     attention outputs put back, token by token, at layers {best.first_layer}-{best.last_layer} (the best window).")
+    _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
     _say(result.krs.to_string(float_format=lambda x: f"{x:.3f}"))
     _say("")
-    _say(meaning(result))
+    _say(textwrap.fill(meaning(result), 110))
     _say("")
     _say(f"Written to {folder}/: fig1.png, sweep.krs, krs.csv, answers.md, unlearned/")
     _say(f"Took {time.monotonic() - started:.0f} s.")
@@ -75,7 +78,9 @@ def meaning(result: SweepResult) -> str:
     )
 
 
-def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, folder: Path, progress: bool) -> Any:
+def _unlearned(
+    vanilla: Any, tokenizer: Any, concept: Concept, answers: Generated, folder: Path, progress: bool
+) -> Any:
     """The unlearned model: loaded when an earlier run made it from the same recipe, trained otherwise."""
     recipe = {
         "method": METHOD,
@@ -92,13 +97,13 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, folder: Path, pro
     _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     from krs import unlearn
 
-    forget = _own_answers(vanilla, concept.questions, progress)
-    retain = _own_answers(vanilla, concept.retain_questions, progress)
+    others = as_chat(concept.retain_questions)
+    kept = generate(vanilla, None, others, tokenizer=tokenizer, progress=progress)
     model = unlearn.run(
         METHOD,
         vanilla,
-        forget=forget,
-        retain=retain,
+        forget=list(zip(as_chat(concept.questions), answers, strict=True)),
+        retain=list(zip(others, kept, strict=True)),
         tokenizer=tokenizer,
         output_dir=folder,
         overwrite=True,
@@ -109,37 +114,40 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, folder: Path, pro
     return model
 
 
-def _own_answers(model: Any, questions: Sequence[str], progress: bool) -> list[Any]:
-    chats = as_chat(tuple(questions))
-    answers = generate(model, None, chats, n_tokens=30, progress=progress)
-    return list(zip(chats, answers, strict=True))
-
-
-def _answers(vanilla: Any, unlearned: Any, tokenizer: Any, concept: Concept, file: Path, progress: bool) -> None:
+def _answers(
+    vanilla: Any,
+    unlearned: Any,
+    tokenizer: Any,
+    concept: Concept,
+    answers: Generated,
+    layers: range,
+    file: Path,
+    progress: bool,
+) -> None:
     """Print and write the answers of the three models, and the unrelated ones of the first two."""
     about, other = as_chat(concept.questions), as_chat(concept.unrelated_questions)
-    restore = (MLP_COEF + ATTN_OUT).at(*RESTORED_LAYERS)
-    said = [
-        generate(vanilla, None, about, tokenizer=tokenizer, progress=progress),
-        generate(vanilla, unlearned, about, tokenizer=tokenizer, progress=progress),
-        generate(vanilla, unlearned, about, restore=restore, tokenizer=tokenizer, progress=progress),
-    ]
-    names = ["vanilla", "unlearned", "restored"]
-    text = _side_by_side(f"About {concept.name}", concept.questions, names, said)
-    said = [
-        generate(vanilla, None, other, tokenizer=tokenizer, progress=progress),
-        generate(vanilla, unlearned, other, tokenizer=tokenizer, progress=progress),
-    ]
-    text += _side_by_side("About other things", concept.unrelated_questions, names[:2], said)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "progress": progress}
+    restore = (MLP_COEF + ATTN_OUT).at(*layers)
+    said = {
+        "vanilla": answers,
+        "unlearned": generate(vanilla, unlearned, about, **options),
+        "restored": generate(vanilla, unlearned, about, restore=restore, **options),
+    }
+    text = _side_by_side(f"About {concept.name}", concept.questions, said)
+    said = {
+        "vanilla": generate(vanilla, None, other, **options),
+        "unlearned": generate(vanilla, unlearned, other, **options),
+    }
+    text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
     file.write_text(text, encoding="utf-8")
     _say(text)
 
 
-def _side_by_side(title: str, questions: Sequence[str], names: list[str], said: list[Any]) -> str:
+def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generated]) -> str:
     lines = [f"\n## {title}\n"]
     for i, question in enumerate(questions):
         lines.append(f"**{question}**\n")
-        for name, answers in zip(names, said, strict=False):
+        for name, answers in said.items():
             one_line = " ".join(answers[i].split())
             lines.append(f"- {name:9} {one_line}")
         lines.append("")

@@ -141,7 +141,8 @@ class TokenBatch:
         """The positions to restore as a mask; `None` means all.
 
         `"prompt"` or `"answer"` names a part; integers count in each prompt's own tokens from its first one,
-        negative ones back from the end of the prompt (`-1` is its last token).
+        negative ones back from the end of the prompt (`-1` is its last token). An answer that ended before a position
+        has nothing to restore there; see `check_reach` for positions that no answer can have.
         """
         if positions is None:
             return None
@@ -152,11 +153,8 @@ class TokenBatch:
             elif positions == "answer":
                 row[prompt : len(tokens)] = True
             else:
-                for p in positions:
-                    at = int(p) if int(p) >= 0 else prompt + int(p)
-                    if not 0 <= at < len(tokens):
-                        raise KrsError(f"position {p} is out of range for a prompt of {prompt} tokens")
-                    row[at] = True
+                inside = [p if p >= 0 else prompt + p for p in positions]
+                row[[p for p in inside if 0 <= p < len(tokens)]] = True
         return mask
 
     @property
@@ -164,6 +162,16 @@ class TokenBatch:
         """A hash of the ids and scored positions, for provenance."""
         said = json.dumps([self.tokens, self.prompt_lengths, self.scored])
         return hashlib.sha256(said.encode()).hexdigest()
+
+
+def check_reach(positions: str | Ids | None, prompts: tuple[Ids, ...], n_tokens: int) -> None:
+    """Raise `KrsError` for a position that a prompt with `n_tokens` answer tokens cannot have."""
+    for p in positions if isinstance(positions, tuple) else ():
+        for i, prompt in enumerate(prompts):
+            if not -len(prompt) <= p < len(prompt) + n_tokens:
+                raise KrsError(
+                    f"position {p} is out of range for prompt {i}, which has {len(prompt)} tokens and up to {n_tokens} more"
+                )
 
 
 def next_token_batch(prompts: tuple[Ids, ...], answers: tuple[Ids, ...]) -> TokenBatch:

@@ -34,12 +34,16 @@ def test_a_sweep_from_the_shell_and_again(tmp_path):
     done = _krs(*args, *options)
     assert done.returncode == 0, done.stderr
     assert "attn_out" in done.stdout
+    in_process = CliRunner()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"sweep.krs", "krs.csv", "fig1.png"}
     result = krs.load_result(tmp_path / "out" / "sweep.krs")
     assert result.krs.shape == (4, 1)
     assert result.prompts == ("who wrote the book", "the cat sat on")
-    assert _krs(*args, *options, "--chat").returncode == 2  # other prompts, the same file
-    assert _krs(*args, *options).returncode == 0
+    again = in_process.invoke(app, [str(a) for a in (*args, *options)])
+    assert again.exit_code == 0
+    other = in_process.invoke(app, [str(a) for a in (*args, *options, "--chat")])
+    assert isinstance(other.exception, KrsError)
+    assert "holds another sweep; prompts or answers differ" in str(other.exception)
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path):

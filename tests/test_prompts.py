@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from krs import KrsError
-from krs.prompts import TokenBatch, check_prompts, encode, next_token_batch, paper_code_batch
+from krs.prompts import TokenBatch, check_prompts, check_reach, encode, next_token_batch, paper_code_batch
 
 
 class Words:
@@ -87,8 +87,10 @@ def test_positions_are_named_or_counted_in_each_prompts_own_tokens():
     assert batch.where("prompt").tolist() == [[True, True, True, False], [True, False, False, False]]
     assert batch.where("answer").tolist() == [[False, False, False, True], [False, True, False, False]]
     assert batch.where((-1,)).tolist() == [[False, False, True, False], [True, False, False, False]]
-    with pytest.raises(KrsError, match="position 2 is out of range for a prompt of 1 tokens"):
-        batch.where((2,))
+    assert batch.where((2,)).tolist() == [[False, False, True, False], [False, False, False, False]]
+    check_reach((2, -1), ((5, 6, 7), (8,)), 3)
+    with pytest.raises(KrsError, match="position -2 is out of range for prompt 1, which has 1 tokens and up to 3 more"):
+        check_reach((-2,), ((5, 6, 7), (8,)), 3)
 
 
 def test_the_digest_follows_ids_and_scored_positions():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def load(
     options |= {"local_files_only": True} if local else {}
     try:
         tokenizer = _tokenizer(where, options)
-        model = _model(where, dtype, options)
+        with _quiet(local):
+            model = _model(where, dtype, options)
     except (OSError, ValueError, ImportError) as reason:
         raise KrsError(_cannot_load(str(name), local, reason)) from None
     if device is not None:
@@ -56,7 +59,7 @@ def locate(name: str | Path) -> tuple[str, bool]:
     if str(name) == BUNDLED and not Path(name).exists():
         return str(bundled()), True
     path = Path(name).expanduser()
-    if path.is_dir():
+    if str(name).strip() and path.is_dir():
         if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
             raise KrsError(
                 f"{str(name)!r} is a directory without a config.json or adapter_config.json, so there is no model "
@@ -102,6 +105,21 @@ def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """No bar for reading a local checkpoint, which takes a moment; downloads keep theirs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if local and shown:
+            logging.enable_progress_bar()
 
 
 def _looks_like_a_path(name: str) -> bool:

@@ -25,6 +25,7 @@ from krs.prompts import (
     Scoring,
     TokenBatch,
     check_prompts,
+    check_reach,
     encode,
     needs_tokenizer,
     next_token_batch,
@@ -104,12 +105,12 @@ def sweep(
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
     _check_tokens(ids, n_tokens, v)
+    check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     for body in (v, u):
         self_check(body.model, Setting(plan.points))
     answers = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
     batch = _batch(scoring, ids, answers, tokenizer, v)
-    batch.where(plan.positions)
     made = {
         "made_by": "krs.sweep",
         "time": now(),

@@ -83,7 +83,7 @@ class UnlearnTrainer(Trainer):
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             raise KrsError(
-                f"{self.method.name}: the loss is {float(total)} at step {self.state.global_step}: lower the learning "
+                f"{self.method.name}: the loss is {float(total.detach())} at step {self.state.global_step}: lower the learning "
                 "rate, or take fewer steps"
             )
         for name, value in terms.items():

@@ -35,7 +35,7 @@ def bridge():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
 def test_a_transformer_lens_bridge_gives_the_same_sweep(name, bridge):
-    v, u = pair(name)
+    v, u = pair(name, **({"num_key_value_heads": 2} if name == "gpt_neox" else {}))
     expected = _sweep(v, u)
     wrapped = bridge(copy.deepcopy(v)), bridge(copy.deepcopy(u))
     before = state(wrapped[1].original_model)

@@ -12,7 +12,8 @@ import torch
 
 import krs
 from krs import KrsError
-from krs.models import bundled, cache, gguf, load
+from krs.models import bundled, cache, gguf
+from krs.models.load import find_tokenizer
 from tests.tiny import build
 
 
@@ -135,7 +136,7 @@ def test_a_local_directory_loads_without_the_network(tmp_path, monkeypatch):
     assert not model.training
     assert len(tokenizer) <= 61
     assert krs.load(str(tmp_path / "m"), dtype=torch.bfloat16)[0].dtype == torch.bfloat16
-    assert load.find_tokenizer(model) is not None
+    assert find_tokenizer(model) is not None
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def _tiny_gguf(path: Path) -> None:
     writer.add_vocab_size(vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([chr(48 + i) for i in range(vocab)])
+    writer.add_token_list([*(chr(48 + i) for i in range(vocab - 1)), "01"])
     writer.add_token_types([1] * vocab)
     writer.add_token_merges(["0 1"])
     writer.add_bos_token_id(0)
