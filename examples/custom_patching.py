@@ -3,8 +3,8 @@
 Runs on the bundled model in under a minute:  python examples/custom_patching.py
 
 The vanilla model reads a question; its MLP coefficients at the last token are recorded. Then the same model reads a
-question about something else, and the recorded coefficients are put in at the last token, a window of layers at a time: how
-far does the probability of the first answer's first word rise?
+question about something else, and the recorded coefficients are put in at the last token, a window of layers at a time:
+how far does the probability of the first answer's first word rise?
 """
 
 import torch

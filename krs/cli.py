@@ -58,6 +58,7 @@ def sweep(
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
     import krs
     from krs.data.concepts import as_chat
+    from krs.plots import save_figure
 
     asked = read_prompts(prompts)
     if chat:
@@ -76,7 +77,7 @@ def sweep(
     )
     result.to_frame().to_csv(output / "krs.csv", index=False)
     print(result)
-    result.plot().figure.savefig(output / "fig1.png", dpi=150)
+    save_figure(result, output / "fig1.png")
     print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
 
 

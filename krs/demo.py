@@ -13,6 +13,7 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.hooks.points import ATTN_OUT, MLP_COEF
 from krs.models.load import BUNDLED, load
+from krs.plots import save_figure
 from krs.restore.generate import Generated, generate
 from krs.restore.provenance import weights_digest
 from krs.restore.result import SweepResult
@@ -41,10 +42,11 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress)
     _write(result, folder)
-    best = result.best().loc[(MLP_COEF + ATTN_OUT).name]
+    best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
     layers = range(best.first_layer, best.last_layer + 1)
     _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
-    _say(f"     attention outputs put back, token by token, at layers {best.first_layer}-{best.last_layer} (the best window).")
+    where = f"layers {best.first_layer}-{best.last_layer} (the best window)"
+    _say(f"     attention outputs put back, token by token, at {where}.")
     _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
     _say(result.krs.to_string(float_format=lambda x: f"{x:.3f}"))
     _say("")
@@ -63,24 +65,25 @@ def meaning(result: SweepResult) -> str:
     both, values = peak["mlp_coef+attn_out"], peak["value_vectors"]
     kept = both[0] > 0.5 and both[0] > 3 * max(values[0], 0.01)
     verdict = (
-        "So what the training changed is mostly how the knowledge is called up, and much of it is still there"
+        "So what the training changed is mostly how the knowledge is called up, and much of it is still there."
         if kept
-        else "So putting activations back recovers little here, and the curves do not show that knowledge is still there"
+        else "So activations put back recover little here, and the curves do not show that knowledge is still there."
     )
-    return (
-        "What the curves mean: 0 is the unlearned model as it is, 1 the vanilla model's logits. Putting back the vanilla "
-        f"value vectors, the weights in which the paper looks for the knowledge, recovers at most {values[0]:.2f} (window "
-        f"centred on layer {values[1]}). Putting back the MLP coefficients recovers up to {peak['mlp_coef'][0]:.2f} (layer "
-        f"{peak['mlp_coef'][1]}; {late:.2f} over the last three windows), attention outputs up to "
-        f"{peak['attn_out'][0]:.2f} (layer {peak['attn_out'][1]}), both together up to {both[0]:.2f} (layer {both[1]}). "
-        f"{verdict}. Mind that activations carry all that the vanilla model computed below the window, while weights "
-        "undo a local change only: the comparison is the paper's, and not like for like."
+    return " ".join(
+        [
+            "What the curves mean: 0 is the unlearned model as it is, 1 the vanilla model's logits.",
+            "Putting back the vanilla value vectors, the weights in which the paper looks for the knowledge, recovers at",
+            f"most {values[0]:.2f} (window centred on layer {values[1]}). Putting back the MLP coefficients recovers up to",
+            f"{peak['mlp_coef'][0]:.2f} (layer {peak['mlp_coef'][1]}; {late:.2f} over the last three windows), attention",
+            f"outputs up to {peak['attn_out'][0]:.2f} (layer {peak['attn_out'][1]}), both together up to {both[0]:.2f}",
+            f"(layer {both[1]}). {verdict}",
+            "Mind that activations carry all that the vanilla model computed below the window, while weights undo a local",
+            "change only: the comparison is the paper's, and not like for like.",
+        ]
     )
 
 
-def _unlearned(
-    vanilla: Any, tokenizer: Any, concept: Concept, answers: Generated, folder: Path, progress: bool
-) -> Any:
+def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generated, folder: Path, progress: bool) -> Any:
     """The unlearned model: loaded when an earlier run made it from the same recipe, trained otherwise."""
     recipe = {
         "method": METHOD,
@@ -157,7 +160,7 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
 def _write(result: SweepResult, folder: Path) -> None:
     result.save(folder / "sweep.krs", overwrite=True)
     result.to_frame().to_csv(folder / "krs.csv", index=False)
-    result.plot().figure.savefig(folder / "fig1.png", dpi=150)
+    save_figure(result, folder / "fig1.png")
 
 
 def _say(text: str) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
-
-if TYPE_CHECKING:
-    from krs.restore.result import SweepResult
+from krs.restore.result import SweepResult
 
 _COLOURS = ("#1f6fb4", "#8a8a8a", "#d9822b", "#2a8c4a", "#8e4fa8", "#b03a48", "#5b7f95", "#7a6a2f")
 _MARKERS = "osD^vP*X"
@@ -54,6 +53,15 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def save_figure(result: SweepResult, path: Path) -> None:
+    """Draw Fig. 1 into a file; the ending of its name says which kind."""
+    axes = _new_axes()
+    plot_sweep(result, axes)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=150)
 
 
 def _x_label(result: SweepResult, numeric: bool) -> str:

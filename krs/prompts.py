@@ -83,6 +83,11 @@ def _encode_one(i: int, prompt: Any, tokenizer: Tokenizer | None) -> Ids:
     return tuple(ids)
 
 
+def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool = False) -> str:
+    """The text of token ids."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Token ids of prompts with their answers, and the positions whose logits are scored.
@@ -148,13 +153,13 @@ class TokenBatch:
             return None
         mask = torch.zeros(len(self), max(map(len, self.tokens)), dtype=torch.bool)
         for row, tokens, prompt in zip(mask, self.tokens, self.prompt_lengths, strict=True):
-            if positions == "prompt":
-                row[:prompt] = True
-            elif positions == "answer":
-                row[prompt : len(tokens)] = True
-            else:
+            if isinstance(positions, tuple):
                 inside = [p if p >= 0 else prompt + p for p in positions]
                 row[[p for p in inside if 0 <= p < len(tokens)]] = True
+            elif positions == "prompt":
+                row[:prompt] = True
+            else:
+                row[prompt : len(tokens)] = True
         return mask
 
     @property
@@ -170,7 +175,8 @@ def check_reach(positions: str | Ids | None, prompts: tuple[Ids, ...], n_tokens:
         for i, prompt in enumerate(prompts):
             if not -len(prompt) <= p < len(prompt) + n_tokens:
                 raise KrsError(
-                    f"position {p} is out of range for prompt {i}, which has {len(prompt)} tokens and up to {n_tokens} more"
+                    f"position {p} is out of range for prompt {i}, which has {len(prompt)} tokens and up to "
+                    f"{n_tokens} more"
                 )
 
 
@@ -203,7 +209,7 @@ def paper_code_batch(
     tokens, scored = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         kept = [t for t in answer if t not in eos]
-        text = tokenizer.decode(kept, skip_special_tokens=True)
+        text = decode(kept, tokenizer, skip_special_tokens=True)
         again = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         row = prompt + again
         length = min(max(len(kept) - (longest - len(prompt)), 1), len(row))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from krs._typing import Message
 from krs.errors import KrsError
@@ -45,8 +46,8 @@ def load_concept(name: str) -> Concept:
     if name not in concepts():
         raise KrsError(f"no concept {name!r} comes with krs: there are {', '.join(concepts())}")
     text = (files("krs.data") / "concepts" / f"{name}.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    return Concept(**{key: value if key == "name" else tuple(value) for key, value in found.items()})
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+    return Concept(**found)
 
 
 def as_chat(questions: tuple[str, ...]) -> list[list[Message]]:

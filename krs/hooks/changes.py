@@ -19,9 +19,7 @@ from krs.hooks.weights import read_weight
 Weight: TypeAlias = Shaped[Tensor, "in out"]
 
 
-def activation_change(
-    patch: Patch, point: Point, layer: int, watch: CallWatch
-) -> Callable[[Tensor], Tensor]:
+def activation_change(patch: Patch, point: Point, layer: int, watch: CallWatch) -> Callable[[Tensor], Tensor]:
     """The function from the model's value to the patched one; it never writes into the value it gets."""
     if isinstance(patch.source, nn.Module):
         raise KrsError(

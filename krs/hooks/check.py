@@ -106,9 +106,7 @@ def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
                 raise KrsError(f"{body.path(point, layer)!r} {why}. {body.never_fired(point, layer)}")
 
 
-def _effect(
-    body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor
-) -> float:
+def _effect(body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor) -> float:
     smallest = float("inf")
     for chosen in [(layer,) for layer in layers] if every else [layers]:
         with patched(body.model, point.at(*chosen).map(_disturb)):

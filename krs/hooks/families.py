@@ -115,7 +115,14 @@ _add("Starcoder2", "starcoder2", "model.layers", "mlp.c_proj", "self_attn.o_proj
 _add("Cohere", "cohere", "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
 _add("post-norm", _POST_NORM, "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
 _add("Phi", "phi", "model.layers", "mlp.fc2", "self_attn.dense", "model.final_layernorm")
-_add("GPT-NeoX", "gpt_neox", "gpt_neox.layers", "mlp.dense_4h_to_h", "attention.dense", "gpt_neox.final_layer_norm")
+_add(
+    "GPT-NeoX",
+    "gpt_neox",
+    "gpt_neox.layers",
+    "mlp.dense_4h_to_h",
+    "attention.dense",
+    "gpt_neox.final_layer_norm",
+)
 _add("GPT-2", "gpt2", "transformer.h", "mlp.c_proj", "attn.c_proj", "transformer.ln_f")
 _add("GPT-Neo", "gpt_neo", "transformer.h", "mlp.c_proj", "attn.attention.out_proj", "transformer.ln_f")
 _add("GPT-J", "gptj", "transformer.h", "mlp.fc_out", "attn.out_proj", "transformer.ln_f")

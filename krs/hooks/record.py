@@ -96,9 +96,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
         raise KrsError(body.never_fired(*missing[0]))
 
 
-def _listen(
-    body: Anatomy, point: Point, layer: int, acts: Recording, watch: CallWatch, handles: ExitStack
-) -> None:
+def _listen(body: Anatomy, point: Point, layer: int, acts: Recording, watch: CallWatch, handles: ExitStack) -> None:
     modules = body.modules(point, layer)
     if not isinstance(point, ActivationPoint):
         values = (read_weight(m, body.path(point, layer, i)).detach().clone() for i, m in enumerate(modules))

@@ -19,7 +19,7 @@ def check_pair(vanilla: object, unlearned: object) -> tuple[Anatomy, Anatomy]:
     """
     if vanilla is unlearned:
         raise KrsError(
-            "vanilla and unlearned are the same object: pass two models (copy.deepcopy before unlearning, or load again)"
+            "vanilla and unlearned are the same object: pass two models (copy.deepcopy first, or load it twice)"
         )
     v, u = anatomy(vanilla, "vanilla"), anatomy(unlearned, "unlearned")
     for side, body in (("vanilla", v), ("unlearned", u)):

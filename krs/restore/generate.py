@@ -19,7 +19,7 @@ from krs.hooks.record import record
 from krs.models.load import find_tokenizer
 from krs.models.pair import check_pair
 from krs.progress import bar
-from krs.prompts import Ids, Prompt, encode, needs_tokenizer
+from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
 from krs.restore.forward import accepted, device_of, head_at
 
 _BATCH = 16
@@ -91,7 +91,7 @@ def generate(
     answers = greedy(models[0], ids, n_tokens, models[1] if len(models) > 1 else None, placements, progress)
     if tokenizer is None:
         return Generated(answers)
-    return Generated(answers, tuple(tokenizer.decode(a, skip_special_tokens=True) for a in answers))
+    return Generated(answers, tuple(decode(a, tokenizer, skip_special_tokens=True) for a in answers))
 
 
 def greedy(

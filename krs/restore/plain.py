@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from krs.hooks.anatomy import Anatomy
@@ -29,7 +28,13 @@ NAME = "plain"
 
 
 def run(
-    plan: Plan, vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch, losses: Losses, budget: int, shown: Any
+    plan: Plan,
+    vanilla: Anatomy,
+    unlearned: Anatomy,
+    batch: TokenBatch,
+    losses: Losses,
+    budget: int,
+    shown: Any,
 ) -> None:
     """Fill `losses`, prompts in chunks that keep the vanilla model's recorded activations under `budget` bytes.
 
@@ -66,7 +71,13 @@ def _bytes_per_prompt(plan: Plan, vanilla: Anatomy, batch: TokenBatch) -> int:
 
 
 def _chunk(
-    plan: Plan, vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch, losses: Losses, rows: slice, shown: Any
+    plan: Plan,
+    vanilla: Anatomy,
+    unlearned: Anatomy,
+    batch: TokenBatch,
+    losses: Losses,
+    rows: slice,
+    shown: Any,
 ) -> None:
     todo = [r for r in range(len(plan)) if not losses.done(r, rows)]
     shown.update(len(plan) - len(todo))
@@ -92,9 +103,7 @@ def _chunk(
         shown.update()
 
 
-def _vanilla_side(
-    plan: Plan, vanilla: Anatomy, batch: TokenBatch, index: Tensor
-) -> tuple[Tensor, Recording | None]:
+def _vanilla_side(plan: Plan, vanilla: Anatomy, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Recording | None]:
     """The vanilla logits at the scored positions, and the activations that the plan restores."""
     inputs = batch.inputs(device_of(vanilla.model))
     activations = tuple(p for p in plan.points if p.kind == "activation")
@@ -105,9 +114,7 @@ def _vanilla_side(
     return logits, acts
 
 
-def _patches(
-    restoration: Restoration, vanilla: Anatomy, acts: Recording | None, where: Tensor | None
-) -> list[Patch]:
+def _patches(restoration: Restoration, vanilla: Anatomy, acts: Recording | None, where: Tensor | None) -> list[Patch]:
     layers = restoration.window.layers
     return [
         point.at(*layers).set(acts, where=where) if point.kind == "activation" else point.at(*layers).set(vanilla.model)

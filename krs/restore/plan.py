@@ -102,7 +102,9 @@ class Plan:
         )
 
 
-def check_settings(given: Iterable[str | Point | Setting] | str | Point | Setting | None) -> tuple[Setting, ...]:
+def check_settings(
+    given: Iterable[str | Point | Setting] | str | Point | Setting | None,
+) -> tuple[Setting, ...]:
     """Settings from whatever names them; the paper's four for `None`."""
     if given is None:
         return PAPER_SETTINGS
@@ -117,9 +119,11 @@ def check_settings(given: Iterable[str | Point | Setting] | str | Point | Settin
 
 def check_positions(given: str | Iterable[int] | None) -> str | Ids | None:
     """Positions in the form a plan keeps."""
-    if given is None or given in ("prompt", "answer"):
-        return given  # type: ignore[return-value]
+    if given is None:
+        return None
     if isinstance(given, str):
+        if given in ("prompt", "answer"):
+            return given
         raise KrsError(f"positions={given!r}: give None (all), 'prompt', 'answer', or a list of indices")
     found = tuple(int(p) for p in ([given] if isinstance(given, int) else given))
     if not found:

@@ -74,6 +74,9 @@ def now() -> str:
 def machine() -> dict[str, Any]:
     """The kind of machine, without anything that names it."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu}
-
-
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }

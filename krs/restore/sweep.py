@@ -6,43 +6,27 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-from torch import nn
+from typing import Any
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
-from krs.metrics.score import SCORINGS
-from krs.models.load import find_tokenizer, load, locate
 from krs.models.pair import check_pair
 from krs.progress import bar
-from krs.prompts import (
-    Ids,
-    Prompt,
-    Scoring,
-    TokenBatch,
-    check_prompts,
-    check_reach,
-    encode,
-    needs_tokenizer,
-    next_token_batch,
-    paper_code_batch,
-)
+from krs.prompts import Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode
 from krs.restore import plain
-from krs.restore.generate import eos_ids, greedy
+from krs.restore.generate import greedy
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.plan import Plan, check_positions, check_settings
+from krs.restore.prepare import Engine, Model, batch_of, check_choices, check_tokens, resolve
 from krs.restore.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
 from krs.restore.windows import Shape, shape
 
-Model: TypeAlias = nn.Module | str | Path
-Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
 _SAVE_EVERY = 30.0
 
 
@@ -88,29 +72,29 @@ def sweep(
     engine: `"plain"` runs one forward a restoration; `"auto"` picks the fastest engine that is exact here.
     memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
     progress: show bars.
-    checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with the same
-        models, prompts and plan, the sweep goes on from it.
+    checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with the
+        same models, prompts and plan, the sweep goes on from it.
 
     Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
     attribute `partial`, the `SweepResult` of what was done.
     """
     check_prompts(prompts)
-    _check_choices(scoring, engine, n_tokens)
+    check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
-    v_model, u_model, tokenizer = _resolve(vanilla, unlearned, prompts, tokenizer, scoring)
+    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring)
     v, u = check_pair(v_model, u_model)
-    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(_listed(positions)))
+    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
-    _check_tokens(ids, n_tokens, v)
+    check_tokens(ids, n_tokens, v)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     for body in (v, u):
         self_check(body.model, Setting(plan.points))
     answers = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
-    batch = _batch(scoring, ids, answers, tokenizer, v)
+    batch = batch_of(scoring, ids, answers, tokenizer, v)
     made = {
         "made_by": "krs.sweep",
         "time": now(),
@@ -128,15 +112,21 @@ def sweep(
         plan,
         Losses.empty(plan, batch),
         scoring,
-        tuple(tokenizer.decode(i) for i in ids) if tokenizer is not None else ids,
-        tuple(tokenizer.decode(a) for a in answers) if tokenizer is not None else answers,
+        tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids,
+        tuple(decode(a, tokenizer) for a in answers) if tokenizer is not None else answers,
         made,
     )
     return _run(result, v, u, batch, room, progress, None if checkpoint is None else Path(checkpoint))
 
 
 def _run(
-    result: SweepResult, v: Anatomy, u: Anatomy, batch: TokenBatch, room: int, progress: bool, file: Path | None
+    result: SweepResult,
+    v: Anatomy,
+    u: Anatomy,
+    batch: TokenBatch,
+    room: int,
+    progress: bool,
+    file: Path | None,
 ) -> SweepResult:
     """Run the engine, keeping what it has done safe."""
     if file is not None and file.exists():
@@ -204,81 +194,3 @@ def _identity(a: SweepResult, b: SweepResult) -> list[tuple[str, object, object]
         ("positions", a.plan.positions, b.plan.positions),
         ("scoring", a.scoring, b.scoring),
     ]
-
-
-def _check_choices(scoring: str, engine: str, n_tokens: int) -> None:
-    if scoring not in SCORINGS:
-        raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if engine == "wavefront":
-        raise KrsError("engine='wavefront' is not in this version yet: use 'auto' or 'plain'")
-    if engine not in ("auto", "plain"):
-        raise KrsError(f"engine={engine!r}: choose 'auto', 'wavefront' or 'plain'")
-    if n_tokens < 1:
-        raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
-
-
-def _listed(positions: str | Iterable[int] | None) -> Any:
-    return positions if positions is None or isinstance(positions, str | int) else list(positions)
-
-
-def _resolve(
-    vanilla: Model, unlearned: Model, prompts: Sequence[Prompt], tokenizer: Tokenizer | None, scoring: Scoring
-) -> tuple[Any, Any, Tokenizer | None]:
-    """Load what is given by name, and find a tokenizer if one is needed."""
-    for given in (vanilla, unlearned):
-        if isinstance(given, str | Path):
-            locate(given)
-    tokenizers = []
-    models: list[Any] = []
-    for given in (vanilla, unlearned):
-        if isinstance(given, str | Path):
-            model, beside = load(given)
-            tokenizers.append(beside)
-        else:
-            model = given
-            if tokenizer is None and isinstance(model, nn.Module):
-                tokenizers.append(find_tokenizer(model))
-        models.append(model)
-    found = [t for t in tokenizers if t is not None]
-    if tokenizer is None and len(found) > 1:
-        _same_vocabulary(*found)
-    chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
-    if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
-        raise KrsError(
-            "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
-            "prompts as lists of token ids (and scoring='next-token')"
-        )
-    return models[0], models[1], chosen
-
-
-def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
-    ours, theirs = a.get_vocab(), b.get_vocab()
-    if differing := [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]:
-        raise KrsError(
-            f"the tokenizers of vanilla and unlearned differ in {len(differing)} tokens (such as {min(differing)!r}): "
-            "pass the one to use as tokenizer="
-        )
-
-
-def _check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy) -> None:
-    config: Any = body.model.config
-    vocabulary = body.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
-    context = next((int(getattr(config, n)) for n in names if getattr(config, n, None)), None)
-    for i, row in enumerate(ids):
-        if bad := [t for t in row if not 0 <= t < vocabulary]:
-            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
-        if context is not None and len(row) + n_tokens > context:
-            raise KrsError(
-                f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
-                f"{context}: shorten it or lower n_tokens"
-            )
-
-
-def _batch(
-    scoring: Scoring, ids: tuple[Ids, ...], answers: tuple[Ids, ...], tokenizer: Tokenizer | None, body: Anatomy
-) -> TokenBatch:
-    if scoring == "paper-code":
-        return paper_code_batch(ids, answers, tokenizer, eos_ids(body.model))
-    return next_token_batch(ids, answers)
-

@@ -58,9 +58,7 @@ class Shape:
         match self.kind:
             case "centred":
                 half = self.size // 2
-                return tuple(
-                    Window(c, tuple(range(max(c - half, 0), min(c + half, n_layers - 1) + 1))) for c in layers
-                )
+                return tuple(Window(c, tuple(range(max(c - half, 0), min(c + half, n_layers - 1) + 1))) for c in layers)
             case "sliding":
                 if self.size > n_layers:
                     raise KrsError(f"a sliding window of {self.size} does not fit into {n_layers} layers")

@@ -30,9 +30,7 @@ def token_logprobs(
     return scores.gather(-1, wanted[..., None])[..., 0] * live
 
 
-def npo(
-    logprob: Float[Tensor, " row"], ref_logprob: Float[Tensor, " row"], beta: float
-) -> Float[Tensor, " row"]:
+def npo(logprob: Float[Tensor, " row"], ref_logprob: Float[Tensor, " row"], beta: float) -> Float[Tensor, " row"]:
     """Negative preference optimisation, a loss a sequence: `-(2/β)·log σ(-β(logπ(y) - logπ_ref(y)))`.
 
     Both arguments are summed log-probabilities of the answer. At `π = π_ref` it is `(2/β)·ln 2`, and its gradient

@@ -73,18 +73,18 @@ class UnlearnTrainer(Trainer):
         return float(self.accelerator.gather(torch.tensor([float(count)], device=device)).sum())
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss on one forward of forget (and retain) sequences."""
-        counts = kwargs["num_items_in_batch"]
+        counts = num_items_in_batch
         forget = self._side(model, inputs, "forget", counts)
         retain = self._side(model, inputs, "retain", counts) if self.method.needs_retain else None
         terms = self.method.loss(forget, retain)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             raise KrsError(
-                f"{self.method.name}: the loss is {float(total.detach())} at step {self.state.global_step}: lower the learning "
-                "rate, or take fewer steps"
+                f"{self.method.name}: the loss is {float(total.detach())} at step {self.state.global_step}: lower the "
+                "learning rate, or take fewer steps"
             )
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + float(value.detach())

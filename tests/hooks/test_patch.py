@@ -77,7 +77,10 @@ def test_weights_of_another_model_or_of_a_recording():
 
 def test_units_are_single_coefficients_and_single_value_vectors():
     _, u = pair("llama")
-    with patched(u, MLP_COEF.at(1, units=[3, -1]).map(torch.zeros_like)), record(u, MLP_COEF, layers=[1]) as acts:
+    with (
+        patched(u, MLP_COEF.at(1, units=[3, -1]).map(torch.zeros_like)),
+        record(u, MLP_COEF, layers=[1]) as acts,
+    ):
         _run(u)
     zero = (acts[MLP_COEF, 1] == 0).all(dim=(0, 1))
     assert zero.nonzero().flatten().tolist() == [3, 23]
@@ -95,7 +98,7 @@ def test_positions_and_units_together_touch_their_crossing_only():
     with patched(u, place.map(lambda a: a * 0 + 7)), record(u, MLP_COEF, layers=[1]) as acts:
         _run(u)
     changed = acts[MLP_COEF, 1] != plain
-    rows, positions, units = changed.nonzero(as_tuple=True)
+    _, positions, units = changed.nonzero(as_tuple=True)
     assert set(positions.tolist()) == {0, 3}
     assert set(units.tolist()) == {2, 4}
     assert changed.sum() == 2 * 2 * 2
@@ -253,7 +256,9 @@ def test_a_point_that_never_fires_is_an_error_on_exit(monkeypatch):
     _, u = pair("llama")
     down = u.model.layers[1].mlp.down_proj
     monkeypatch.setattr(
-        u.model.layers[1].mlp, "forward", lambda x: torch.nn.functional.linear(x @ torch.zeros(16, 24), down.weight)
+        u.model.layers[1].mlp,
+        "forward",
+        lambda x: torch.nn.functional.linear(x @ torch.zeros(16, 24), down.weight),
     )
     with pytest.raises(KrsError, match=r"mlp_coef at layer 1 never fired: 'model.layers.1.mlp.down_proj'"):
         with patched(u, MLP_COEF.at(1).set(0.0)):

@@ -41,7 +41,10 @@ def test_placements_print_as_they_are_written():
         (lambda: MLP_COEF.at(), "names no layer"),
         (lambda: MLP_COEF.at(-1), "from 0 up, not -1"),
         (lambda: VALUE_VECTORS.at(1, positions=-1), "a weight acts at every position"),
-        (lambda: (MLP_COEF + VALUE_VECTORS).at(1, positions=[0]), "place the weights and the activations separately"),
+        (
+            lambda: (MLP_COEF + VALUE_VECTORS).at(1, positions=[0]),
+            "place the weights and the activations separately",
+        ),
         (lambda: MLP_COEF.at(1).set(None), "needs a recording, a model or a tensor"),
         (lambda: MLP_COEF.at(1).set(0.0, where=torch.ones(2, 2)), "takes a bool tensor"),
     ],

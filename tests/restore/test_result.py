@@ -24,7 +24,15 @@ def test_the_table_has_a_row_a_window_and_a_column_a_setting(result):
 
 def test_the_tidy_frame(result):
     frame = result.to_frame()
-    assert list(frame.columns) == ["setting", "window", "first_layer", "last_layer", "loss", "baseline", "krs"]
+    assert list(frame.columns) == [
+        "setting",
+        "window",
+        "first_layer",
+        "last_layer",
+        "loss",
+        "baseline",
+        "krs",
+    ]
     assert len(frame) == 16
     np.testing.assert_allclose(frame.krs, 1 - frame.loss / frame.baseline)
     row = frame.set_index(["setting", "window"]).loc[("attn_out", 0)]

@@ -50,7 +50,9 @@ def test_unions_and_weights_with_activations():
     v, u = pair("llama")
     everything = MLP_COEF + VALUE_VECTORS + ATTN_OUT
     result = _sweep(v, u, settings=[everything, MLP_COEF + VALUE_VECTORS], windows=windows.of([[1, 2], [3]]))
-    expected = by_hand.sweep(v, u, PROMPTS, ["mlp_coef+value_vectors+attn_out", "mlp_coef+value_vectors"], [[1, 2], [3]], 6)
+    expected = by_hand.sweep(
+        v, u, PROMPTS, ["mlp_coef+value_vectors+attn_out", "mlp_coef+value_vectors"], [[1, 2], [3]], 6
+    )
     np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
 
 
@@ -81,7 +83,10 @@ def test_equal_models_give_nan_and_the_reason():
 def test_the_memory_budget_changes_nothing_but_the_chunks():
     v, u = pair("llama")
     np.testing.assert_allclose(
-        _sweep(v, u, memory=1).losses.restored, _sweep(v, u, memory="1GiB").losses.restored, rtol=1e-4, atol=1e-7
+        _sweep(v, u, memory=1).losses.restored,
+        _sweep(v, u, memory="1GiB").losses.restored,
+        rtol=1e-4,
+        atol=1e-7,
     )
 
 
@@ -212,8 +217,14 @@ def _same_storage(v, u):
         (lambda v, u: {"prompts": []}, "no prompts"),
         (lambda v, u: {"prompts": [[1, 2], []]}, "prompt 1 is empty"),
         (lambda v, u: {"prompts": ["", "a"]}, "prompt 0 is empty"),
-        (lambda v, u: {"prompts": [[1] * 60]}, "60 tokens; with n_tokens=6 it is longer than the model's context of 64"),
-        (lambda v, u: {"prompts": [[1, VOCAB]]}, f"token id {VOCAB}, but the model's vocabulary has {VOCAB} entries"),
+        (
+            lambda v, u: {"prompts": [[1] * 60]},
+            "60 tokens; with n_tokens=6 it is longer than the model's context of 64",
+        ),
+        (
+            lambda v, u: {"prompts": [[1, VOCAB]]},
+            f"token id {VOCAB}, but the model's vocabulary has {VOCAB} entries",
+        ),
         (lambda v, u: {"prompts": ["text"]}, "no tokenizer was found"),
         (lambda v, u: {"scoring": "paper-code"}, "no tokenizer was found"),
         (lambda v, u: {"u": v}, "the same object"),
@@ -221,7 +232,10 @@ def _same_storage(v, u):
         (lambda v, u: {"u": build("llama", num_hidden_layers=3)}, "number of layers: 4 and 3"),
         (lambda v, u: {"u": build("llama", hidden_size=32)}, r"width \(hidden size\): 16 and 32"),
         (lambda v, u: {"u": build("llama", vocab_size=70)}, "vocabulary: 61 and 70"),
-        (lambda v, u: {"u": build("llama", intermediate_size=30)}, "shape of 'mlp.down_proj.weight' in a layer"),
+        (
+            lambda v, u: {"u": build("llama", intermediate_size=30)},
+            "shape of 'mlp.down_proj.weight' in a layer",
+        ),
         (lambda v, u: {"u": u.to(torch.bfloat16)}, "dtype: float32 and bfloat16"),
         (lambda v, u: _same_storage(v, u), "share the storage of 'model.layers.1.mlp.down_proj.weight'"),
         (lambda v, u: u.train() and None, r"unlearned is in training mode.*call unlearned.eval\(\)"),

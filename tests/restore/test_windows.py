@@ -46,7 +46,10 @@ def test_listed_windows_are_named_by_their_middle_where_that_tells_them_apart():
         (lambda: windows.of([]), "list of lists of layers"),
         (lambda: windows.of([[1], []]), "none of them empty"),
         (lambda: windows.of([[1, 2], [2, 1]]), "the same window twice"),
-        (lambda: windows.of([[30]]).over(30), "layer 30 in the window .* out of range: .* 30 layers, 0 to 29"),
+        (
+            lambda: windows.of([[30]]).over(30),
+            "layer 30 in the window .* out of range: .* 30 layers, 0 to 29",
+        ),
         (lambda: shape("5"), "takes a size or a shape"),
     ],
 )

@@ -1,0 +1,109 @@
+"""What a sweep settles before any model runs: models, tokenizer, and whether the prompts fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from krs._typing import Tokenizer
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy
+from krs.metrics.score import SCORINGS
+from krs.models.load import find_tokenizer, load, locate
+from krs.prompts import (
+    Ids,
+    Prompt,
+    Scoring,
+    TokenBatch,
+    check_prompts,
+    needs_tokenizer,
+    next_token_batch,
+    paper_code_batch,
+)
+from krs.restore.generate import eos_ids
+
+Model: TypeAlias = nn.Module | str | Path
+Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
+
+
+def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
+    """Raise `KrsError` for a scoring or an engine that there is not, and for no tokens to score."""
+    if scoring not in SCORINGS:
+        raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
+    if engine == "wavefront":
+        raise KrsError("engine='wavefront' is not in this version yet: use 'auto' or 'plain'")
+    if engine not in ("auto", "plain"):
+        raise KrsError(f"engine={engine!r}: choose 'auto', 'wavefront' or 'plain'")
+    if n_tokens < 1:
+        raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
+
+
+def resolve(
+    vanilla: Model, unlearned: Model, prompts: Sequence[Prompt], tokenizer: Tokenizer | None, scoring: Scoring
+) -> tuple[Any, Any, Tokenizer | None]:
+    """Load what is given by name, and find a tokenizer if one is needed."""
+    for given in (vanilla, unlearned):
+        if isinstance(given, str | Path):
+            locate(given)
+    tokenizers: list[Tokenizer | None] = []
+    models: list[Any] = []
+    for given in (vanilla, unlearned):
+        if isinstance(given, str | Path):
+            model, beside = load(given)
+            tokenizers.append(beside)
+        else:
+            model = given
+            if tokenizer is None and isinstance(model, nn.Module):
+                tokenizers.append(find_tokenizer(model))
+        models.append(model)
+    found = [t for t in tokenizers if t is not None]
+    if tokenizer is None and len(found) > 1:
+        _same_vocabulary(*found)
+    chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
+    if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
+        raise KrsError(
+            "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
+            "prompts as lists of token ids (and scoring='next-token')"
+        )
+    return models[0], models[1], chosen
+
+
+def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
+    ours, theirs = a.get_vocab(), b.get_vocab()
+    if differing := [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]:
+        raise KrsError(
+            f"the tokenizers of vanilla and unlearned differ in {len(differing)} tokens (such as {min(differing)!r}): "
+            "pass the one to use as tokenizer="
+        )
+
+
+def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy) -> None:
+    """Raise `KrsError` for ids outside the vocabulary and prompts that do not fit into the context."""
+    config: Any = body.model.config
+    vocabulary = body.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
+    context = next((int(getattr(config, n)) for n in names if getattr(config, n, None)), None)
+    for i, row in enumerate(ids):
+        if bad := [t for t in row if not 0 <= t < vocabulary]:
+            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
+        if context is not None and len(row) + n_tokens > context:
+            raise KrsError(
+                f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
+                f"{context}: shorten it or lower n_tokens"
+            )
+
+
+def batch_of(
+    scoring: Scoring,
+    ids: tuple[Ids, ...],
+    answers: tuple[Ids, ...],
+    tokenizer: Tokenizer | None,
+    body: Anatomy,
+) -> TokenBatch:
+    """Prompts with the vanilla answers, and the positions that the scoring compares."""
+    if scoring == "paper-code":
+        return paper_code_batch(ids, answers, tokenizer, eos_ids(body.model))
+    return next_token_batch(ids, answers)
