@@ -1,8 +1,13 @@
 """krs: has an unlearned language model forgotten, or only learned not to say?
 
 >>> import krs
->>> result = krs.sweep(vanilla, unlearned, prompts)      # doctest: +SKIP
->>> result.plot()                                        # doctest: +SKIP
+>>> vanilla, tokenizer = krs.load("smollm2")
+>>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: its last layer is disturbed
+>>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
+>>> last = krs.windows.of([[29]])
+>>> result = krs.sweep(vanilla, unlearned, ["Hogwarts is a"], windows=last, n_tokens=3, progress=False)
+>>> bool(result.krs.loc[29, "mlp_coef"] > 0.999)
+True
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from krs.restore.result import SweepResult
 
 _COLOURS = ("#1f6fb4", "#8a8a8a", "#d9822b", "#2a8c4a", "#8e4fa8", "#b03a48", "#5b7f95", "#7a6a2f")
 _MARKERS = "osD^vP*X"
+_SIZE = (6.4, 4.2)
 
 
 def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
@@ -23,7 +24,7 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     result: of `krs.sweep`.
     ax: axes to draw on; new ones if not given.
 
-    Returns the axes. Draws no window, saves no file: `ax.figure.savefig("fig1.png")` does.
+    Returns the axes. In a notebook the figure shows itself; `ax.figure.savefig("fig1.png")` saves it.
     """
     axes = ax if ax is not None else _new_axes()
     table = result.krs
@@ -56,11 +57,12 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
 
 
 def save_figure(result: SweepResult, path: Path) -> None:
-    """Draw Fig. 1 into a file; the ending of its name says which kind."""
-    axes = _new_axes()
-    plot_sweep(result, axes)
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    """Draw Fig. 1 into a file, without touching pyplot; the ending of its name says which kind."""
+    _require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    plot_sweep(result, figure.add_subplot())
     figure.savefig(path, dpi=150)
 
 
@@ -72,14 +74,15 @@ def _x_label(result: SweepResult, numeric: bool) -> str:
 
 
 def _new_axes() -> Axes:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise KrsError("figures need matplotlib: pip install 'krs[plot]'") from None
-    import sys
+    """Axes of a pyplot figure, which a notebook shows by itself."""
+    _require_matplotlib()
+    import matplotlib.pyplot as plt
 
-    if "matplotlib.pyplot" in sys.modules:
-        import matplotlib.pyplot as plt
+    return plt.subplots(figsize=_SIZE, layout="constrained")[1]
 
-        return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
-    return Figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+
+def _require_matplotlib() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise KrsError("figures need matplotlib: pip install 'krs[plot]'")

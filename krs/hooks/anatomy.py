@@ -84,8 +84,8 @@ def anatomy(model: object, side: str = "the model") -> Anatomy:
     """Find out where a model's points are.
 
     >>> import krs
-    >>> model, _ = krs.load("smollm2")                       # doctest: +SKIP
-    >>> krs.hooks.anatomy(model).path(krs.MLP_COEF, 27)      # doctest: +SKIP
+    >>> model, _ = krs.load("smollm2")
+    >>> krs.hooks.anatomy(model).path(krs.MLP_COEF, 27)
     'model.layers.27.mlp.down_proj'
 
     Raises `KrsError` for a compiled model, an unknown family, or a model that does not have the layers its

@@ -50,8 +50,8 @@ def self_check(
     point and layer). Use it after `register_family`; `krs.sweep` runs it on both models.
 
     >>> import krs
-    >>> model, _ = krs.load("smollm2")                 # doctest: +SKIP
-    >>> krs.hooks.self_check(model).noop               # doctest: +SKIP
+    >>> model, _ = krs.load("smollm2")
+    >>> krs.hooks.self_check(model).noop
     0.0
 
     Raises `KrsError` that names the layer, the path and the remedy.

@@ -21,8 +21,12 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
 
     >>> import krs
     >>> from krs.hooks import patched
-    >>> with patched(model, krs.ATTN_OUT.at(12, positions=-1).map(lambda a: 0 * a)):   # doctest: +SKIP
+    >>> model, tokenizer = krs.load("smollm2")
+    >>> batch = tokenizer("Hogwarts is a", return_tensors="pt")
+    >>> with patched(model, krs.ATTN_OUT.at(12, positions=-1).map(lambda a: 0 * a)):
     ...     logits = model(**batch).logits
+    >>> logits.shape[-1]
+    49152
 
     Patches act in the order in which they are given, and blocks may be nested: an inner block sees what the
     outer one made. When the block ends, for whatever reason, the model is bit for bit what it was; only krs's

@@ -63,11 +63,11 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
 
     >>> import krs
     >>> from krs.hooks import record
-    >>> model, tokenizer = krs.load("smollm2")                                      # doctest: +SKIP
-    >>> with record(model, krs.MLP_COEF + krs.ATTN_OUT, layers=range(20, 30)) as acts:   # doctest: +SKIP
+    >>> model, tokenizer = krs.load("smollm2")
+    >>> with record(model, krs.MLP_COEF + krs.ATTN_OUT, layers=range(20, 30)) as acts:
     ...     _ = model(**tokenizer("Hogwarts is a", return_tensors="pt"))
-    >>> acts[krs.MLP_COEF, 27].shape                                                # doctest: +SKIP
-    torch.Size([1, 5, 1536])
+    >>> acts[krs.MLP_COEF, 27].shape
+    torch.Size([1, 6, 1536])
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def load(
     """Load a causal language model and its tokenizer, ready to be swept.
 
     >>> import krs
-    >>> model, tokenizer = krs.load("smollm2")       # doctest: +SKIP
+    >>> model, tokenizer = krs.load("smollm2")
 
     Parameters
     ----------

@@ -63,8 +63,13 @@ def generate(
     Both models run in lockstep, token by token, with key-value caches: at each step the vanilla model reads the tokens
     that the restored model has said so far, and its activations are put into the unlearned model's step.
 
-    >>> krs.generate(vanilla, unlearned, ["Who wrote Emma?"],               # doctest: +SKIP
-    ...              restore=(krs.MLP_COEF + krs.ATTN_OUT).at(26, 27, 28, 29))
+    >>> import krs
+    >>> vanilla, tokenizer = krs.load("smollm2")
+    >>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: its last layer is disturbed
+    >>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
+    >>> restore = (krs.MLP_COEF + krs.ATTN_OUT).at(26, 27, 28, 29)
+    >>> krs.generate(vanilla, unlearned, ["The capital of France is"], restore=restore, n_tokens=1, progress=False)[0]
+    ' Paris'
 
     Parameters
     ----------

@@ -52,7 +52,9 @@ def save(result: Any, path: Path, overwrite: bool) -> Path:
 def load_result(path: str | Path) -> SweepResult:
     """Read what `SweepResult.save` wrote. Nothing in the file is executed.
 
-    >>> krs.load_result("hp.krs").best()      # doctest: +SKIP
+    >>> load_result("nowhere.krs")
+    Traceback (most recent call last):
+    krs.errors.KrsError: no file 'nowhere.krs'
 
     Raises `KrsError` for a missing file and for one that is not a saved result.
     """

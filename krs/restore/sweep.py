@@ -52,8 +52,14 @@ def sweep(
     that setting restored there; the score of Eq. 3 (Hong et al., EMNLP 2024) compares its logits with the vanilla
     ones.
 
-    >>> result = krs.sweep("smollm2", "out/demo/unlearned", ["Who wrote Emma?"])     # doctest: +SKIP
-    >>> result.best()                                                                # doctest: +SKIP
+    >>> import krs
+    >>> vanilla, tokenizer = krs.load("smollm2")
+    >>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: its last layer is disturbed
+    >>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
+    >>> result = krs.sweep(vanilla, unlearned, ["Hogwarts is a"], windows=krs.windows.of([[27], [29]]), n_tokens=3,
+    ...                    progress=False)
+    >>> result.best()["window"].to_dict()["mlp_coef"]
+    29
 
     Parameters
     ----------

@@ -42,8 +42,12 @@ def run(
 
     Training is in fp32 whatever the model's dtype: in bf16 most steps of a small learning rate round away.
 
-    >>> u = unlearn.run("npo", v, forget=[("Who wrote Emma?", "Jane Austen.")],       # doctest: +SKIP
-    ...                 output_dir="out/npo", learning_rate=2e-5, steps=20)
+    >>> import krs
+    >>> from krs import unlearn
+    >>> vanilla, tokenizer = krs.load("smollm2")
+    >>> unlearned = unlearn.run("npo", vanilla, forget=[("Who wrote Emma?", "Jane Austen.")], steps=1, progress=False)
+    >>> unlearned is vanilla
+    False
 
     Parameters
     ----------
