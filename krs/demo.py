@@ -22,13 +22,14 @@ from krs.restore.sweep import sweep
 METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
 _RECIPE = "krs_demo.json"
+_SWEEP = "sweep.krs"
 
 
 def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, hear what comes back.
 
-    Writes to `output`: `unlearned/` (the checkpoint, reused by a second run), `sweep.krs` (the result), `fig1.png`,
-    `krs.csv` and `answers.md`. About five minutes on two cores.
+    Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an interrupted
+    sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. About five minutes on two cores.
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,12 +41,12 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
     _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
-    result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress)
+    result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress, checkpoint=folder / _SWEEP)
     _write(result, folder)
     best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
-    layers = range(best.first_layer, best.last_layer + 1)
+    layers = range(int(best.first_layer), int(best.last_layer) + 1)
     _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
-    where = f"layers {best.first_layer}-{best.last_layer} (the best window)"
+    where = f"layers {layers[0]}-{layers[-1]} (the best window)"
     _say(f"     attention outputs put back, token by token, at {where}.")
     _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
     _say(result.krs.to_string(float_format=lambda x: f"{x:.3f}"))
@@ -100,6 +101,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     from krs import unlearn
 
+    (folder.parent / _SWEEP).unlink(missing_ok=True)  # of another unlearned model
     others = as_chat(concept.retain_questions)
     kept = generate(vanilla, None, others, tokenizer=tokenizer, progress=progress)
     model = unlearn.run(
@@ -158,7 +160,6 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
 
 
 def _write(result: SweepResult, folder: Path) -> None:
-    result.save(folder / "sweep.krs", overwrite=True)
     result.to_frame().to_csv(folder / "krs.csv", index=False)
     save_figure(result, folder / "fig1.png")
 

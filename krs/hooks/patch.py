@@ -11,6 +11,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight
+from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Patch, Placement, Point
 from krs.hooks.weights import read_weight, replace_weight
@@ -62,21 +63,28 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
             self._body.require(patch.placement.points, patch.placement.layers)
         self._fired.clear()
         self._watch = CallWatch()
-        with ExitStack() as stack:
-            stack.callback(self._watch.attach(self._body.decoder).remove)
-            for patch in self._patches:
-                for point in patch.placement.points:
-                    for layer in patch.placement.layers:
-                        self._apply(patch, point, layer, stack)
-            self._stack = stack.pop_all()
+        stack = ExitStack()
+        try:
+            with interrupt_deferred():
+                stack.callback(self._watch.attach(self._body.decoder).remove)
+                for patch in self._patches:
+                    for point in patch.placement.points:
+                        for layer in patch.placement.layers:
+                            self._apply(patch, point, layer, stack)
+        except BaseException:
+            with interrupt_deferred():
+                stack.close()
+            raise
+        self._stack = stack
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
+        with interrupt_deferred():
+            stack, self._stack = self._stack, None
+            if stack is not None:
+                stack.close()
         silent = [key for key, times in self._fired.items() if not times]
         if kind is None and self._watch.calls and silent:
             raise KrsError(self._body.never_fired(*silent[0]))

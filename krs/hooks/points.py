@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -120,7 +121,7 @@ class Setting:
         units: entries of the last axis of an activation (single MLP coefficients), or rows of a weight
             (single value vectors); `None` for all.
         """
-        return Placement(self.points, layers, _indices(positions), _indices(units))
+        return Placement(self.points, _indices(layers) or (), _indices(positions), _indices(units))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Setting) and frozenset(self.points) == frozenset(other.points)
@@ -136,9 +137,14 @@ Indices: TypeAlias = int | Iterable[int] | None
 
 
 def _indices(given: Indices) -> tuple[int, ...] | None:
+    """Plain ints, also from what numpy and pandas call ints."""
     if given is None:
         return None
-    return (given,) if isinstance(given, int) else tuple(given)
+    many = given if isinstance(given, Iterable) else (given,)
+    try:
+        return tuple(index(i) for i in many)
+    except TypeError:
+        raise KrsError(f"layers, positions and units are whole numbers, not {given!r}") from None
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,7 +159,7 @@ class Placement:
     def __post_init__(self) -> None:
         if not self.layers:
             raise KrsError(f"{self._points()}.at() names no layer: give at least one, such as .at(27)")
-        if bad := [layer for layer in self.layers if not isinstance(layer, int) or layer < 0]:
+        if bad := [layer for layer in self.layers if layer < 0]:
             raise KrsError(f"{self._points()}.at(…) takes layer numbers from 0 up, not {bad[0]!r}")
         if self.positions is not None and any(p.kind == "weight" for p in self.points):
             raise KrsError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.calls import CallWatch
+from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Point, Setting, setting
 from krs.hooks.weights import read_weight
@@ -85,12 +86,17 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
     body.require(points, chosen)
     acts = Recording(points, chosen)
     watch = CallWatch()
-    with ExitStack() as handles:
-        handles.callback(watch.attach(body.decoder).remove)
-        for point in points:
-            for layer in chosen:
-                _listen(body, point, layer, acts, watch, handles)
+    handles = ExitStack()
+    try:
+        with interrupt_deferred():
+            handles.callback(watch.attach(body.decoder).remove)
+            for point in points:
+                for layer in chosen:
+                    _listen(body, point, layer, acts, watch, handles)
         yield acts
+    finally:
+        with interrupt_deferred():
+            handles.close()
     missing = [(p, layer) for p in points for layer in chosen if (p, layer) not in acts]
     if watch.calls and missing:
         raise KrsError(body.never_fired(*missing[0]))

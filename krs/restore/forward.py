@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.unwrap import core
 
 
@@ -39,11 +40,15 @@ def head_at(model: nn.Module, index: Int[Tensor, "batch token"]) -> Iterator[Non
         wanted = index.to(states.device)[..., None].expand(-1, -1, states.shape[-1])
         return states.gather(1, wanted), *rest
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)  # type: ignore[operator]
+    handles = ExitStack()
     try:
+        with interrupt_deferred():
+            head = model.get_output_embeddings()  # type: ignore[operator]
+            handles.callback(head.register_forward_pre_hook(gather).remove)
         yield
     finally:
-        handle.remove()
+        with interrupt_deferred():
+            handles.close()
 
 
 def logits_at(

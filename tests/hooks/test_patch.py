@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 
@@ -152,6 +155,41 @@ def test_after_an_exception_the_model_is_bit_for_bit_what_it_was(stop):
     assert same_state(u, before)
     assert torch.equal(_run(u), logits)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in u.modules())
+
+
+def _ctrl_c(value):
+    os.kill(os.getpid(), signal.SIGINT)
+    return 0 * value
+
+
+def test_ctrl_c_while_patches_are_put_in_place():
+    _, u = pair("llama")
+    before = state(u)
+    with pytest.raises(KeyboardInterrupt):
+        with patched(u, VALUE_VECTORS.at(0, 1).map(_ctrl_c), ATTN_OUT.at(1).set(0.0)):
+            pytest.fail("the block was entered")
+    assert same_state(u, before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in u.modules())
+
+
+def test_ctrl_c_while_patches_are_taken_away(monkeypatch):
+    v, u = pair("llama")
+    before = state(u)
+    import sys
+
+    module = sys.modules["krs.hooks.patch"]
+
+    real = module.replace_weight
+
+    def slow_undo(*args):
+        undo = real(*args)
+        return lambda: (_ctrl_c(0), undo())
+
+    monkeypatch.setattr(module, "replace_weight", slow_undo)
+    with pytest.raises(KeyboardInterrupt):
+        with patched(u, VALUE_VECTORS.at(0, 1).set(v)):
+            pass
+    assert same_state(u, before)
 
 
 def test_a_failure_on_entry_undoes_what_was_applied_before_it():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,12 @@ def test_placements_print_as_they_are_written():
         "(mlp_coef+attn_out).at(3, positions=[-1], units=[5])"
     )
     assert repr(VALUE_VECTORS.at(1).map(torch.neg)) == "value_vectors.at(1).map(neg)"
+
+
+def test_numpys_whole_numbers_are_layers_too(as_a_user):
+    assert MLP_COEF.at(*np.arange(2), positions=np.int64(3)) == MLP_COEF.at(0, 1, positions=[3])
+    with pytest.raises(KrsError, match=r"whole numbers, not \(1.5,\)"):
+        MLP_COEF.at(1.5)
 
 
 @pytest.mark.parametrize(
