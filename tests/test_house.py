@@ -70,33 +70,29 @@ def test_importing_krs_imports_no_heavy_library():
     assert said == "[]"
 
 
-def test_every_module_imports_alone_and_the_core_without_the_extras():
-    """Each in a fresh state of `sys.modules`; the optional libraries are made impossible to import."""
+def _import_each_alone(modules: list[str], missing: tuple[str, ...] = ()) -> None:
+    """Each with none of krs imported before it; the libraries of `missing` made impossible to import."""
     code = f"""
 import importlib, sys
 import torch, transformers
-for name in {HEAVY!r}:
-    if name != "pandas":
-        sys.modules[name] = None
-for module in {[m for m in MODULES if not m.startswith("krs.unlearn")]!r}:
+for name in {missing!r}:
+    sys.modules[name] = None
+for module in {modules!r}:
     for loaded in [m for m in sys.modules if m == "krs" or m.startswith("krs.")]:
         del sys.modules[loaded]
     importlib.import_module(module)
 print("done")
 """
     assert _python(code) == "done"
+
+
+def test_every_module_imports_alone_and_the_core_without_the_extras():
+    extras = tuple(name for name in HEAVY if name != "pandas")
+    _import_each_alone([m for m in MODULES if not m.startswith("krs.unlearn")], extras)
 
 
 def test_the_unlearning_extra_imports_alone():
-    code = f"""
-import importlib, sys
-for module in {[m for m in MODULES if m.startswith("krs.unlearn")]!r}:
-    for loaded in [m for m in sys.modules if m == "krs" or m.startswith("krs.")]:
-        del sys.modules[loaded]
-    importlib.import_module(module)
-print("done")
-"""
-    assert _python(code) == "done"
+    _import_each_alone([m for m in MODULES if m.startswith("krs.unlearn")])
 
 
 def test_everything_in_all_is_there():

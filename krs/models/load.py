@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,14 @@ def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer:
     from transformers import AutoTokenizer
 
     passed = {k: options[k] for k in ("local_files_only", "revision", "trust_remote_code", "token") if k in options}
-    return AutoTokenizer.from_pretrained(where, **passed)
+    try:
+        return AutoTokenizer.from_pretrained(where, **passed)
+    except (OSError, ValueError):
+        adapter = Path(where) / "adapter_config.json"
+        if not adapter.is_file():
+            raise
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return AutoTokenizer.from_pretrained(base, **passed)
 
 
 def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:

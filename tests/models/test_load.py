@@ -136,6 +136,23 @@ def test_a_local_directory_loads_without_the_network(tmp_path, monkeypatch):
     assert find_tokenizer(model) is not None
 
 
+def test_a_peft_adapter_is_loaded_over_its_base_with_the_bases_tokenizer(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base, _ = krs.load(_saved(tmp_path / "base", tie_word_embeddings=False))
+    config = LoraConfig(r=2, target_modules=["down_proj", "o_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    adapted, tokenizer = krs.load(tmp_path / "adapter")
+    assert isinstance(adapted, PeftModel)
+    assert not adapted.training
+    assert len(tokenizer) <= 61
+    result = krs.sweep(
+        str(tmp_path / "base"), str(tmp_path / "adapter"), ["the cat sat"], windows=1, n_tokens=3, progress=False
+    )
+    assert result.krs.notna().all(axis=None)
+    assert result.provenance["unlearned"]["given_as"] == str(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
