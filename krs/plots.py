@@ -19,10 +19,9 @@ _SIZE = (6.4, 4.2)
 def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     """The paper's Fig. 1: the score of each setting over the layers, with lines at none (0) and full recovery (1).
 
-    Parameters
-    ----------
-    result: of `krs.sweep`.
-    ax: axes to draw on; new ones if not given.
+    Args:
+        result: of `krs.sweep`.
+        ax: axes to draw on; new ones if not given.
 
     Returns the axes. In a notebook the figure shows itself; `ax.figure.savefig("fig1.png")` saves it.
     """

@@ -8,11 +8,10 @@ from typing import Any
 def bar(total: int, doing: str, *, show: bool, unit: str = "it") -> Any:
     """A tqdm bar that says what it is doing; use it as a context manager and call `.update()`.
 
-    Parameters
-    ----------
-    total: how many steps there will be.
-    doing: what the steps are, in a few words; shown at the left.
-    show: `False` draws nothing.
+    Args:
+        total: how many steps there will be.
+        doing: what the steps are, in a few words; shown at the left.
+        show: `False` draws nothing.
     """
     from tqdm.auto import tqdm
 

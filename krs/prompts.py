@@ -92,11 +92,10 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool =
 class TokenBatch:
     """Token ids of prompts with their answers, and the positions whose logits are scored.
 
-    Parameters
-    ----------
-    tokens: for each prompt, the ids that the models see. Never padded here.
-    prompt_lengths: how many of them are the prompt.
-    scored: for each prompt, the positions whose logits are compared.
+    Attributes:
+        tokens: for each prompt, the ids that the models see. Never padded here.
+        prompt_lengths: how many of them are the prompt.
+        scored: for each prompt, the positions whose logits are compared.
     """
 
     tokens: tuple[Ids, ...]

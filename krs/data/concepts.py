@@ -15,13 +15,12 @@ from krs.errors import KrsError
 class Concept:
     """Something that a model may be made to unlearn.
 
-    Parameters
-    ----------
-    name: what it is called.
-    questions: about it; for Harry Potter, ten that the bundled model answers correctly.
-    retain_questions: about other things, to train on so that they are kept.
-    unrelated_questions: about other things again, never trained on, to see what was kept.
-    paragraphs: texts about it.
+    Attributes:
+        name: what it is called.
+        questions: about it; for Harry Potter, ten that the bundled model answers correctly.
+        retain_questions: about other things, to train on so that they are kept.
+        unrelated_questions: about other things again, never trained on, to see what was kept.
+        paragraphs: texts about it.
     """
 
     name: str

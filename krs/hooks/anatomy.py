@@ -17,11 +17,10 @@ from krs.hooks.unwrap import unwrap
 class Anatomy:
     """One model and where its points are.
 
-    Parameters
-    ----------
-    model: the plain `transformers` model (wrappers removed).
-    family: the family its `config.model_type` belongs to.
-    layers: its decoder layers.
+    Attributes:
+        model: the plain `transformers` model (wrappers removed).
+        family: the family its `config.model_type` belongs to.
+        layers: its decoder layers.
     """
 
     model: nn.Module

@@ -23,12 +23,11 @@ _TOKENS = 4
 class SelfCheck:
     """What `self_check` found; it raises rather than return a bad one.
 
-    Parameters
-    ----------
-    points: the points that were checked.
-    n_layers: at each of so many layers they fired exactly once a forward.
-    noop: the largest change of a logit when every value was put back onto itself.
-    effect: for each point, the largest change of a logit when the point was changed.
+    Attributes:
+        points: the points that were checked.
+        n_layers: at each of so many layers they fired exactly once a forward.
+        noop: the largest change of a logit when every value was put back onto itself.
+        effect: for each point, the largest change of a logit when the point was changed.
     """
 
     points: tuple[Point, ...]

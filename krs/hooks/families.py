@@ -15,16 +15,15 @@ from krs.errors import KrsError
 class Family:
     """Where one architecture keeps what the points name.
 
-    Parameters
-    ----------
-    name: what to call it in messages.
-    model_types: the values of `config.model_type` that it covers.
-    layers: path of the list of decoder layers.
-    roles: for each role, the path (or paths) of the module inside a layer. The built-in points use
-        `"mlp_out_proj"` (its input are the MLP coefficients, its weight the value vectors) and
-        `"attn_out_proj"` (its output is the attention output). More roles may be added for more points.
-    final_norm: path of the norm before the head.
-    absent: for a role that the architecture does not have, the reason, as an error message tells it.
+    Attributes:
+        name: what to call it in messages.
+        model_types: the values of `config.model_type` that it covers.
+        layers: path of the list of decoder layers.
+        roles: for each role, the path (or paths) of the module inside a layer. The built-in points use
+            `"mlp_out_proj"` (its input are the MLP coefficients, its weight the value vectors) and `"attn_out_proj"`
+            (its output is the attention output). More roles may be added for more points.
+        final_norm: path of the norm before the head.
+        absent: for a role that the architecture does not have, the reason, as an error message tells it.
 
     Example
     -------

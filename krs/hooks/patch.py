@@ -33,10 +33,9 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     outer one made. When the block ends, for whatever reason, the model is bit for bit what it was; only krs's
     own hooks are removed.
 
-    Parameters
-    ----------
-    model: the model that runs; `generate()` works under it too.
-    patches: made by `point.at(…).set(…)` or `.map(…)`.
+    Args:
+        model: the model that runs; `generate()` works under it too.
+        patches: made by `point.at(…).set(…)` or `.map(…)`.
 
     Values of a recording go to the positions that they were recorded at. Tokens that `generate()` adds beyond
     a recording run unpatched; a forward that overlaps the recording only in part is an error.

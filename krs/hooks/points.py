@@ -29,11 +29,10 @@ class Point:
     Use `ActivationPoint` or `WeightPoint`, and `register_point` to make its name known to
     `krs.sweep(settings=["…"])`.
 
-    Parameters
-    ----------
-    name: how it is written as a string and in result columns.
-    role: which module of a layer it belongs to; a `Family` says where that module is.
-    label: how figures name it.
+    Attributes:
+        name: how it is written as a string and in result columns.
+        role: which module of a layer it belongs to; a `Family` says where that module is.
+        label: how figures name it.
     """
 
     name: str
@@ -112,14 +111,13 @@ class Setting:
     def at(self, *layers: int, positions: Indices = None, units: Indices = None) -> Placement:
         """This setting at some layers.
 
-        Parameters
-        ----------
-        layers: layer numbers, from 0. `at(*range(20, 30))` for a range.
-        positions: token positions to touch, `None` for all. Counted in the whole sequence, also under
-            `generate()` with a key-value cache; negative ones count from the end of the sequence that
-            the call has reached. Activations only.
-        units: entries of the last axis of an activation (single MLP coefficients), or rows of a weight
-            (single value vectors); `None` for all.
+        Args:
+            layers: layer numbers, from 0. `at(*range(20, 30))` for a range.
+            positions: token positions to touch, `None` for all. Counted in the whole sequence, also under
+                `generate()` with a key-value cache; negative ones count from the end of the sequence that the call
+                has reached. Activations only.
+            units: entries of the last axis of an activation (single MLP coefficients), or rows of a weight (single
+                value vectors); `None` for all.
         """
         return Placement(self.points, _indices(layers) or (), _indices(positions), _indices(units))
 
@@ -170,12 +168,11 @@ class Placement:
     def set(self, source: Any, *, where: Tensor | None = None) -> Patch:
         """Put values of a recording, of another model or of a tensor here.
 
-        Parameters
-        ----------
-        source: a `Recording` (activations, and weights if it recorded them), a model (weights only),
-            or a tensor or number that broadcasts to the value.
-        where: bool `[batch, position]`; only the positions that are true are touched. For batches whose
-            rows differ in which positions are meant; `positions=` is the simpler way when they do not.
+        Args:
+            source: a `Recording` (activations, and weights if it recorded them), a model (weights only), or a tensor
+                or number that broadcasts to the value.
+            where: bool `[batch, position]`; only the positions that are true are touched. For batches whose rows
+                differ in which positions are meant; `positions=` is the simpler way when they do not.
         """
         return Patch(self, source=source, where=where)
 

@@ -70,11 +70,10 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
     >>> acts[krs.MLP_COEF, 27].shape
     torch.Size([1, 6, 1536])
 
-    Parameters
-    ----------
-    model: a transformers model, TransformerLens bridge or PEFT model.
-    what: the points; only these are kept, detached and cloned. Weights are read as the block begins.
-    layers: the layers; all of them by default.
+    Args:
+        model: a transformers model, TransformerLens bridge or PEFT model.
+        what: the points; only these are kept, detached and cloned. Weights are read as the block begins.
+        layers: the layers; all of them by default.
 
     A second forward replaces what the first one left. Inside `patched`, the patched values are recorded.
     Raises `KrsError` before anything runs for a point or layer the model does not have, and at the end of

@@ -20,10 +20,9 @@ _TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 2.0**-10, "bfloat16":
 class Score:
     """A score, and why it is NaN when it is.
 
-    Parameters
-    ----------
-    value: 1 is full recovery, 0 none; it can be negative and is not clamped.
-    reason: empty unless the value is NaN.
+    Attributes:
+        value: 1 is full recovery, 0 none; it can be negative and is not clamped.
+        reason: empty unless the value is NaN.
     """
 
     value: float
@@ -48,15 +47,15 @@ def krs_score(
     >>> krs_score(np.array([[1.0, 1.0]]), np.array([[4.0, 4.0]])).value
     0.75
 
-    Parameters
-    ----------
-    loss: logit MSE of the restored model against the vanilla one, a number a scored token.
-    baseline: the same of the unlearned model as it is.
-    mask: which entries are scored; all if not given.
-    scoring: `"next-token"` is Eq. 3, the ratio of the means over all scored tokens; `"paper-code"` is the mean over
-        prompts of each prompt's own ratio, as in the released notebooks.
-    power: mean squared vanilla logit of each token. With it, a baseline that is only rounding noise counts as zero.
-    dtype: the models' dtype, which sets how large rounding noise is.
+    Args:
+        loss: logit MSE of the restored model against the vanilla one, a number a scored token.
+        baseline: the same of the unlearned model as it is.
+        mask: which entries are scored; all if not given.
+        scoring: `"next-token"` is Eq. 3, the ratio of the means over all scored tokens; `"paper-code"` is the mean
+            over prompts of each prompt's own ratio, as in the released notebooks.
+        power: mean squared vanilla logit of each token. With it, a baseline that is only rounding noise counts as
+            zero.
+        dtype: the models' dtype, which sets how large rounding noise is.
 
     Returns NaN with the reason where the denominator is zero: nothing was unlearned there.
     Raises `KrsError` for an unknown scoring.

@@ -31,13 +31,12 @@ def load(
     >>> import krs
     >>> model, tokenizer = krs.load("smollm2")
 
-    Parameters
-    ----------
-    name: `"smollm2"` (the bundled SmolLM2-135M-Instruct), a local directory (a PEFT adapter's too), a GGUF
-        file, or a hub id such as `"allenai/OLMo-7B-hf"`. A local path never reaches for the network.
-    dtype: a torch dtype; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
-    device: where to put it; the CPU if not given.
-    options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
+    Args:
+        name: `"smollm2"` (the bundled SmolLM2-135M-Instruct), a local directory (a PEFT adapter's too), a GGUF file,
+            or a hub id such as `"allenai/OLMo-7B-hf"`. A local path never reaches for the network.
+        dtype: a torch dtype; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
+        device: where to put it; the CPU if not given.
+        options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
 
     Returns the model in eval mode and the tokenizer. Raises `KrsError` for a path that does not exist, a
     directory that holds no model, and a hub id that cannot be had.

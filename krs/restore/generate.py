@@ -29,10 +29,9 @@ _BATCH = 16
 class Generated:
     """Answers, one a prompt. Iterating gives the texts (or the token ids, when there was no tokenizer).
 
-    Parameters
-    ----------
-    token_ids: the generated ids, the EOS that ends an answer included.
-    texts: the same decoded without special tokens; `None` without a tokenizer.
+    Attributes:
+        token_ids: the generated ids, the EOS that ends an answer included.
+        texts: the same decoded without special tokens; `None` without a tokenizer.
     """
 
     token_ids: tuple[Ids, ...]
@@ -71,12 +70,12 @@ def generate(
     >>> krs.generate(vanilla, unlearned, ["The capital of France is"], restore=restore, n_tokens=1, progress=False)[0]
     ' Paris'
 
-    Parameters
-    ----------
-    vanilla, unlearned: as in `krs.sweep`; with `unlearned=None` the vanilla model answers alone.
-    prompts: as in `krs.sweep`.
-    restore: what to put back; nothing gives the unlearned model's own answers.
-    n_tokens: at most so many tokens an answer.
+    Args:
+        vanilla: as in `krs.sweep`.
+        unlearned: as in `krs.sweep`; with `None` the vanilla model answers alone.
+        prompts: as in `krs.sweep`.
+        restore: what to put back; nothing gives the unlearned model's own answers.
+        n_tokens: at most so many tokens an answer.
     """
     placements = [restore] if isinstance(restore, Placement) else list(restore)
     if any(p.positions is not None for p in placements):

@@ -14,12 +14,11 @@ from krs.restore.plan import Plan
 class Losses:
     """Logit MSEs against the vanilla model, filled in as an engine goes; NaN where nothing was computed.
 
-    Parameters
-    ----------
-    restored: float64 `[restoration, prompt, token]`, in the plan's order.
-    baseline: float64 `[prompt, token]`, of the unlearned model as it is.
-    power: float64 `[prompt, token]`, mean squared vanilla logit: the scale of both.
-    mask: bool `[prompt, token]`, true where there is a scored token.
+    Attributes:
+        restored: float64 `[restoration, prompt, token]`, in the plan's order.
+        baseline: float64 `[prompt, token]`, of the unlearned model as it is.
+        power: float64 `[prompt, token]`, mean squared vanilla logit: the scale of both.
+        mask: bool `[prompt, token]`, true where there is a scored token.
     """
 
     restored: np.ndarray

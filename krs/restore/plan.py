@@ -42,13 +42,12 @@ class Restoration:
 class Plan:
     """Every restoration of a sweep, in order: for each setting, each window.
 
-    Parameters
-    ----------
-    settings: the curves.
-    windows: the x axis.
-    n_layers: of the models it is for.
-    positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices
-        into each prompt's tokens (see `TokenBatch.where`).
+    Attributes:
+        settings: the curves.
+        windows: the x axis.
+        n_layers: of the models it is for.
+        positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices into
+            each prompt's tokens (see `TokenBatch.where`).
     """
 
     settings: tuple[Setting, ...]

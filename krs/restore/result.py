@@ -20,14 +20,13 @@ from krs.restore.plan import Plan
 class SweepResult:
     """The result of `krs.sweep`.
 
-    Parameters
-    ----------
-    plan: what was restored.
-    losses: the logit MSEs `[restoration, prompt, token]` that every score is made of.
-    scoring: `"next-token"` (Eq. 3) or `"paper-code"`.
-    prompts: the prompts as text, or as token ids where there was no tokenizer.
-    answers: the vanilla model's greedy answers, in the same form.
-    provenance: versions, models, dtype, hash of the token ids, windows, settings, engine, time.
+    Attributes:
+        plan: what was restored.
+        losses: the logit MSEs `[restoration, prompt, token]` that every score is made of.
+        scoring: `"next-token"` (Eq. 3) or `"paper-code"`.
+        prompts: the prompts as text, or as token ids where there was no tokenizer.
+        answers: the vanilla model's greedy answers, in the same form.
+        provenance: versions, models, dtype, hash of the token ids, windows, settings, engine, time.
     """
 
     plan: Plan

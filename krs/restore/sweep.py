@@ -61,25 +61,26 @@ def sweep(
     >>> result.best()["window"].to_dict()["mlp_coef"]
     29
 
-    Parameters
-    ----------
-    vanilla, unlearned: causal language models (transformers, a TransformerLens bridge, PEFT), or names that
-        `krs.load` understands. Both are bit for bit what they were when this returns or raises.
-    prompts: strings, taken as they are; lists of chat messages, to which the tokenizer's template is applied; or
-        lists of token ids, for which no tokenizer is needed.
-    tokenizer: looked for beside the model's checkpoint if not given.
-    settings: sums of points, or their names; the paper's four if not given.
-    windows: the size of a centred window, or a shape from `krs.windows`.
-    n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
-    scoring: `"next-token"` scores the logits that predict each answer token, as Eq. 3 does, an answer's EOS included;
-        `"paper-code"` scores as the released notebooks do. Docs: scoring.
-    positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`, or indices
-        into each prompt's tokens.
-    engine: `"plain"` runs one forward a restoration; `"auto"` picks the fastest engine that is exact here.
-    memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
-    progress: show bars.
-    checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with the
-        same models, prompts and plan, the sweep goes on from it.
+    Args:
+        vanilla: the original causal language model (transformers, a TransformerLens bridge, PEFT), or a name that
+            `krs.load` understands.
+        unlearned: the model that was made from it, likewise. Both models are bit for bit what they were when this
+            returns or raises.
+        prompts: strings, taken as they are; lists of chat messages, to which the tokenizer's template is applied; or
+            lists of token ids, for which no tokenizer is needed.
+        tokenizer: looked for beside the model's checkpoint if not given.
+        settings: sums of points, or their names; the paper's four if not given.
+        windows: the size of a centred window, or a shape from `krs.windows`.
+        n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
+        scoring: `"next-token"` scores the logits that predict each answer token, as Eq. 3 does, an answer's EOS
+            included; `"paper-code"` scores as the released notebooks do. Docs: scoring.
+        positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`, or
+            indices into each prompt's tokens.
+        engine: `"plain"` runs one forward a restoration; `"auto"` picks the fastest engine that is exact here.
+        memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
+        progress: show bars.
+        checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
+            the same models, prompts and plan, the sweep goes on from it.
 
     Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
     attribute `partial`, the `SweepResult` of what was done.

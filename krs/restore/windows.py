@@ -18,10 +18,9 @@ from krs.errors import KrsError
 class Window:
     """Layers that are restored together.
 
-    Parameters
-    ----------
-    name: what stands for it on the x axis and in tables: its centre layer, or a label.
-    layers: the layer numbers, ascending.
+    Attributes:
+        name: what stands for it on the x axis and in tables: its centre layer, or a label.
+        layers: the layer numbers, ascending.
     """
 
     name: int | str

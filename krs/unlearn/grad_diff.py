@@ -14,9 +14,8 @@ from krs.unlearn.methods import Config, Method, Side, register
 class GradDiffConfig(Config):
     """Settings of `grad_diff`.
 
-    Parameters
-    ----------
-    retain_weight: w of the retain term.
+    Attributes:
+        retain_weight: w of the retain term.
     """
 
     learning_rate: float = 1e-5

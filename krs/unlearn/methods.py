@@ -20,17 +20,16 @@ ENTRY_POINTS = "krs.unlearn"
 class Config:
     """How to train; each method's own config adds its fields to these.
 
-    Parameters
-    ----------
-    learning_rate: of AdamW. Public code uses 1e-5 … 5e-5; the paper does not say what made its checkpoints.
-    steps: optimiser steps.
-    batch_size: forget sequences (and retain sequences) a forward.
-    gradient_accumulation: forwards a step; the gradient equals that of one large batch.
-    warmup: share of the steps over which the learning rate rises; it stays constant after.
-    weight_decay: of AdamW.
-    max_grad_norm: gradients are clipped to this norm.
-    max_length: texts are cut to so many tokens.
-    seed: of the order of the texts.
+    Attributes:
+        learning_rate: of AdamW. Public code uses 1e-5 … 5e-5; the paper does not say what made its checkpoints.
+        steps: optimiser steps.
+        batch_size: forget sequences (and retain sequences) a forward.
+        gradient_accumulation: forwards a step; the gradient equals that of one large batch.
+        warmup: share of the steps over which the learning rate rises; it stays constant after.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        max_length: texts are cut to so many tokens.
+        seed: of the order of the texts.
     """
 
     learning_rate: float = 2e-5
@@ -53,14 +52,13 @@ class Config:
 class Side:
     """What a method sees of the forget, or of the retain, sequences of one forward.
 
-    Parameters
-    ----------
-    logits: of the model in training.
-    labels: -100 where a token is only read.
-    ref_logits: of the vanilla model; only for methods with `reference = "live"`.
-    ref_logprob: each sequence's summed log-probability under the vanilla model; for `reference = "logprobs"`.
-    n_tokens: live tokens in the whole optimiser step, over all forwards and processes.
-    n_rows: sequences in the whole optimiser step.
+    Attributes:
+        logits: of the model in training.
+        labels: -100 where a token is only read.
+        ref_logits: of the vanilla model; only for methods with `reference = "live"`.
+        ref_logprob: each sequence's summed log-probability under the vanilla model; for `reference = "logprobs"`.
+        n_tokens: live tokens in the whole optimiser step, over all forwards and processes.
+        n_rows: sequences in the whole optimiser step.
     """
 
     logits: Float[Tensor, "row pos vocab"]

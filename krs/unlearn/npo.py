@@ -14,9 +14,8 @@ from krs.unlearn.methods import Config, Method, Side, register
 class NPOConfig(Config):
     """Settings of `npo`.
 
-    Parameters
-    ----------
-    beta: how quickly a sequence that has become unlikely stops pulling; 0.1 in the paper that introduced it.
+    Attributes:
+        beta: how quickly a sequence that has become unlikely stops pulling; 0.1 in the paper that introduced it.
     """
 
     beta: float = 0.1

@@ -49,16 +49,15 @@ def run(
     >>> unlearned is vanilla
     False
 
-    Parameters
-    ----------
-    method: a name that `krs.unlearn.methods()` lists.
-    model: the vanilla model, or its name; it is not changed.
-    forget: what to unlearn: paragraphs, or prompts with answers (see `Text`).
-    retain: what to keep, in the same forms; for the methods that use it.
-    tokenizer: looked for beside the model's checkpoint if not given.
-    output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given.
-    overwrite: save into a directory that is not empty.
-    settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`.
+    Args:
+        method: a name that `krs.unlearn.methods()` lists.
+        model: the vanilla model, or its name; it is not changed.
+        forget: what to unlearn: paragraphs, or prompts with answers (see `Text`).
+        retain: what to keep, in the same forms; for the methods that use it.
+        tokenizer: looked for beside the model's checkpoint if not given.
+        output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given.
+        overwrite: save into a directory that is not empty.
+        settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`.
 
     Raises `KrsError` for bad input before training, for a loss that is not finite, and when no parameter moved.
     """
