@@ -1,10 +1,13 @@
-"""How far two sets of logits are apart."""
+"""How far two sets of logits are apart, from the logits themselves or from what the heads get."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_ROWS = 256
+"""Vocabulary entries summed in the weights' own precision before float64 takes over."""
 
 
 def logit_mse(a: Float[Tensor, "*token vocab"], b: Float[Tensor, "*token vocab"]) -> Float[Tensor, "*token"]:
@@ -23,3 +26,81 @@ def logit_mse(a: Float[Tensor, "*token vocab"], b: Float[Tensor, "*token vocab"]
 def logit_power(a: Float[Tensor, "*token vocab"]) -> Float[Tensor, "*token"]:
     """Mean over the vocabulary of the squared logits: the scale against which a difference is nothing."""
     return logit_mse(a, torch.zeros((), dtype=a.dtype, device=a.device).expand_as(a))
+
+
+class HeadDistance:
+    """The exact mean squared logit difference of two linear heads, without any logits.
+
+    With `h'` and `h` the states that the heads get, the difference of the logits is `W' h' - W h = W' e + D h`, where
+    `e = h' - h` and `D = W' - W`. Its mean square is `(eᵀ A e + 2 eᵀ B h + hᵀ C h) / V` with `A = W'ᵀW'`, `B = W'ᵀD` and
+    `C = DᵀD`, each `[d, d]`: one pass over the heads, then `V / d` times less work a token than logits take.
+    Both differences are taken first and in float64, so nothing cancels when the models are nearly equal.
+
+    >>> from torch.nn.functional import linear
+    >>> ours, theirs, h1, h0 = torch.randn(50, 4), torch.randn(50, 4), torch.randn(3, 4), torch.randn(3, 4)
+    >>> distance = HeadDistance(ours, theirs)
+    >>> torch.allclose(distance.mse(h1, h0).float(), logit_mse(linear(h1, ours), linear(h0, theirs)).float())
+    True
+
+    Args:
+        ours: weight `[vocab, d]` of the head that gets `h'` (the unlearned model's).
+        theirs: weight of the head that gets `h` (the vanilla model's).
+        our_bias: bias `[vocab]`, if the head has one.
+        their_bias: likewise.
+        our_scale: factor on the logits (Cohere, Granite).
+        their_scale: likewise.
+    """
+
+    def __init__(
+        self,
+        ours: Float[Tensor, "vocab d"],
+        theirs: Float[Tensor, "vocab d"],
+        our_bias: Float[Tensor, " vocab"] | None = None,
+        their_bias: Float[Tensor, " vocab"] | None = None,
+        our_scale: float = 1.0,
+        their_scale: float = 1.0,
+    ) -> None:
+        self.vocabulary, width = ours.shape
+        self.our_scale, self.their_scale = our_scale, their_scale
+        d = width + (our_bias is not None or their_bias is not None)
+        self._bias = d > width
+        # For widths that give the scales: bias is scaled with the logits, so it rides in the last column.
+        self.a, self.b, self.c = (torch.zeros(d, d, dtype=torch.float64, device=ours.device) for _ in range(3))
+        working = torch.promote_types(ours.dtype, torch.float32 if ours.device.type == "cpu" else torch.float64)
+        for start in range(0, self.vocabulary, _ROWS):
+            part = slice(start, start + _ROWS)
+            w = _columns(ours, our_bias, part, self._bias)
+            change = w - _columns(theirs, their_bias, part, self._bias)
+            w, change = w.to(working), change.to(working)
+            self.a += w.T @ w
+            if change.any():
+                self.b += w.T @ change
+                self.c += change.T @ change
+
+    def mse(self, ours: Float[Tensor, "*token d"], theirs: Float[Tensor, "*token d"]) -> Float[Tensor, "*token"]:
+        """Mean over the vocabulary of the squared logit difference, float64."""
+        h = self._states(theirs, self.their_scale)
+        e = self._states(ours, self.our_scale) - h
+        total = (e * (e @ self.a + 2 * (h @ self.b.T))).sum(-1) + (h * (h @ self.c)).sum(-1)
+        return total.clamp(min=0) / self.vocabulary
+
+    def power(self, theirs: Float[Tensor, "*token d"]) -> Float[Tensor, "*token"]:
+        """Mean over the vocabulary of the squared logits of the second head, float64."""
+        h = self._states(theirs, self.their_scale)
+        gram = self.a - self.b - self.b.T + self.c
+        return (h * (h @ gram)).sum(-1).clamp(min=0) / self.vocabulary
+
+    def _states(self, states: Tensor, scale: float) -> Tensor:
+        wide = states.to(self.a)
+        if self._bias:
+            wide = torch.cat([wide, wide.new_ones(*wide.shape[:-1], 1)], dim=-1)
+        return wide * scale
+
+
+def _columns(weight: Tensor, bias: Tensor | None, part: slice, with_bias: bool) -> Tensor:
+    """Some rows of a head in float64, its bias as one more column."""
+    rows = weight[part].to(torch.float64)
+    if not with_bias:
+        return rows
+    column = rows.new_zeros(len(rows)) if bias is None else bias[part].to(torch.float64)
+    return torch.cat([rows, column[:, None]], dim=-1)

@@ -1,0 +1,118 @@
+"""Attention over packed tokens: each branch of the tree attends to what stands before it, and to itself causally.
+
+It takes the place of a model's attention function (`config._attn_implementation`) during a pass, through the
+interface that `transformers` has for that. Families that compute attention in code of their own do not call it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from krs.hooks.interrupts import interrupt_deferred
+from krs.restore.wave.packing import Branch, Packed
+
+NAME = "krs_packed"
+_TREE: ContextVar[Packed] = ContextVar("krs_packed_tree")
+
+
+class CannotPackError(Exception):
+    """A model's attention asks for something that attention over packed tokens does not do."""
+
+
+def can_pack(layer: nn.Module) -> bool:
+    """Whether a layer's code takes its attention function from the interface that `transformers` has for that."""
+    return hasattr(sys.modules[type(layer).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+@contextmanager
+def attending(model: nn.Module, tree: Packed) -> Iterator[None]:
+    """Inside, the model's attention is the one over packed tokens."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, c._attn_implementation_internal) for c in configs.values() if hasattr(c, "_attn_implementation")]
+    token = _TREE.set(tree)
+    try:
+        with interrupt_deferred():
+            for config, _ in before:
+                config._attn_implementation_internal = NAME
+        yield
+    finally:
+        with interrupt_deferred():
+            for config, had in before:
+                config._attn_implementation_internal = had
+            _TREE.reset(token)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "row head pos unit"],
+    key: Float[Tensor, "row kv_head pos unit"],
+    value: Float[Tensor, "row kv_head pos value_unit"],
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **more: Any,
+) -> tuple[Float[Tensor, "row pos head value_unit"], None]:
+    """What `transformers` calls in the place of its own attention functions; the mask is the tree's, not the model's."""
+    ignored = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "output_hidden_states"}
+    if asked := [name for name, given in more.items() if given is not None and name not in ignored]:
+        raise CannotPackError(f"attention with {', '.join(asked)}")
+    rows, heads, length, _ = query.shape
+    out = query.new_empty(rows, length, heads, value.shape[-1])
+    for branch in _TREE.get().branches:
+        part = query[:, :, branch.start : branch.stop]
+        ranges = _merged(branch)
+        mask = _mask(branch.n_before, branch.stop - branch.start, sliding_window, query.dtype, query.device)
+        got = _attend(part, _take(key, ranges), _take(value, ranges), mask, scaling, softcap)
+        out[:, branch.start : branch.stop] = got.transpose(1, 2)
+    return out, None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+) -> Tensor:
+    if softcap is None:
+        grouped = key.shape[1] != query.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def _merged(branch: Branch) -> tuple[tuple[int, int], ...]:
+    own = (branch.start, branch.stop)
+    if branch.before and branch.before[-1][1] == branch.start:
+        return (*branch.before[:-1], (branch.before[-1][0], branch.stop))
+    return (*branch.before, own)
+
+
+def _take(states: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    parts = [states[:, :, a:b] for a, b in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+@lru_cache(maxsize=4096)
+def _mask(before: int, own: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive, `[own, before + own]`: causal, and no further back than a sliding window reaches."""
+    query = torch.arange(before, before + own, device=device)[:, None]
+    key = torch.arange(before + own, device=device)[None]
+    seen = key <= query
+    if window is not None:
+        seen &= key > query - window
+    return torch.zeros(own, before + own, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))

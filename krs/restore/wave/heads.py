@@ -1,0 +1,115 @@
+"""From final states to losses: by the heads' inner products where the heads are linear, by logits in chunks otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from krs.hooks.anatomy import Anatomy
+from krs.hooks.unwrap import core
+from krs.metrics.logits import HeadDistance, logit_mse, logit_power
+from krs.restore.forward import device_of
+from krs.restore.wave.answers import answering, held
+from krs.restore.wave.lane import NotExactError
+
+_LOGIT_BYTES = 64 * 2**20
+
+
+class Heads:
+    """Distances between the logits of an unlearned and a vanilla model, from the states that their heads get.
+
+    Attributes:
+        linear: whether no logits are needed.
+    """
+
+    def __init__(self, unlearned: Anatomy, vanilla: Anatomy) -> None:
+        self.unlearned, self.vanilla = unlearned, vanilla
+        scales = [_scale(body) for body in (unlearned, vanilla)]
+        self.distance: HeadDistance | None = None
+        ours, theirs = (_head(body) for body in (unlearned, vanilla))
+        with held(ours), held(theirs):
+            if None not in scales and _is_linear(ours) and _is_linear(theirs):
+                mine, other = _parameters(ours), _parameters(theirs)
+                other = tuple(x if x is None else x.to(mine[0].device) for x in other)
+                self.distance = HeadDistance(mine[0], other[0], mine[1], other[1], *scales)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the losses come from the heads' inner products."""
+        return self.distance is not None
+
+    def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
+        """Logit MSE of each token, float64, on the CPU."""
+        if self.distance is not None:
+            at = self.distance.a.device
+            return self.distance.mse(ours.to(at), theirs.to(at)).cpu()
+        rows = ours.reshape(-1, *theirs.shape)
+        return torch.stack([self._by_logits(row, theirs) for row in rows]).reshape(ours.shape[:-1])
+
+    def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
+        """Mean squared vanilla logit of each token, float64, on the CPU."""
+        if self.distance is not None:
+            return self.distance.power(theirs.to(self.distance.a.device)).cpu()
+        return torch.cat([logit_power(_logits(self.vanilla, part)).cpu() for part in self._chunks(theirs)])
+
+    def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        found = []
+        for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
+            a = _logits(self.unlearned, mine)
+            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)).cpu())
+        return torch.cat(found)
+
+    def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
+        vocabulary = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[operator, union-attr]
+        return states.split(max(1, _LOGIT_BYTES // (8 * vocabulary)))
+
+
+def _head(body: Anatomy) -> nn.Module:
+    head = body.model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Module):
+        raise NotExactError("it has no output embeddings")
+    return head
+
+
+def _parameters(head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    holder = core(head)
+    return holder.weight, getattr(holder, "bias", None)  # type: ignore[return-value]
+
+
+def _is_linear(head: nn.Module) -> bool:
+    """Whether the head is what its weight and bias say: no adapter, no packing, nothing around it."""
+    weight, bias = _parameters(head)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return False
+    probe = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)[None]
+    return torch.equal(head(probe), nn.functional.linear(probe, weight, bias))
+
+
+def _scale(body: Anatomy) -> float | None:
+    """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
+    dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
+    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=dtype)
+    with answering({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
+        given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
+    factors = (given.double().cpu() / probe.double()).flatten()
+    return float(factors[0]) if torch.allclose(factors, factors[0], rtol=1e-3, atol=0) else None
+
+
+def _logits(body: Anatomy, states: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
+    """The model's own way from final states to logits."""
+    return _after_decoder(body, states[None])[0]
+
+
+def _after_decoder(body: Anatomy, states: Tensor) -> Tensor:
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+    at = device_of(body.model)
+    out = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states.to(at))
+    tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
+    answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
+    with answering({body.decoder: answer}):
+        return body.model(input_ids=tokens, use_cache=False).logits

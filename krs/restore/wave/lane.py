@@ -1,0 +1,123 @@
+"""One model, called layer by layer with what its own decoder would call each layer with.
+
+The decoder runs once with layers that only note their arguments (masks, position embeddings …) and hand their input on;
+whoever holds a lane then calls the layers, in order, as often as needed. No family needs a line of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from krs.hooks.anatomy import Anatomy
+from krs.restore.forward import accepted, device_of
+from krs.restore.wave.answers import answering, held
+from krs.restore.wave.attention import attending
+from krs.restore.wave.layout import Layout
+
+
+class NotExactError(Exception):
+    """The wavefront engine cannot do this model, or this plan, exactly; the message says why."""
+
+
+class _OtherFormError(Exception):
+    """A layer that only hands its input on has to return a tuple in this family, or must not."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the decoder passes to a layer beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    by_name: bool
+
+
+class Lane:
+    """A model on one batch.
+
+    Attributes:
+        body: the model.
+        layout: how the batch lies in the tensors.
+        states: the hidden states before layer 0, `[sequence, pos, d]`; whoever runs the lane moves them on.
+    """
+
+    def __init__(self, body: Anatomy, layout: Layout) -> None:
+        self.body = body
+        self.layout = layout
+        self._tuples = False
+        self._calls: dict[int, list[_Call]] = {}
+        self.states = self._capture(1)
+
+    def call(self, layer: int, states: Float[Tensor, "sequence pos d"], rows: int = 1) -> Tensor:
+        """A layer's output for `rows` rows, whose sequences stand one after the other."""
+        shared = 1 if self.layout.tree is not None else rows  # what packed rows are called with is the same for each
+        if shared not in self._calls:
+            self._capture(shared)
+        call = self._calls[shared][layer]
+        module = self.body.layers[layer]
+        with self.attention():
+            if call.by_name:
+                out = module(*call.args, hidden_states=states, **call.kwargs)
+            else:
+                out = module(states, *call.args, **call.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def final(self, states: Float[Tensor, "*token d"]) -> Float[Tensor, "*token d"]:
+        """What the head gets of a layer's output."""
+        with held(self._norm):
+            return self._norm(states)
+
+    @contextmanager
+    def attention(self) -> Iterator[None]:
+        """Inside, the model attends as the layout needs it."""
+        with ExitStack() as stack:
+            if self.layout.tree is not None:
+                stack.enter_context(attending(self.body.model, self.layout.tree))
+            yield
+
+    @property
+    def _norm(self) -> nn.Module:
+        return self.body.model.get_submodule(self.body.family.final_norm)
+
+    def _capture(self, rows: int) -> Tensor:
+        """Note what the layers are called with for so many rows; returns what the first one gets."""
+        calls: list[_Call] = []
+        seen: list[Tensor] = []
+        try:
+            out = self._stubbed(rows, calls, seen)
+        except _OtherFormError:
+            if self._tuples:
+                raise NotExactError("its decoder changes the hidden states between layers") from None
+            self._tuples = True
+            return self._capture(rows)
+        if len(calls) != self.body.n_layers:
+            raise NotExactError(f"its decoder calls layers {len(calls)} times, and there are {self.body.n_layers}")
+        if not torch.equal(self.final(seen[-1]), out):
+            raise NotExactError("what follows its last layer is more than the final norm")
+        self._calls[rows] = calls
+        return seen[0]
+
+    def _stubbed(self, rows: int, calls: list[_Call], seen: list[Tensor]) -> Tensor:
+        def stub(_: Any, *args: Any, **kwargs: Any) -> Any:
+            by_name = "hidden_states" in kwargs
+            states = kwargs.pop("hidden_states") if by_name else args[0]
+            if seen and (not isinstance(states, Tensor) or states.shape != seen[0].shape):
+                raise _OtherFormError
+            calls.append(_Call(args if by_name else args[1:], kwargs, by_name))
+            seen.append(states)
+            return (states,) if self._tuples else states
+
+        decoder, device = self.body.decoder, device_of(self.body.model)
+        given = {name: value.to(device) for name, value in self.layout.repeated(rows).items()}
+        with answering(dict.fromkeys(self.body.layers, stub)), self.attention():
+            out = decoder(**accepted(decoder, given), use_cache=False)[0]
+        if out.shape != seen[0].shape:
+            raise _OtherFormError
+        return out

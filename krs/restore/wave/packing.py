@@ -1,0 +1,116 @@
+"""Prompts laid out flat, what they begin with in common only once.
+
+The token sequences of a batch form a tree: sequences that begin alike share a branch until they differ. Under causal
+attention a token's activations depend on what stands before it only, so a shared beginning (a chat template's
+system prompt, say) has to be computed once and not once a prompt. Laid out branch after branch there is no padding
+either.
+
+>>> from krs.prompts import TokenBatch
+>>> tree = pack(TokenBatch(((1, 2, 3), (1, 2, 4, 5)), (1, 1), ((0,), (0,))))
+>>> tree.ids, tree.depths
+((1, 2, 3, 4, 5), (0, 1, 2, 2, 3))
+>>> tree.places
+((0, 1, 2), (0, 1, 3, 4))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from krs.prompts import Ids, TokenBatch
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A run of packed tokens without a fork.
+
+    Attributes:
+        start: its first packed token.
+        stop: one past its last.
+        before: the packed ranges that its tokens follow, first to last; together with its own, what they attend to.
+    """
+
+    start: int
+    stop: int
+    before: tuple[tuple[int, int], ...]
+
+    @property
+    def n_before(self) -> int:
+        """How many tokens stand before it in its sequences."""
+        return sum(b - a for a, b in self.before)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as a tree of tokens.
+
+    Attributes:
+        ids: the token ids, each shared one once.
+        depths: each token's position in its sequences.
+        branches: the tree.
+        places: for each prompt, where its tokens are in `ids`.
+    """
+
+    ids: Ids
+    depths: Ids
+    branches: tuple[Branch, ...]
+    places: tuple[Ids, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pack(batch: TokenBatch, marks: Sequence[Sequence[Hashable]] | None = None) -> Packed:
+    """Lay a batch out as a tree.
+
+    Args:
+        batch: the sequences; nothing behind a prompt's last scored position is kept.
+        marks: for each prompt, something for each of its tokens; tokens that differ in it are not shared. For
+            restorations that touch a shared token in one prompt and not in another.
+    """
+    rows = []
+    for i, (tokens, scored) in enumerate(zip(batch.tokens, batch.scored, strict=True)):
+        kept = tokens[: max(scored) + 1]
+        rows.append([(t, marks[i][p] if marks is not None else None) for p, t in enumerate(kept)])
+    ids: list[int] = []
+    depths: list[int] = []
+    places: list[list[int]] = [[] for _ in rows]
+    branches = []
+    for members, depth, length, before in _branches(rows, list(range(len(rows))), 0, (), lambda: len(ids)):
+        start = len(ids)
+        ids += [token for token, _ in rows[members[0]][depth : depth + length]]
+        depths += range(depth, depth + length)
+        branches.append(Branch(start, len(ids), before))
+        for i in members:
+            places[i] += range(start, len(ids))
+    return Packed(tuple(ids), tuple(depths), tuple(branches), tuple(map(tuple, places)))
+
+
+def _branches(rows: list, members: list[int], depth: int, before: tuple, here) -> Iterator[tuple]:  # type: ignore[no-untyped-def, type-arg]
+    """Depth first: `(prompts, depth, length, what stands before)` of each branch of the sequences `members`."""
+    forks: dict[Hashable, list[int]] = {}
+    for i in members:
+        if depth < len(rows[i]):
+            forks.setdefault(rows[i][depth], []).append(i)
+    for together in forks.values():
+        length = _common(rows, together, depth)
+        start = here()
+        yield together, depth, length, before
+        yield from _branches(rows, together, depth + length, _joined(before, (start, start + length)), here)
+
+
+def _common(rows: list, members: list[int], depth: int) -> int:  # type: ignore[type-arg]
+    """How many tokens from `depth` on the sequences have in common."""
+    first, length = rows[members[0]], 0
+    limit = min(len(rows[i]) for i in members) - depth
+    while length < limit and all(rows[i][depth + length] == first[depth + length] for i in members):
+        length += 1
+    return length
+
+
+def _joined(before: tuple[tuple[int, int], ...], new: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """The ranges with one more, merged with the last where they touch."""
+    if before and before[-1][1] == new[0]:
+        return (*before[:-1], (before[-1][0], new[1]))
+    return (*before, new)

@@ -1,0 +1,52 @@
+"""Which rows a pass carries, layer by layer: a pure function of a plan.
+
+A row is a residual stream of the unlearned model with something restored below. Row 0 is the base, with nothing
+restored. Restorations that have restored the same things so far are one row, so a restoration costs nothing below
+its window, and windows that begin alike share their beginning.
+
+>>> from krs.restore.plan import Plan
+>>> steps, last = schedule(Plan.make("attn_out", windows=1, n_layers=3))
+>>> [len(step) for step in steps], last
+([2, 3, 4], (1, 2, 3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from krs.hooks.points import Point
+from krs.restore.plan import Plan, Restoration
+
+Points: TypeAlias = frozenset[Point]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it leaves a layer: the row that it was before, and what is restored in it at this layer."""
+
+    parent: int
+    points: Points
+
+
+Step: TypeAlias = tuple[Row, ...]
+
+
+def schedule(plan: Plan, restorations: Sequence[Restoration] | None = None) -> tuple[tuple[Step, ...], tuple[int, ...]]:
+    """For each layer its rows, row 0 the base; and for each restoration the row that it is in the end.
+
+    Args:
+        plan: what is to be restored; all of it, unless `restorations` names a part.
+    """
+    wanted = list(plan) if restorations is None else list(restorations)
+    at = [0] * len(wanted)
+    steps = []
+    for layer in range(plan.n_layers):
+        rows: dict[Row, int] = {Row(0, frozenset()): 0}
+        for i, restoration in enumerate(wanted):
+            inside = layer in restoration.window.layers
+            points = frozenset(restoration.setting.points) if inside else frozenset()
+            at[i] = rows.setdefault(Row(at[i], points), len(rows))
+        steps.append(tuple(rows))
+    return tuple(steps), tuple(at)
