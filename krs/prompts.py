@@ -19,6 +19,9 @@ from krs.errors import KrsError
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | Tensor
 """Text; or chat messages (the tokenizer's template is applied); or token ids."""
 
+Answer: TypeAlias = str | Sequence[int] | Tensor
+"""Text, or token ids."""
+
 Ids: TypeAlias = tuple[int, ...]
 Scoring: TypeAlias = Literal["next-token", "paper-code"]
 
@@ -81,6 +84,33 @@ def _encode_one(i: int, prompt: Any, tokenizer: Tokenizer | None) -> Ids:
     if not ids:
         raise KrsError(f"prompt {i} ({prompt!r}) gives no tokens: remove it or give it a text")
     return tuple(ids)
+
+
+def encode_answers(
+    answers: Sequence[Answer], prompts: tuple[Ids, ...], tokenizer: Tokenizer | None, n_tokens: int
+) -> tuple[Ids, ...]:
+    """Token ids of given answers, one a prompt, each cut to `n_tokens`.
+
+    A text is tokenised without special tokens and ends with the EOS; token ids are taken as they are. Raises
+    `KrsError` for another number of answers than of prompts, and for an empty one.
+    """
+    listed = [answers] if isinstance(answers, str) else list(answers)
+    if len(listed) != len(prompts):
+        raise KrsError(f"answers= has {len(listed)} answers for {len(prompts)} prompts: give one for each")
+    found = []
+    for i, answer in enumerate(listed):
+        if isinstance(answer, str):
+            if tokenizer is None:
+                raise KrsError("answers= has text, and no tokenizer was found: pass tokenizer=, or token ids")
+            ends = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+            said = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            ids = said + ends if said else ()
+        else:
+            ids = tuple(int(t) for t in answer)
+        if not ids:
+            raise KrsError(f"answer {i} is empty: leave its prompt out, or give it an answer")
+        found.append(ids[:n_tokens])
+    return tuple(found)
 
 
 def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool = False) -> str:

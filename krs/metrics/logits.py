@@ -32,8 +32,8 @@ class HeadDistance:
     """The exact mean squared logit difference of two linear heads, without any logits.
 
     With `h'` and `h` the states that the heads get, the difference of the logits is `W' h' - W h = W' e + D h`, where
-    `e = h' - h` and `D = W' - W`. Its mean square is `(eᵀ A e + 2 eᵀ B h + hᵀ C h) / V` with `A = W'ᵀW'`, `B = W'ᵀD` and
-    `C = DᵀD`, each `[d, d]`: one pass over the heads, then `V / d` times less work a token than logits take.
+    `e = h' - h` and `D = W' - W`. Its mean square is `(eᵀ A e + 2 eᵀ B h + hᵀ C h) / V` with `A = W'ᵀW'`, `B = W'ᵀD`,
+    and `C = DᵀD`, each `[d, d]`: one pass over the heads, then `V / d` times less work a token than logits take.
     Both differences are taken first and in float64, so nothing cancels when the models are nearly equal.
 
     >>> from torch.nn.functional import linear

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +27,7 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: str | torch.device | None = None,
+    offload: str | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Tokenizer]:
     """Load a causal language model and its tokenizer, ready to be swept.
@@ -36,11 +40,14 @@ def load(
             or a hub id such as `"allenai/OLMo-7B-hf"`. A local path never reaches for the network.
         dtype: a torch dtype; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
         device: where to put it; the CPU if not given.
+        offload: `"disk"` leaves the weights in the checkpoint; `accelerate` reads each module's when it is called.
         options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
 
     Returns the model in eval mode and the tokenizer. Raises `KrsError` for a path that does not exist, a
     directory that holds no model, and a hub id that cannot be had.
     """
+    if offload is not None:
+        options |= _offloading(offload, options)
     where, local = locate(name)
     options |= {"local_files_only": True} if local else {}
     try:
@@ -49,9 +56,24 @@ def load(
             model = _model(where, dtype, options)
     except (OSError, ValueError, ImportError) as reason:
         raise KrsError(_cannot_load(str(name), local, reason)) from None
+    if "offload_folder" in options:
+        weakref.finalize(model, shutil.rmtree, options["offload_folder"], ignore_errors=True)
     if device is not None:
         model.to(device)
     return model.eval(), tokenizer
+
+
+def _offloading(offload: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What `from_pretrained` needs to leave a checkpoint's weights where they are."""
+    from importlib.util import find_spec
+
+    if offload != "disk":
+        raise KrsError(f"offload={offload!r}: give 'disk', or load with device_map= for anything else")
+    if "device_map" in options:
+        raise KrsError("offload='disk' and device_map= are two ways to say where weights are: give one of them")
+    if find_spec("accelerate") is None:
+        raise KrsError("offload='disk' needs accelerate: pip install 'krs[unlearn]'")
+    return {"device_map": {"": "disk"}, "offload_folder": tempfile.mkdtemp(prefix="krs-offload-")}
 
 
 def locate(name: str | Path) -> tuple[str, bool]:

@@ -23,36 +23,46 @@ from krs.prompts import (
     next_token_batch,
     paper_code_batch,
 )
+from krs.restore.engines import CHOICES
 from krs.restore.generate import eos_ids
 
 Model: TypeAlias = nn.Module | str | Path
 Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
+Offload: TypeAlias = Literal["disk"]
 
 
 def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
     """Raise `KrsError` for a scoring or an engine that there is not, and for no tokens to score."""
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if engine == "wavefront":
-        raise KrsError("engine='wavefront' is not in this version yet: use 'auto' or 'plain'")
-    if engine not in ("auto", "plain"):
-        raise KrsError(f"engine={engine!r}: choose 'auto', 'wavefront' or 'plain'")
+    if engine not in CHOICES:
+        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, CHOICES))}")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
 
 
 def resolve(
-    vanilla: Model, unlearned: Model, prompts: Sequence[Prompt], tokenizer: Tokenizer | None, scoring: Scoring
+    vanilla: Model,
+    unlearned: Model,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer | None,
+    scoring: Scoring,
+    offload: Offload | None = None,
 ) -> tuple[Any, Any, Tokenizer | None]:
     """Load what is given by name, and find a tokenizer if one is needed."""
     for given in (vanilla, unlearned):
         if isinstance(given, str | Path):
             locate(given)
+        elif offload is not None:
+            raise KrsError(
+                "offload= is for models given by name; one that is loaded stays as it is: load it with "
+                "krs.load(…, offload='disk') or device_map=, or pass its name"
+            )
     tokenizers: list[Tokenizer | None] = []
     models: list[Any] = []
     for given in (vanilla, unlearned):
         if isinstance(given, str | Path):
-            model, beside = load(given)
+            model, beside = load(given, offload=offload)
             tokenizers.append(beside)
         else:
             model = given
@@ -80,10 +90,13 @@ def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
         )
 
 
-def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy) -> None:
+def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy, answers: tuple[Ids, ...] | None = None) -> None:
     """Raise `KrsError` for ids outside the vocabulary and prompts that do not fit into the context."""
     config: Any = body.model.config
     vocabulary = body.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    for i, row in enumerate(answers or ()):
+        if bad := [t for t in row if not 0 <= t < vocabulary]:
+            raise KrsError(f"answer {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
     names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
     context = next((int(getattr(config, n)) for n in names if getattr(config, n, None)), None)
     for i, row in enumerate(ids):

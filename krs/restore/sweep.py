@@ -14,17 +14,17 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
 from krs.models.pair import check_pair
-from krs.progress import bar
-from krs.prompts import Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode
-from krs.restore import plain
+from krs.prompts import Answer, Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode, encode_answers
+from krs.restore.engines import execute
 from krs.restore.generate import greedy
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.plan import Plan, check_positions, check_settings
-from krs.restore.prepare import Engine, Model, batch_of, check_choices, check_tokens, resolve
+from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_tokens, resolve
 from krs.restore.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
+from krs.restore.wave.answers import is_offloaded
 from krs.restore.windows import Shape, shape
 
 _SAVE_EVERY = 30.0
@@ -45,6 +45,8 @@ def sweep(
     memory: int | float | str = "auto",
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    answers: Sequence[Answer] | None = None,
+    offload: Offload | None = None,
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -76,11 +78,16 @@ def sweep(
             included; `"paper-code"` scores as the released notebooks do. Docs: scoring.
         positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`, or
             indices into each prompt's tokens.
-        engine: `"plain"` runs one forward a restoration; `"auto"` picks the fastest engine that is exact here.
+        engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
+            restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
+            `provenance` says which it was, and why). Docs: performance.
         memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
         progress: show bars.
         checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
             the same models, prompts and plan, the sweep goes on from it.
+        answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
+        offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
+            once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
 
     Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
     attribute `partial`, the `SweepResult` of what was done.
@@ -89,24 +96,27 @@ def sweep(
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring)
+    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload)
     v, u = check_pair(v_model, u_model)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
-    check_tokens(ids, n_tokens, v)
+    given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens)
+    check_tokens(ids, n_tokens, v, given)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     for body in (v, u):
-        self_check(body.model, Setting(plan.points))
-    answers = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
-    batch = batch_of(scoring, ids, answers, tokenizer, v)
+        if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
+            self_check(body.model, Setting(plan.points))
+    said = given or greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
+    batch = batch_of(scoring, ids, said, tokenizer, v)
     made = {
         "made_by": "krs.sweep",
         "time": now(),
-        "engine": plain.NAME,
+        "engine": engine,
         "n_tokens": n_tokens,
+        "answers": "vanilla, greedy" if given is None else "given",
         "seed": None,
         "vanilla": describe_model(vanilla, v.model),
         "unlearned": describe_model(unlearned, u.model),
@@ -120,10 +130,10 @@ def sweep(
         Losses.empty(plan, batch),
         scoring,
         tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids,
-        tuple(decode(a, tokenizer) for a in answers) if tokenizer is not None else answers,
+        tuple(decode(a, tokenizer) for a in said) if tokenizer is not None else said,
         made,
     )
-    return _run(result, v, u, batch, room, progress, None if checkpoint is None else Path(checkpoint))
+    return _run(result, v, u, batch, engine, room, progress, None if checkpoint is None else Path(checkpoint))
 
 
 def _run(
@@ -131,6 +141,7 @@ def _run(
     v: Anatomy,
     u: Anatomy,
     batch: TokenBatch,
+    engine: Engine,
     room: int,
     progress: bool,
     file: Path | None,
@@ -138,13 +149,13 @@ def _run(
     """Run the engine, keeping what it has done safe."""
     if file is not None and file.exists():
         result = _resumed(result, file)
-    plan, started = result.plan, time.monotonic()
-    total = plain.steps(plan, v, batch, room)
-    doing = f"sweep: {len(plan.settings)} settings x {len(plan.windows)} windows"
+    plan, made, started = result.plan, result.provenance, time.monotonic()
+
+    def keeper(shown: Any) -> _Keeper:
+        return _Keeper(shown, result, file)
+
     try:
-        with bar(total, doing, show=progress, unit="run") as shown:
-            keeper = _Keeper(shown, result, file)
-            plain.run(plan, v, u, batch, result.losses, room, keeper)
+        execute(engine, plan, v, u, batch, result.losses, room, progress, keeper, made)
     except BaseException as stop:
         stop.partial = result  # type: ignore[attr-defined]
         if file is not None:
@@ -153,7 +164,7 @@ def _run(
         else:
             stop.add_note("what was done is in the exception's attribute `partial`; checkpoint= would also save it")
         raise
-    result = replace(result, provenance=result.provenance | {"seconds": round(time.monotonic() - started, 1)})
+    result = replace(result, provenance=made | {"seconds": round(time.monotonic() - started, 1)})
     if file is not None:
         result.save(file, overwrite=True)
     return result

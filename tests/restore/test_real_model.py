@@ -87,7 +87,8 @@ def test_the_self_check_passes_on_every_layer(models):
 
 def test_provenance_traces_the_result(models, swept):
     made = swept.provenance
-    assert made["engine"] == "plain"
+    assert made["engine"] == "wavefront"
+    assert "engine_note" not in made
     assert made["vanilla"]["dtype"] == "float32"
     assert made["vanilla"]["weights_sample_sha256"] != made["unlearned"]["weights_sample_sha256"]
     assert made["versions"]["torch"] == torch.__version__

@@ -93,7 +93,7 @@ def test_the_notebook_view_shows_every_number_of_the_figure(result):
 
 def test_provenance(result):
     made = result.provenance
-    assert made["engine"] == "plain"
+    assert made["engine"] == "wavefront"
     assert made["vanilla"]["model_type"] == "llama"
     assert made["n_tokens"] == 4
     assert len(made["tokens_sha256"]) == 64

@@ -19,11 +19,13 @@ def _sweep(v, u, prompts=PROMPTS, **options):
     return krs.sweep(v, u, prompts, **({"windows": 3, "n_tokens": 6, "progress": False} | options))
 
 
+@pytest.mark.parametrize("engine", ["plain", "wavefront"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name):
+def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name, engine):
     v, u = pair(name)
     before = state(v), state(u)
-    result = _sweep(v, u)
+    result = _sweep(v, u, engine=engine)
+    assert result.provenance["engine"] == engine
     expected = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
     assert list(result.krs.columns) == SETTINGS
     np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
@@ -133,7 +135,7 @@ def test_positions_by_hand():
 
 def test_ctrl_c_leaves_the_models_as_they_were_and_loses_nothing(tmp_path, monkeypatch):
     v, u = pair("llama")
-    before, expected = state(u), _sweep(v, u)
+    before, expected = state(u), _sweep(v, u, engine="plain")
     file = tmp_path / "part.krs"
     from krs.restore import plain
 
@@ -147,7 +149,7 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_loses_nothing(tmp_path, monke
 
     monkeypatch.setattr(plain, "logits_at", interrupted)
     with pytest.raises(KeyboardInterrupt) as stop:
-        _sweep(v, u, checkpoint=file)
+        _sweep(v, u, checkpoint=file, engine="plain")
     assert same_state(u, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in u.modules())
     partial = stop.value.partial
@@ -158,11 +160,11 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_loses_nothing(tmp_path, monke
 
     monkeypatch.setattr(plain, "logits_at", lambda *args: calls.append(1) or real(*args))
     calls.clear()
-    resumed = _sweep(v, u, checkpoint=file)
+    resumed = _sweep(v, u, checkpoint=file, engine="plain")
     assert len(calls) == 2 + 10
     np.testing.assert_array_equal(resumed.losses.restored, expected.losses.restored)
     calls.clear()
-    again = _sweep(v, u, checkpoint=file)
+    again = _sweep(v, u, checkpoint=file, engine="plain")
     assert not calls
     np.testing.assert_array_equal(again.krs, expected.krs)
 
@@ -251,8 +253,12 @@ def _same_storage(v, u):
         (lambda v, u: {"settings": ["mlp"]}, "unknown point 'mlp'"),
         (lambda v, u: {"n_tokens": 0}, "at least one answer token"),
         (lambda v, u: {"scoring": "mine"}, "scoring='mine': choose one of"),
-        (lambda v, u: {"engine": "wavefront"}, "not in this version yet"),
-        (lambda v, u: {"engine": "fast"}, "engine='fast': choose"),
+        (lambda v, u: {"engine": "fast"}, "engine='fast': choose one of 'auto', 'wavefront', 'plain'"),
+        (lambda v, u: {"offload": "disk"}, "offload= is for models given by name"),
+        (lambda v, u: {"answers": [[3]]}, "answers= has 1 answers for 3 prompts"),
+        (lambda v, u: {"answers": [[3], [], [4]]}, "answer 1 is empty"),
+        (lambda v, u: {"answers": ["a", "b", "c"]}, "answers= has text, and no tokenizer was found"),
+        (lambda v, u: {"answers": [[3], [VOCAB], [4]]}, f"answer 1 has the token id {VOCAB}"),
         (lambda v, u: {"memory": "lots"}, "memory='lots'"),
         (lambda v, u: {"memory": -1}, "positive number of bytes"),
         (lambda v, u: {"positions": [99]}, "position 99 is out of range"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from krs.hooks.interrupts import interrupt_deferred
-from krs.restore.wave.packing import Branch, Packed
+from krs.restore.wave.packing import Packed
 
 NAME = "krs_packed"
 _TREE: ContextVar[Packed] = ContextVar("krs_packed_tree")
@@ -34,19 +34,23 @@ def can_pack(layer: nn.Module) -> bool:
     return hasattr(sys.modules[type(layer).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
+def switches(model: nn.Module) -> list[Any]:
+    """The configurations that say which attention function the model's modules take."""
+    found = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
+    return list(found.values())
+
+
 @contextmanager
-def attending(model: nn.Module, tree: Packed) -> Iterator[None]:
-    """Inside, the model's attention is the one over packed tokens."""
+def attending(configs: list[Any], tree: Packed) -> Iterator[None]:
+    """Inside, attention is over packed tokens in every module that these `switches` are for."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(c, c._attn_implementation_internal) for c in configs.values() if hasattr(c, "_attn_implementation")]
+    before = [(c, c._attn_implementation_internal) for c in configs]
     token = _TREE.set(tree)
     try:
-        with interrupt_deferred():
-            for config, _ in before:
-                config._attn_implementation_internal = NAME
+        for config, _ in before:
+            config._attn_implementation_internal = NAME
         yield
     finally:
         with interrupt_deferred():
@@ -67,19 +71,20 @@ def packed_attention(
     softcap: float | None = None,
     **more: Any,
 ) -> tuple[Float[Tensor, "row pos head value_unit"], None]:
-    """What `transformers` calls in the place of its own attention functions; the mask is the tree's, not the model's."""
+    """What `transformers` calls in place of its own attention functions; the mask is the tree's, not the model's."""
     ignored = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "output_hidden_states"}
     if asked := [name for name, given in more.items() if given is not None and name not in ignored]:
         raise CannotPackError(f"attention with {', '.join(asked)}")
-    rows, heads, length, _ = query.shape
-    out = query.new_empty(rows, length, heads, value.shape[-1])
-    for branch in _TREE.get().branches:
+    tree = _TREE.get()
+    index, spans = _context(tree, key.device)
+    keys, values = key.index_select(2, index), value.index_select(2, index)
+    out = []
+    for branch, (a, b) in zip(tree.branches, spans, strict=True):
         part = query[:, :, branch.start : branch.stop]
-        ranges = _merged(branch)
         mask = _mask(branch.n_before, branch.stop - branch.start, sliding_window, query.dtype, query.device)
-        got = _attend(part, _take(key, ranges), _take(value, ranges), mask, scaling, softcap)
-        out[:, branch.start : branch.stop] = got.transpose(1, 2)
-    return out, None
+        got = _attend(part, keys[:, :, a:b], values[:, :, a:b], mask, scaling, softcap)
+        out.append(got.transpose(1, 2))
+    return torch.cat(out, dim=1), None
 
 
 def _attend(
@@ -95,16 +100,17 @@ def _attend(
     return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def _merged(branch: Branch) -> tuple[tuple[int, int], ...]:
-    own = (branch.start, branch.stop)
-    if branch.before and branch.before[-1][1] == branch.start:
-        return (*branch.before[:-1], (branch.before[-1][0], branch.stop))
-    return (*branch.before, own)
-
-
-def _take(states: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    parts = [states[:, :, a:b] for a, b in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+@lru_cache(maxsize=64)
+def _context(tree: Packed, device: torch.device) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """All tokens that each branch attends to, one branch after the other, and where each one's begin and end."""
+    index: list[int] = []
+    spans = []
+    for branch in tree.branches:
+        start = len(index)
+        for a, b in (*branch.before, (branch.start, branch.stop)):
+            index += range(a, b)
+        spans.append((start, len(index)))
+    return torch.tensor(index, device=device), tuple(spans)
 
 
 @lru_cache(maxsize=4096)

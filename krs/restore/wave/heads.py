@@ -1,4 +1,4 @@
-"""From final states to losses: by the heads' inner products where the heads are linear, by logits in chunks otherwise."""
+"""From final states to losses: by inner products where the heads are linear, by logits in chunks otherwise."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ class Heads:
 
     def __init__(self, unlearned: Anatomy, vanilla: Anatomy) -> None:
         self.unlearned, self.vanilla = unlearned, vanilla
-        scales = [_scale(body) for body in (unlearned, vanilla)]
         self.distance: HeadDistance | None = None
-        ours, theirs = (_head(body) for body in (unlearned, vanilla))
+        our_scale, their_scale = _scale(unlearned), _scale(vanilla)
+        ours, theirs = _head(unlearned), _head(vanilla)
         with held(ours), held(theirs):
-            if None not in scales and _is_linear(ours) and _is_linear(theirs):
-                mine, other = _parameters(ours), _parameters(theirs)
-                other = tuple(x if x is None else x.to(mine[0].device) for x in other)
-                self.distance = HeadDistance(mine[0], other[0], mine[1], other[1], *scales)
+            if our_scale is not None and their_scale is not None and _is_linear(ours) and _is_linear(theirs):
+                weight, bias = _parameters(ours)
+                their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
+                assert their_weight is not None
+                self.distance = HeadDistance(weight, their_weight, bias, their_bias, our_scale, their_scale)
 
     @property
     def linear(self) -> bool:
@@ -64,7 +65,7 @@ class Heads:
         return torch.cat(found)
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
-        vocabulary = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[operator, union-attr]
+        vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore
         return states.split(max(1, _LOGIT_BYTES // (8 * vocabulary)))
 
 
@@ -105,10 +106,15 @@ def _logits(body: Anatomy, states: Float[Tensor, "token d"]) -> Float[Tensor, "t
 
 
 def _after_decoder(body: Anatomy, states: Tensor) -> Tensor:
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+    """The logits that the model makes of what its decoder returns."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class States(BaseModelOutput):
+        def __getattr__(self, name: str) -> None:
+            """Caches, router logits and the like, which some families ask their decoder for."""
 
     at = device_of(body.model)
-    out = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states.to(at))
+    out = States(last_hidden_state=states.to(at))
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
     answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
     with answering({body.decoder: answer}):

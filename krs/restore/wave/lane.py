@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from krs.hooks.anatomy import Anatomy
 from krs.restore.forward import accepted, device_of
 from krs.restore.wave.answers import answering, held
-from krs.restore.wave.attention import attending
+from krs.restore.wave.attention import attending, switches
 from krs.restore.wave.layout import Layout
 
 
@@ -51,6 +51,7 @@ class Lane:
     def __init__(self, body: Anatomy, layout: Layout) -> None:
         self.body = body
         self.layout = layout
+        self._switches = switches(body.model)
         self._tuples = False
         self._calls: dict[int, list[_Call]] = {}
         self.states = self._capture(1)
@@ -79,7 +80,7 @@ class Lane:
         """Inside, the model attends as the layout needs it."""
         with ExitStack() as stack:
             if self.layout.tree is not None:
-                stack.enter_context(attending(self.body.model, self.layout.tree))
+                stack.enter_context(attending(self._switches, self.layout.tree))
             yield
 
     @property

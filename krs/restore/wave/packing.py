@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from krs.prompts import Ids, TokenBatch
 
@@ -77,7 +78,7 @@ def pack(batch: TokenBatch, marks: Sequence[Sequence[Hashable]] | None = None) -
     depths: list[int] = []
     places: list[list[int]] = [[] for _ in rows]
     branches = []
-    for members, depth, length, before in _branches(rows, list(range(len(rows))), 0, (), lambda: len(ids)):
+    for members, depth, length, before in _branches(rows, list(range(len(rows)))):
         start = len(ids)
         ids += [token for token, _ in rows[members[0]][depth : depth + length]]
         depths += range(depth, depth + length)
@@ -87,20 +88,33 @@ def pack(batch: TokenBatch, marks: Sequence[Sequence[Hashable]] | None = None) -
     return Packed(tuple(ids), tuple(depths), tuple(branches), tuple(map(tuple, places)))
 
 
-def _branches(rows: list, members: list[int], depth: int, before: tuple, here) -> Iterator[tuple]:  # type: ignore[no-untyped-def, type-arg]
-    """Depth first: `(prompts, depth, length, what stands before)` of each branch of the sequences `members`."""
-    forks: dict[Hashable, list[int]] = {}
+_Sequences: TypeAlias = list[list[tuple[int, Hashable]]]
+_Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+
+def _branches(rows: _Sequences, members: list[int]) -> Iterator[tuple[list[int], int, int, _Ranges]]:
+    """Depth first: the sequences, depth, length, and what stands before, of each branch."""
+    waiting: list[tuple[list[int], int, _Ranges]] = _forks(rows, members, 0, ())
+    placed = 0
+    while waiting:
+        together, depth, before = waiting.pop()
+        length = _common(rows, together, depth)
+        yield together, depth, length, before
+        behind = _joined(before, (placed, placed + length))
+        placed += length
+        waiting += _forks(rows, together, depth + length, behind)
+
+
+def _forks(rows: _Sequences, members: list[int], depth: int, before: _Ranges) -> list[tuple[list[int], int, _Ranges]]:
+    """The sequences that go on beyond `depth`, by what they go on with; the first one last, for a stack."""
+    found: dict[Hashable, list[int]] = {}
     for i in members:
         if depth < len(rows[i]):
-            forks.setdefault(rows[i][depth], []).append(i)
-    for together in forks.values():
-        length = _common(rows, together, depth)
-        start = here()
-        yield together, depth, length, before
-        yield from _branches(rows, together, depth + length, _joined(before, (start, start + length)), here)
+            found.setdefault(rows[i][depth], []).append(i)
+    return [(together, depth, before) for together in reversed(found.values())]
 
 
-def _common(rows: list, members: list[int], depth: int) -> int:  # type: ignore[type-arg]
+def _common(rows: _Sequences, members: list[int], depth: int) -> int:
     """How many tokens from `depth` on the sequences have in common."""
     first, length = rows[members[0]], 0
     limit = min(len(rows[i]) for i in members) - depth
@@ -109,7 +123,7 @@ def _common(rows: list, members: list[int], depth: int) -> int:  # type: ignore[
     return length
 
 
-def _joined(before: tuple[tuple[int, int], ...], new: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def _joined(before: _Ranges, new: tuple[int, int]) -> _Ranges:
     """The ranges with one more, merged with the last where they touch."""
     if before and before[-1][1] == new[0]:
         return (*before[:-1], (before[-1][0], new[1]))

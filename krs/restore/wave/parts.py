@@ -23,7 +23,7 @@ class Part:
     Attributes:
         module: the role's module.
         path: its path inside the layer.
-        block: the module around it, if that returns just what this one returns; it is skipped when this one is constant.
+        block: the module around it, if that returns what this one returns; skipped when this one is constant.
         inputs: what went in, in the base row.
         output: what came out, in the base row.
         returned: all that the block returned, in the base row.

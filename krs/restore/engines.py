@@ -1,0 +1,79 @@
+"""Which engine runs a plan, and what happens when it cannot do it exactly."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy
+from krs.progress import bar
+from krs.prompts import TokenBatch
+from krs.restore import plain, wavefront
+from krs.restore.losses import Losses
+from krs.restore.plan import Plan
+from krs.restore.wave.lane import NotExactError
+
+
+class Executor(Protocol):
+    """A module that carries plans out."""
+
+    NAME: str
+
+    def run(
+        self,
+        plan: Plan,
+        vanilla: Anatomy,
+        unlearned: Anatomy,
+        batch: TokenBatch,
+        losses: Losses,
+        budget: int,
+        shown: Any,
+    ) -> None:
+        """Fill `losses`."""
+
+    def steps(self, plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
+        """How many times `run` updates its progress bar."""
+
+
+_ENGINES: dict[str, tuple[Any, ...]] = {
+    "auto": (wavefront, plain),
+    "wavefront": (wavefront,),
+    "plain": (plain,),
+}
+CHOICES = tuple(_ENGINES)
+
+
+def execute(
+    engine: str,
+    plan: Plan,
+    vanilla: Anatomy,
+    unlearned: Anatomy,
+    batch: TokenBatch,
+    losses: Losses,
+    budget: int,
+    progress: bool,
+    keeper: Any,
+    made: dict[str, Any],
+) -> None:
+    """Fill `losses` with the engine asked for; `"auto"` takes the plain one where the fast one would not be exact.
+
+    Args:
+        keeper: makes of a progress bar one that also saves.
+        made: provenance; gets the engine's name, and in `engine_note` why it is not the fast one.
+
+    Raises `KrsError` with the reason when only the wavefront engine was asked for and it is not exact here.
+    """
+    for executor in _ENGINES[engine]:
+        made["engine"] = executor.NAME
+        doing = f"sweep: {len(plan.settings)} settings x {len(plan.windows)} windows"
+        total = executor.steps(plan, vanilla, batch, budget)
+        try:
+            with bar(total, doing, show=progress, unit="run") as shown:
+                executor.run(plan, vanilla, unlearned, batch, losses, budget, keeper(shown))
+            return
+        except NotExactError as reason:
+            made["engine_note"] = f"not the wavefront engine: {reason}"
+            if executor is _ENGINES[engine][-1]:
+                raise KrsError(
+                    f"engine='wavefront' is not exact here: {reason}. Use engine='auto', which takes the plain engine"
+                ) from None
