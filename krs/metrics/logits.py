@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS = 256
-"""Vocabulary entries summed in the weights' own precision before float64 takes over."""
+"""Vocabulary entries summed in fp32 before float64 takes over."""
 
 
 def logit_mse(a: Float[Tensor, "*token vocab"], b: Float[Tensor, "*token vocab"]) -> Float[Tensor, "*token"]:
@@ -34,7 +34,8 @@ class HeadDistance:
     With `h'` and `h` the states that the heads get, the difference of the logits is `W' h' - W h = W' e + D h`, where
     `e = h' - h` and `D = W' - W`. Its mean square is `(eᵀ A e + 2 eᵀ B h + hᵀ C h) / V` with `A = W'ᵀW'`, `B = W'ᵀD`,
     and `C = DᵀD`, each `[d, d]`: one pass over the heads, then `V / d` times less work a token than logits take.
-    Both differences are taken first and in float64, so nothing cancels when the models are nearly equal.
+    Both differences are taken first, so nothing cancels when the models are nearly equal. Products of a few hundred
+    vocabulary entries are summed in fp32 on a CPU (float64 elsewhere), everything else in float64.
 
     >>> from torch.nn.functional import linear
     >>> ours, theirs, h1, h0 = torch.randn(50, 4), torch.randn(50, 4), torch.randn(3, 4), torch.randn(3, 4)
@@ -69,22 +70,21 @@ class HeadDistance:
         working = torch.promote_types(ours.dtype, torch.float32 if ours.device.type == "cpu" else torch.float64)
         for start in range(0, self.vocabulary, _ROWS):
             part = slice(start, start + _ROWS)
-            w = _columns(ours, our_bias, part, self._bias)
-            change = w - _columns(theirs, their_bias, part, self._bias)
-            w, change = w.to(working), change.to(working)
+            w = _columns(ours, our_bias, part, self._bias).to(working)
+            change = w - _columns(theirs, their_bias, part, self._bias).to(working)
             self.a += w.T @ w
             if change.any():
                 self.b += w.T @ change
                 self.c += change.T @ change
 
-    def mse(self, ours: Float[Tensor, "*token d"], theirs: Float[Tensor, "*token d"]) -> Float[Tensor, "*token"]:
+    def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
         """Mean over the vocabulary of the squared logit difference, float64."""
         h = self._states(theirs, self.their_scale)
         e = self._states(ours, self.our_scale) - h
         total = (e * (e @ self.a + 2 * (h @ self.b.T))).sum(-1) + (h * (h @ self.c)).sum(-1)
         return total.clamp(min=0) / self.vocabulary
 
-    def power(self, theirs: Float[Tensor, "*token d"]) -> Float[Tensor, "*token"]:
+    def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Mean over the vocabulary of the squared logits of the second head, float64."""
         h = self._states(theirs, self.their_scale)
         gram = self.a - self.b - self.b.T + self.c
@@ -98,9 +98,9 @@ class HeadDistance:
 
 
 def _columns(weight: Tensor, bias: Tensor | None, part: slice, with_bias: bool) -> Tensor:
-    """Some rows of a head in float64, its bias as one more column."""
-    rows = weight[part].to(torch.float64)
+    """Some rows of a head, its bias as one more column."""
+    rows = weight[part]
     if not with_bias:
         return rows
-    column = rows.new_zeros(len(rows)) if bias is None else bias[part].to(torch.float64)
+    column = rows.new_zeros(len(rows)) if bias is None else bias[part].to(rows)
     return torch.cat([rows, column[:, None]], dim=-1)

@@ -85,7 +85,11 @@ class Lane:
 
     @property
     def _norm(self) -> nn.Module:
-        return self.body.model.get_submodule(self.body.family.final_norm)
+        path = self.body.family.final_norm
+        try:
+            return self.body.model.get_submodule(path)
+        except AttributeError:
+            raise NotExactError(f"it has no final norm at {path!r}") from None
 
     def _capture(self, rows: int) -> Tensor:
         """Note what the layers are called with for so many rows; returns what the first one gets."""
@@ -95,7 +99,9 @@ class Lane:
             out = self._stubbed(rows, calls, seen)
         except _OtherFormError:
             if self._tuples:
-                raise NotExactError("its decoder changes the hidden states between layers") from None
+                raise NotExactError(
+                    "its decoder does more than call its layers one after the other and a final norm"
+                ) from None
             self._tuples = True
             return self._capture(rows)
         if len(calls) != self.body.n_layers:

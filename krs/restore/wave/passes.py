@@ -22,7 +22,7 @@ from krs.restore.wave.pieces import Pieces
 from krs.restore.wave.schedule import Points, Row
 from krs.restore.wave.witness import Witness
 
-_CHUNK_TOKENS = {"cpu": 2400, "cuda": 16384}
+_CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
 """Tokens a layer is called with at once. On a CPU more would not fit into its cache between two operations."""
 
 

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from krs.metrics.logits import HeadDistance, logit_mse, logit_power
+
+
+def _heads(vocabulary=700, width=24, apart=0.1, dtype=torch.float32):
+    torch.manual_seed(0)
+    theirs = torch.randn(vocabulary, width)
+    ours = theirs + apart * torch.randn(vocabulary, width)
+    h = torch.randn(5, width)
+    return ours.to(dtype), theirs.to(dtype), (h + apart * torch.randn(3, 5, width)).to(dtype), h.to(dtype)
+
+
+def _exact(ours, theirs, h1, h0):
+    return ((linear(h1.double(), ours.double()) - linear(h0.double(), theirs.double())) ** 2).mean(-1).numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 1e-6])
+def test_equals_explicit_logits_also_when_the_models_are_nearly_equal(apart, dtype):
+    ours, theirs, h1, h0 = _heads(apart=apart, dtype=dtype)
+    distance = HeadDistance(ours, theirs)
+    exact = _exact(ours, theirs, h1, h0)
+    np.testing.assert_allclose(distance.mse(h1, h0).numpy(), exact, rtol=1e-6)
+    np.testing.assert_allclose(distance.power(h0).numpy(), logit_power(linear(h0.double(), theirs.double())), rtol=1e-6)
+
+
+def test_equal_models_are_exactly_zero_apart():
+    _, theirs, _, h0 = _heads()
+    assert HeadDistance(theirs, theirs.clone()).mse(h0, h0.clone()).abs().max() == 0
+
+
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, True)])
+def test_biases_and_scales(biases):
+    ours, theirs, h1, h0 = _heads()
+    b1, b0 = (torch.randn(len(ours)) if b else None for b in biases)
+    distance = HeadDistance(ours, theirs, b1, b0, our_scale=0.25, their_scale=0.5)
+    exact = logit_mse(0.25 * linear(h1, ours, b1).double(), (0.5 * linear(h0, theirs, b0).double()).expand(3, 5, -1))
+    np.testing.assert_allclose(distance.mse(h1, h0).numpy(), exact, rtol=1e-5)

@@ -1,0 +1,323 @@
+"""The wavefront engine against its plain twin, and every case that it must not do."""
+
+import copy
+import signal
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import krs
+from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
+from krs.hooks import ActivationPoint, WeightPoint, anatomy, family_of, patched, register_family
+from krs.progress import bar
+from krs.prompts import next_token_batch
+from krs.restore import plain, wavefront
+from krs.restore.generate import greedy
+from krs.restore.losses import Losses
+from krs.restore.plan import Plan
+from krs.restore.wave import passes
+from krs.restore.wave.attention import can_pack
+from krs.restore.wave.lane import Lane, NotExactError
+from tests.tiny import FAMILIES, build, pair, perturbed, same_state, state
+
+PROMPTS = ((5, 9, 11), (5, 9, 22, 8, 40, 2), (13,), (5, 9, 11, 4))
+SETTINGS = [
+    MLP_COEF,
+    VALUE_VECTORS,
+    ATTN_OUT,
+    MLP_COEF + ATTN_OUT,
+    MLP_COEF + VALUE_VECTORS,
+    VALUE_VECTORS + ATTN_OUT,
+    MLP_COEF + VALUE_VECTORS + ATTN_OUT,
+]
+_PAIRS: dict = {}
+
+
+def _pair(name):
+    if name not in _PAIRS:
+        _PAIRS[name] = pair(name)
+    return _PAIRS[name]
+
+
+def _run(engine, v, u, plan, prompts=PROMPTS, budget=2**30, n_tokens=6):
+    v, u = anatomy(v), anatomy(u)
+    batch = next_token_batch(prompts, greedy(v.model, prompts, n_tokens, progress=False))
+    losses = Losses.empty(plan, batch)
+    with bar(1, "", show=False) as shown:
+        engine.run(plan, v, u, batch, losses, budget, shown)
+    return losses
+
+
+def _scores(losses):
+    m = losses.mask
+    return 1 - losses.restored[:, m].mean(1) / losses.baseline[m].mean()
+
+
+def _compare(v, u, plan, atol=1e-5, **options):
+    ours, twin = _run(wavefront, v, u, plan, **options), _run(plain, v, u, plan, **options)
+    np.testing.assert_allclose(_scores(ours), _scores(twin), rtol=0, atol=atol)
+    np.testing.assert_allclose(ours.power[ours.mask], twin.power[twin.mask], rtol=1e-2 if atol > 1e-5 else 1e-4)
+    assert ours.complete
+    return ours
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(FAMILIES)),
+    chosen=st.sets(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=3),
+    listed=st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=4, unique_by=frozenset),
+    positions=st.sampled_from([None, None, None, "prompt", "answer", (-1, 0)]),
+    chunk=st.sampled_from([1, 40, 3200]),
+    budget=st.sampled_from([1, 2**14, 2**30]),
+)
+def test_equals_the_plain_engine_for_any_plan_family_chunk_and_budget(name, chosen, listed, positions, chunk, budget):
+    v, u = _pair(name)
+    plan = Plan.make([SETTINGS[i] for i in sorted(chosen)], windows.of(listed), n_layers=4, positions=positions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "_CHUNK_TOKENS", {"cpu": chunk, "cuda": chunk})
+        _compare(v, u, plan, budget=budget)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_every_union_of_points(name):
+    v, u = _pair(name)
+    before = state(v), state(u)
+    _compare(v, u, Plan.make(SETTINGS, windows.of([[0, 1], [2], [1, 3]]), n_layers=4))
+    assert same_state(v, before[0])
+    assert same_state(u, before[1])
+
+
+@pytest.mark.parametrize("shape", [windows.up_to_layer(), windows.from_layer_on(), windows.sliding(2)])
+@pytest.mark.parametrize("name", ["llama", "gptj", "opt"])
+def test_windows_that_share_layers(name, shape):
+    _compare(*_pair(name), Plan.make(SETTINGS, shape, n_layers=4))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj", "olmo2", "gpt_neox"])
+def test_bf16(name):
+    v, u = (copy.deepcopy(m).to(torch.bfloat16) for m in _pair(name))
+    _compare(v, u, Plan.make(None, 3, n_layers=4), atol=1e-2)
+
+
+def test_families_with_attention_of_their_own_run_padded():
+    packs = {name: can_pack(build(name).get_submodule(family_of(FAMILIES[name][0]).layers)[0]) for name in FAMILIES}
+    assert {name for name, can in packs.items() if not can} == {
+        "gpt_neo", "gptj", "falcon", "falcon-sequential-alibi", "bloom", "mpt"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_models_attention_function_is_theirs_again(attention):
+    v, u = (build("llama", seed=s, attn_implementation=attention) for s in (0, 1))
+    _compare(v, u, Plan.make(None, 3, n_layers=4))
+    assert v.config._attn_implementation == u.config._attn_implementation == attention
+    assert not any("forward" in m.__dict__ for model in (v, u) for m in model.modules())
+
+
+def test_soft_capped_logits_are_compared_as_logits():
+    v, u = _pair("gemma2")
+    heads = passes.Heads(anatomy(u), anatomy(v))
+    assert not heads.linear
+    assert passes.Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
+
+
+def test_further_points_of_both_kinds():
+    v, u = _pair("llama")
+    mlp_out = ActivationPoint("mlp_out", role="mlp_out_proj", label="", side="output")
+    heads = ActivationPoint("heads", role="attn_out_proj", label="", side="input")
+    attn_weight = WeightPoint("attn_weight", role="attn_out_proj", label="")
+    given = [mlp_out, heads, attn_weight, heads + attn_weight, mlp_out + MLP_COEF, heads + mlp_out, heads + ATTN_OUT]
+    _compare(v, u, Plan.make(given, windows.of([[0, 1], [3]]), n_layers=4))
+
+
+def test_weights_before_the_values_that_they_make():
+    family = family_of("llama")
+    keys = WeightPoint("keys", role="mlp_in_proj", label="")
+    queries = WeightPoint("qkv", role="attn_in_proj", label="")
+    roles = {"mlp_in_proj": ("mlp.gate_proj", "mlp.up_proj"), "attn_in_proj": ("self_attn.q_proj", "self_attn.k_proj")}
+    register_family(
+        krs.hooks.Family("Llama", ("llama",), family.layers, {**family.roles, **roles}, family.final_norm), replace=True
+    )
+    try:
+        _compare(*_pair("llama"), Plan.make(
+            [keys, queries, keys + VALUE_VECTORS, queries + MLP_COEF, keys + ATTN_OUT], 3, n_layers=4
+        ))  # fmt: skip
+    finally:
+        register_family(family, replace=True)
+
+
+def test_mixture_of_experts_by_attention():
+    v, u = build("moe"), perturbed(build("moe"))
+    _compare(v, u, Plan.make("attn_out", 3, n_layers=4))
+
+
+# What it must not do
+
+
+def _refused(v, u, match, **options):
+    plan = Plan.make(["mlp_coef", "attn_out"], 3, n_layers=4)
+    with pytest.raises(NotExactError, match=match):
+        _run(wavefront, v, u, plan)
+    result = krs.sweep(v, u, list(PROMPTS), settings=plan.settings, windows=3, n_tokens=6, progress=False)
+    assert result.provenance["engine"] == "plain"
+    assert "not the wavefront engine" in result.provenance["engine_note"]
+    np.testing.assert_array_equal(result.losses.restored, _run(plain, v, u, plan).restored)
+    with pytest.raises(KrsError, match="engine='wavefront' is not exact here"):
+        krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False, engine="wavefront")
+
+
+def test_hooks_of_the_caller_go_to_the_plain_engine():
+    v, u = pair("llama")
+    with patched(u, ATTN_OUT.at(0).map(lambda a: 0.5 * a)):
+        _refused(v, u, "there are hooks on")
+
+
+def test_a_decoder_with_more_behind_its_norm():
+    v, u = pair("opt", word_embed_proj_dim=8)
+    _refused(v, u, "does more than call its layers one after the other and a final norm")
+
+
+def test_a_model_without_its_familys_final_norm():
+    v, u = pair("opt", do_layer_norm_before=False)
+    _refused(v, u, "it has no final norm")
+
+
+def test_a_model_that_treats_a_prompt_in_a_batch_otherwise():
+    v, u = pair("gptj")
+    for model in (v, u):
+        layer = model.transformer.h[2]
+        own = layer.forward
+        layer.forward = lambda x, *a, own=own, **k: own(x * (1 + 0.01 * len(x)), *a, **k)
+    plan = Plan.make("attn_out", 3, n_layers=4)
+    with pytest.raises(NotExactError, match="states after layer 2 are not those of a prompt by itself"):
+        _run(wavefront, v, u, plan)
+
+
+def test_a_layer_that_uses_more_than_the_attentions_output_is_not_skipped():
+    v, u = pair("llama")
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **more):
+        out, weights = type(self).forward(self, hidden_states, position_embeddings, attention_mask, **more)
+        self.seen = out.abs().mean(dim=-1, keepdim=True)
+        return out, weights
+
+    def layer_forward(self, hidden_states, *args, **more):
+        return (
+            type(self).forward(self, hidden_states, *args, **more) + self.self_attn.o_proj.weight.mean() * hidden_states
+        )
+
+    for model in (v, u):
+        model.model.layers[1].forward = types.MethodType(layer_forward, model.model.layers[1])
+        model.model.layers[2].self_attn.forward = types.MethodType(forward, model.model.layers[2].self_attn)
+    _compare(v, u, Plan.make(SETTINGS, 3, n_layers=4))
+
+
+def test_attention_that_asks_for_what_packed_attention_does_not_do_is_padded(monkeypatch):
+    v, u = pair("llama")
+    seen = []
+    real = passes.Pass.__init__
+
+    def spy(self, vanilla, unlearned, batch, layout, *rest):
+        seen.append(layout.tree is None)
+        real(self, vanilla, unlearned, batch, layout, *rest)
+
+    monkeypatch.setattr(passes.Pass, "__init__", spy)
+    for model in (v, u):
+        for layer in model.model.layers:
+            own = layer.self_attn.forward
+            layer.self_attn.forward = lambda *a, own=own, **k: own(*a, s_aux=torch.zeros(2), **k)
+    _compare(v, u, Plan.make(None, 3, n_layers=4))
+    assert seen == [False, True]
+
+
+# What must be left as it was, or gone on from
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
+    v, u = _pair("llama")
+    plan = Plan.make(None, 1, n_layers=4)
+    expected = _run(wavefront, v, u, plan)
+    real, rows_seen = Lane.call, []
+
+    def short(self, layer, states, rows=1):
+        if rows > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        rows_seen.append(rows)
+        return real(self, layer, states, rows)
+
+    monkeypatch.setattr(Lane, "call", short)
+    found = _run(wavefront, v, u, plan)
+    assert max(rows_seen) == 2
+    np.testing.assert_allclose(found.restored, expected.restored, rtol=1e-4, atol=1e-7)
+
+    def none(self, layer, states, rows=1):
+        if layer == 2 and rows == 1 and self.layout.tree is not None and states is not self.states:
+            raise torch.OutOfMemoryError("out of memory")
+        return short(self, layer, states, rows)
+
+    before = state(u)
+    monkeypatch.setattr(Lane, "call", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        _run(wavefront, v, u, plan)
+    assert same_state(u, before)
+    assert not any("forward" in m.__dict__ for m in u.modules())
+
+
+@pytest.mark.parametrize("at", [3, 11, 25])
+def test_ctrl_c_leaves_the_models_as_they_were_and_keeps_finished_prompts(at, tmp_path, monkeypatch):
+    v, u = pair("llama")
+    before = state(v), state(u)
+    options = {"windows": 3, "n_tokens": 6, "progress": False, "engine": "wavefront", "memory": 1}
+    expected = krs.sweep(v, u, list(PROMPTS), **options)
+    real, calls = Lane.call, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 200 + at:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(Lane, "call", interrupted)
+    file = tmp_path / "part.krs"
+    with pytest.raises(KeyboardInterrupt) as stop:
+        krs.sweep(v, u, list(PROMPTS), checkpoint=file, **options)
+    assert same_state(v, before[0])
+    assert same_state(u, before[1])
+    for model in (v, u):
+        assert model.config._attn_implementation == "sdpa"
+        assert not any("forward" in m.__dict__ or m._forward_hooks for m in model.modules())
+    finished = np.isfinite(stop.value.partial.losses.restored).all(axis=(0, 2))
+    assert 0 < finished.sum() < len(PROMPTS)
+    resumed = krs.sweep(v, u, list(PROMPTS), checkpoint=file, **options)
+    np.testing.assert_array_equal(resumed.losses.restored, expected.losses.restored)
+
+
+def test_a_checkpoint_of_the_plain_engine_is_gone_on_from(tmp_path, monkeypatch):
+    v, u = _pair("llama")
+    expected = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False)
+    part = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False, engine="plain")
+    part.losses.restored[5:] = np.nan
+    part.save(tmp_path / "part.krs")
+    resumed = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False, checkpoint=tmp_path / "part.krs")
+    assert (resumed.losses.restored[:5][:, part.losses.mask] == part.losses.restored[:5][:, part.losses.mask]).all()
+    np.testing.assert_allclose(resumed.krs, expected.krs, atol=1e-5)
+
+
+def test_given_answers_are_scored():
+    v, u = _pair("llama")
+    own = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False)
+    again = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=6, progress=False, answers=own.answers)
+    np.testing.assert_array_equal(own.losses.restored, again.losses.restored)
+    assert again.provenance["answers"] == "given"
+    other = krs.sweep(v, u, list(PROMPTS), windows=3, n_tokens=2, progress=False, answers=[[7, 7, 7]] * 4)
+    assert other.losses.mask.sum() == 8
+
+
+def test_a_linear_layer_is_still_a_linear_layer():
+    _, u = _pair("llama")
+    assert type(u.model.layers[0].mlp.down_proj) is nn.Linear
