@@ -29,7 +29,7 @@ def load(
     device: str | torch.device | None = None,
     offload: str | None = None,
     **options: Any,
-) -> tuple[nn.Module, Tokenizer]:
+) -> tuple[nn.Module, Tokenizer | None]:
     """Load a causal language model and its tokenizer, ready to be swept.
 
     >>> import krs
@@ -43,7 +43,8 @@ def load(
         offload: `"disk"` leaves the weights in the checkpoint; `accelerate` reads each module's when it is called.
         options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
 
-    Returns the model in eval mode and the tokenizer. Raises `KrsError` for a path that does not exist, a
+    Returns the model in eval mode and the tokenizer (`None` for a directory without one). Raises `KrsError` for a
+    path that does not exist, a
     directory that holds no model, and a hub id that cannot be had.
     """
     if offload is not None:
@@ -110,8 +111,14 @@ def find_tokenizer(model: nn.Module) -> Tokenizer | None:
         return None
 
 
-def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer:
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer | None:
     from transformers import AutoTokenizer
+
+    if (Path(where) / "config.json").is_file() and not any((Path(where) / f).is_file() for f in _TOKENIZER_FILES):
+        return None
 
     passed = {k: options[k] for k in ("local_files_only", "revision", "trust_remote_code", "token") if k in options}
     try:

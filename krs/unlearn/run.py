@@ -152,11 +152,12 @@ def _output(given: str | Path | None, overwrite: bool) -> Path | None:
 def _vanilla(model: nn.Module | str | Path, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer]:
     if isinstance(model, str | Path):
         loaded, beside = load(model)
-        return unwrap(loaded), tokenizer or beside
-    plain = unwrap(model)
-    if any(m.training for m in plain.modules()):
-        raise KrsError("the model is in training mode: call .eval() first, so that it can be the reference")
-    found = tokenizer if tokenizer is not None else find_tokenizer(plain)
+        plain, found = unwrap(loaded), tokenizer or beside
+    else:
+        plain = unwrap(model)
+        if any(m.training for m in plain.modules()):
+            raise KrsError("the model is in training mode: call .eval() first, so that it can be the reference")
+        found = tokenizer if tokenizer is not None else find_tokenizer(plain)
     if found is None:
         raise KrsError("no tokenizer was found beside the model: pass tokenizer=AutoTokenizer.from_pretrained(…)")
     return plain, found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,15 @@ class Heads:
     def linear(self) -> bool:
         """Whether the losses come from the heads' inner products."""
         return self.distance is not None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, heads that are called for logits are in memory."""
+        with ExitStack() as stack:
+            if not self.linear:
+                stack.enter_context(held(_head(self.unlearned)))
+                stack.enter_context(held(_head(self.vanilla)))
+            yield
 
     def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
         """Logit MSE of each token, float64, on the CPU."""

@@ -19,7 +19,7 @@ from krs.hooks.anatomy import Anatomy
 from krs.restore.forward import accepted, device_of
 from krs.restore.wave.answers import answering, held
 from krs.restore.wave.attention import attending, switches
-from krs.restore.wave.layout import Layout
+from krs.restore.wave.layout import Layout, repeated
 
 
 class NotExactError(Exception):
@@ -42,6 +42,8 @@ class _Call:
 class Lane:
     """A model on one batch.
 
+    Its embeddings are looked up once, whatever the number of rows that its layers are called with.
+
     Attributes:
         body: the model.
         layout: how the batch lies in the tensors.
@@ -53,6 +55,7 @@ class Lane:
         self.layout = layout
         self._switches = switches(body.model)
         self._tuples = False
+        self._embedded: Tensor | None = None
         self._calls: dict[int, list[_Call]] = {}
         self.states = self._capture(1)
 
@@ -72,8 +75,8 @@ class Lane:
 
     def final(self, states: Float[Tensor, "*token d"]) -> Float[Tensor, "*token d"]:
         """What the head gets of a layer's output."""
-        with held(self._norm):
-            return self._norm(states)
+        with held(self.norm):
+            return self.norm(states)
 
     @contextmanager
     def attention(self) -> Iterator[None]:
@@ -84,7 +87,8 @@ class Lane:
             yield
 
     @property
-    def _norm(self) -> nn.Module:
+    def norm(self) -> nn.Module:
+        """What stands between the last layer and the head."""
         path = self.body.family.final_norm
         try:
             return self.body.model.get_submodule(path)
@@ -121,9 +125,15 @@ class Lane:
             seen.append(states)
             return (states,) if self._tuples else states
 
+        def embed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._embedded is None:
+                self._embedded = forward(*args, **kwargs)
+            return repeated(self._embedded, rows)
+
         decoder, device = self.body.decoder, device_of(self.body.model)
         given = {name: value.to(device) for name, value in self.layout.repeated(rows).items()}
-        with answering(dict.fromkeys(self.body.layers, stub)), self.attention():
+        table: nn.Module = self.body.model.get_input_embeddings()  # type: ignore[operator]
+        with answering({**dict.fromkeys(self.body.layers, stub), table: embed}), self.attention():
             out = decoder(**accepted(decoder, given), use_cache=False)[0]
         if out.shape != seen[0].shape:
             raise _OtherFormError

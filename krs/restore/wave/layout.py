@@ -71,3 +71,12 @@ def padded(batch: TokenBatch, positions: str | Ids | None) -> Layout:
 def alone(batch: TokenBatch, prompt: int) -> Layout:
     """One prompt by itself, as anyone would call a model: what other layouts are checked against."""
     return padded(batch.rows(prompt, prompt + 1), None)
+
+
+def repeated(value: Tensor, rows: int) -> Tensor:
+    """One row's values for several rows; a view where one sequence makes a row."""
+    if rows == 1:
+        return value
+    if value.shape[0] == 1:
+        return value.expand(rows, *value.shape[1:])
+    return value.unsqueeze(0).expand(rows, *value.shape).reshape(rows * value.shape[0], *value.shape[1:])

@@ -13,7 +13,7 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.points import ActivationPoint, Point
 from krs.hooks.unwrap import core
 from krs.restore.wave.answers import Answer
-from krs.restore.wave.layout import Layout
+from krs.restore.wave.layout import Layout, repeated
 
 
 @dataclass
@@ -62,15 +62,6 @@ class Part:
             return whole
 
         return constant
-
-
-def repeated(value: Tensor, rows: int) -> Tensor:
-    """One row's values for several rows; a view where one sequence makes a row."""
-    if rows == 1:
-        return value
-    if value.shape[0] == 1:
-        return value.expand(rows, *value.shape[1:])
-    return value.unsqueeze(0).expand(rows, *value.shape).reshape(rows * value.shape[0], *value.shape[1:])
 
 
 def swapped(ours: nn.Module, theirs: nn.Module) -> Answer:

@@ -52,9 +52,10 @@ class Pass:
         shown: Counted,
     ) -> None:
         self.layout, self.rows_by_layer, self.shown = layout, rows_by_layer, shown
-        self.vanilla, self.unlearned = Lane(vanilla, layout), Lane(unlearned, layout)
         longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
-        self.witness = Witness(self.vanilla, batch, longest), Witness(self.unlearned, batch, longest)
+        (self.vanilla, self.unlearned), self.witness = zip(
+            *(_with_witness(body, layout, batch, longest) for body in (vanilla, unlearned)), strict=True
+        )
         self.slots: list[int] = [0]
         self.stack = self.unlearned.states.new_empty(0)
         self.at_once = self._rows_at_once(budget)
@@ -66,6 +67,10 @@ class Pass:
         self.stack = base.new_empty(n_slots, *base.shape)
         for layer, step in enumerate(self.rows_by_layer):
             self._layer(layer, step)
+        with heads.held(), held(self.vanilla.norm), held(self.unlearned.norm):
+            return self._losses(heads)
+
+    def _losses(self, heads: Heads) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         theirs = self._at_scored(self.vanilla, self.vanilla.states[None])[0]
         base_loss = heads.mse(self._at_scored(self.unlearned, self.unlearned.states[None])[0], theirs)
         found = []
@@ -160,6 +165,12 @@ class Pass:
         states = self.stack[view if view is not None else chunk]
         out = self.unlearned.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
         self.stack[view if view is not None else chunk] = out.reshape(states.shape)
+
+
+def _with_witness(body: Anatomy, layout: Layout, batch: TokenBatch, prompt: int) -> tuple[Lane, Witness]:
+    with held(body.model.get_input_embeddings()):  # type: ignore[operator]
+        lane = Lane(body, layout)
+        return lane, Witness(lane, batch, prompt)
 
 
 def per_device(sizes: dict[str, int], device: torch.device) -> int:

@@ -1,0 +1,65 @@
+"""Models that stay on disk: the same numbers, each weight read about once, and a model that still works afterwards."""
+
+import numpy as np
+import pytest
+import torch
+
+import krs
+from krs import KrsError, windows
+from tests.tiny import pair
+
+PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2]]
+ANSWERS = [[4, 8, 15], [16, 23, 42]]
+
+
+@pytest.fixture(params=["llama", "gpt2", "gptj", "gemma2"])
+def saved(request, tmp_path):
+    v, u = pair(request.param)
+    v.save_pretrained(tmp_path / "v")
+    u.save_pretrained(tmp_path / "u")
+    return tmp_path
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    from accelerate.utils.offload import OffloadedWeightsLoader
+
+    real, seen = OffloadedWeightsLoader.__getitem__, []
+
+    def counted(self, key):
+        value = real(self, key)
+        seen.append(value.nbytes)
+        return value
+
+    monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", counted)
+    return seen
+
+
+def test_a_sweep_from_disk_equals_one_in_memory(saved, bytes_read):
+    options = {"answers": ANSWERS, "windows": 3, "progress": False}
+    result = krs.sweep(str(saved / "v"), str(saved / "u"), PROMPTS, offload="disk", **options)
+    read = sum(bytes_read)
+    assert result.provenance["engine"] == "wavefront"
+    inside = krs.sweep(krs.load(saved / "v")[0], krs.load(saved / "u")[0], PROMPTS, **options)
+    np.testing.assert_allclose(result.krs, inside.krs, rtol=0, atol=1e-5)
+    v, u = (krs.load(saved / name)[0] for name in "vu")
+    tables = sum(m.weight.nbytes for model in (v, u) for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    layers = sum(p.nbytes for m in (v, u) for p in m.parameters()) - tables
+    assert layers < read < layers + 4 * tables  # each layer once; tables are most of a model as small as these
+
+
+def test_an_offloaded_model_still_works_after_the_sweep(saved):
+    v, _ = krs.load(saved / "v", offload="disk")
+    u, _ = krs.load(saved / "u", offload="disk")
+    ids = torch.tensor([[5, 9, 11, 2]])
+    before = u(input_ids=ids).logits
+    krs.sweep(v, u, PROMPTS, answers=ANSWERS, windows=windows.of([[1, 2]]), progress=False)
+    assert torch.equal(u(input_ids=ids).logits, before)
+    assert all(p.device.type == "meta" for p in u.parameters())
+
+
+def test_ways_to_offload_that_do_not_go_together(saved):
+    with pytest.raises(KrsError, match="offload='cpu': give 'disk'"):
+        krs.load(saved / "v", offload="cpu")
+    with pytest.raises(KrsError, match="two ways to say where weights are"):
+        krs.load(saved / "v", offload="disk", device_map="auto")
