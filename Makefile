@@ -50,11 +50,17 @@ format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-test
-	@$(BIN)/python benchmarks/sweep.py
+# The libraries that krs is compared with bring a hundred packages: they get an environment of their own.
+bench:
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.installed-bench
+	@.venv-bench/bin/python benchmarks/sweep.py
+
+$(VENV)/.installed-bench: $(BIN)/uv pyproject.toml constraints.txt
+	@$(INSTALL) -e ".[bench]"
+	@touch $@
 
 docs: $(VENV)/.installed-docs
 	@$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site out build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-bench site out build *.egg-info .pytest_cache .ruff_cache .mypy_cache

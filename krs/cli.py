@@ -53,6 +53,10 @@ def sweep(
     n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
     scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
     chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
+    answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,
+    engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
+    memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
+    offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
@@ -72,6 +76,10 @@ def sweep(
         windows=window,
         n_tokens=n_tokens,
         scoring=scoring,  # type: ignore[arg-type]
+        engine=engine,  # type: ignore[arg-type]
+        memory=memory,
+        answers=None if answers is None else read_prompts(answers),
+        offload=offload,  # type: ignore[arg-type]
         progress=not quiet,
         checkpoint=output / "sweep.krs",
     )
@@ -79,6 +87,72 @@ def sweep(
     print(result)
     save_figure(result, output / "fig1.png")
     print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
+
+
+@app.command()
+def unlearn(
+    method: Annotated[str, typer.Argument(help="a name that `krs unlearn --help` and the docs list, such as npo_kl")],
+    model: Annotated[str, typer.Option(help="directory, hub id, GGUF file, or 'smollm2'")],
+    forget: Annotated[Path, typer.Option(help="a text a line; or .json / .jsonl of texts or {prompt, answer}")],
+    output: Output,
+    retain: Annotated[Path | None, typer.Option(help="the same, of what is to be kept")] = None,
+    chat: Annotated[bool, typer.Option(help="put the prompts of pairs through the chat template")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a copy of a model to unlearn texts; writes model, tokenizer and krs_unlearn.json to a new directory."""
+    from krs import unlearn as methods
+
+    sides = {"forget": read_prompts(forget), "retain": None if retain is None else read_prompts(retain)}
+    for name, texts in sides.items():
+        if chat and texts is not None:
+            sides[name] = [_with_chat(text) for text in texts]
+    methods.run(
+        method,
+        model,
+        forget=sides["forget"] or [],
+        retain=sides["retain"],
+        output_dir=output,
+        progress=not quiet,
+        **dict(_setting(given) for given in settings or []),
+    )
+    print(f"written to {output}/")
+
+
+@app.command()
+def drift(
+    vanilla: Annotated[str, typer.Argument(help="directory, hub id, GGUF file, or 'smollm2'")],
+    unlearned: Annotated[str, typer.Argument(help="the same, of the unlearned model")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+) -> None:
+    """How far the weights of two models are apart, by component (and by layer in the files)."""
+    import krs
+    from krs.plots import save_figure
+
+    found = krs.metrics.drift(vanilla, unlearned)
+    print(found)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        found.frame.to_csv(output / "drift.csv", index=False)
+        save_figure(found, output / "drift.png")
+        print(f"written to {output}/: drift.csv, drift.png")
+
+
+def _with_chat(text: Any) -> Any:
+    if isinstance(text, dict) and isinstance(text.get("prompt"), str):
+        return text | {"prompt": [{"role": "user", "content": text["prompt"]}]}
+    return text
+
+
+def _setting(given: str) -> tuple[str, Any]:
+    """`name=value`, the value as JSON if it is that, else as text."""
+    name, sign, value = given.partition("=")
+    if not sign:
+        raise KrsError(f"--set {given!r}: write it as name=value, such as learning_rate=1e-5")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def read_prompts(path: Path) -> list[Any]:

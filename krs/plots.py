@@ -9,6 +9,7 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
+from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
 
 _COLOURS = ("#1f6fb4", "#8a8a8a", "#d9822b", "#2a8c4a", "#8e4fa8", "#b03a48", "#5b7f95", "#7a6a2f")
@@ -55,13 +56,40 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     return axes
 
 
-def save_figure(result: SweepResult, path: Path) -> None:
-    """Draw Fig. 1 into a file, without touching pyplot; the ending of its name says which kind."""
+def plot_drift(drift: Drift, value: str = "relative_change", ax: Axes | None = None) -> Axes:
+    """A heat map of how far weights have moved: components over layers, what is outside the layers at the left.
+
+    Args:
+        drift: of `krs.metrics.drift`.
+        value: `"relative_change"`, `"cosine"` or `"identical"`.
+        ax: axes to draw on; new ones if not given.
+    """
+    if value not in ("relative_change", "cosine", "identical"):
+        raise KrsError(f"value={value!r}: choose 'relative_change', 'cosine' or 'identical'")
+    axes = ax if ax is not None else _new_axes()
+    table = drift.frame.pivot_table(index="component", columns="layer", values=value, sort=False)
+    layers = sorted(int(layer) for layer in table.columns)
+    table = table[layers]
+    image = axes.imshow(table.to_numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.set_yticks(range(len(table)), [str(c).replace("_", " ") for c in table.index])
+    shown = range(0, len(layers), max(1, len(layers) // 10))
+    axes.set_xticks(list(shown), ["outside" if layers[i] < 0 else str(layers[i]) for i in shown])
+    axes.set_xlabel("Layer")
+    axes.figure.colorbar(image, ax=axes, label=value.replace("_", " "))
+    return axes
+
+
+def save_figure(result: SweepResult | Drift, path: Path) -> None:
+    """Draw a sweep (Fig. 1) or a drift into a file, without touching pyplot; the ending of its name says which kind."""
     _require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
-    plot_sweep(result, figure.add_subplot())
+    axes = figure.add_subplot()
+    if isinstance(result, Drift):
+        plot_drift(result, ax=axes)
+    else:
+        plot_sweep(result, axes)
     figure.savefig(path, dpi=150)
 
 

@@ -46,6 +46,27 @@ def test_a_sweep_from_the_shell_and_again(tmp_path):
     assert "holds another sweep; prompts or answers differ" in str(other.exception)
 
 
+def test_unlearning_and_drift_from_the_shell(tmp_path):
+    model = pair("llama")[0]
+    model.save_pretrained(tmp_path / "v")
+    tiny_tokenizer().save_pretrained(tmp_path / "v")
+    (tmp_path / "f.jsonl").write_text('{"prompt": "who wrote", "answer": "the cat"}\n"a dog ran in the sun"\n')
+    args = ["unlearn", "simnpo", "--model", tmp_path / "v", "--forget", tmp_path / "f.jsonl", "-o", tmp_path / "u"]
+    run = [str(a) for a in (*args, "--quiet", "--set", "steps=2", "--set", "learning_rate=1e-2", "--chat")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert report["method"] == "simnpo"
+    assert report["config"]["learning_rate"] == 1e-2
+    again = CliRunner().invoke(app, run)
+    assert "is not empty" in str(again.exception)
+    wrong = CliRunner().invoke(app, [*run, "--set", "steps"])
+    assert "write it as name=value" in str(wrong.exception)
+    shown = CliRunner().invoke(app, ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")])
+    assert "value_vectors" in shown.output
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"drift.csv", "drift.png"}
+
+
 def test_errors_are_one_message_without_a_traceback(tmp_path):
     (tmp_path / "p.txt").write_text("hello\n")
     done = _krs("sweep", "./nowhere", "./nowhere", "--prompts", tmp_path / "p.txt", "-o", tmp_path)

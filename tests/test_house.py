@@ -19,13 +19,13 @@ FLOORS = {
     "hooks": 1,
     "data": 1,
     "prompts": 1,
-    "metrics": 2,
     "models": 2,
-    "restore": 3,
-    "unlearn": 4,
-    "plots": 4,
-    "demo": 5,
-    "cli": 6,
+    "metrics": 3,
+    "restore": 4,
+    "unlearn": 5,
+    "plots": 5,
+    "demo": 6,
+    "cli": 7,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
 

@@ -53,8 +53,9 @@ class SweepResult:
 
     @property
     def notes(self) -> list[str]:
-        """Why scores are NaN, if some are."""
-        return sorted({score.reason for score in self.scores if score.reason})
+        """Why scores are NaN, if some are, and why it was not the fastest engine, if it was not."""
+        slow = self.provenance.get("engine_note")
+        return sorted({score.reason for score in self.scores if score.reason}) + ([slow] if slow else [])
 
     @property
     def complete(self) -> bool:

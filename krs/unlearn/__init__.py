@@ -1,8 +1,8 @@
 """Unlearning methods as plugins on one `transformers.Trainer`. Needs the extra `krs[unlearn]`."""
 
-from krs.unlearn import grad_diff, npo
+from krs.unlearn import dpo, ga, grad_diff, npo
 from krs.unlearn.examples import Text
 from krs.unlearn.methods import Config, Method, Side, methods, register
 from krs.unlearn.run import run
 
-__all__ = ["Config", "Method", "Side", "Text", "grad_diff", "methods", "npo", "register", "run"]
+__all__ = ["Config", "Method", "Side", "Text", "dpo", "ga", "grad_diff", "methods", "npo", "register", "run"]

@@ -42,6 +42,38 @@ def npo(logprob: Float[Tensor, " row"], ref_logprob: Float[Tensor, " row"], beta
     return -(2 / beta) * F.logsigmoid(-beta * (logprob - ref_logprob))
 
 
+def dpo(
+    wanted: Float[Tensor, " row"],
+    ref_wanted: Float[Tensor, " row"],
+    unwanted: Float[Tensor, " row"],
+    ref_unwanted: Float[Tensor, " row"],
+    beta: float,
+) -> Float[Tensor, " row"]:
+    """Direct preference optimisation, a loss a pair: `-(2/β)·log σ(β[(logπ(y_w) - logπ_ref(y_w)) - (logπ(y_l) -
+    logπ_ref(y_l))])`.
+
+    All arguments are summed log-probabilities. At `π = π_ref` it is `(2/β)·ln 2`. Rafailov et al., 2023, Eq. 7, with
+    the factor `2/β` that makes it comparable with NPO.
+
+    >>> dpo(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1), beta=0.1)
+    tensor([13.8629])
+    """
+    return -(2 / beta) * F.logsigmoid(beta * ((wanted - ref_wanted) - (unwanted - ref_unwanted)))
+
+
+def simnpo(
+    logprob: Float[Tensor, " row"], n_tokens: Float[Tensor, " row"], beta: float, gamma: float
+) -> Float[Tensor, " row"]:
+    """NPO without a reference, its log-probability a mean over the answer: `-(2/β)·log σ(-(β/|y|)·logπ(y) - γ)`.
+
+    Fan et al., 2024, Eq. 4.
+
+    >>> simnpo(torch.zeros(1), torch.ones(1), beta=2.5, gamma=0.0)
+    tensor([0.5545])
+    """
+    return -(2 / beta) * F.logsigmoid(-beta * logprob / n_tokens - gamma)
+
+
 def kl_to_reference(
     logits: Float[Tensor, "row pos vocab"],
     ref_logits: Float[Tensor, "row pos vocab"],

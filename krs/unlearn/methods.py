@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,8 +55,9 @@ class Side:
     Attributes:
         logits: of the model in training.
         labels: -100 where a token is only read.
-        ref_logits: of the vanilla model; only for methods with `reference = "live"`.
-        ref_logprob: each sequence's summed log-probability under the vanilla model; for `reference = "logprobs"`.
+        ref_logits: of the vanilla model, on the retain side; for methods with `reference = "live"` or `"both"`.
+        ref_logprob: each sequence's summed log-probability under the vanilla model; for `"logprobs"` (both sides) and
+            `"both"` (the forget side).
         n_tokens: live tokens in the whole optimiser step, over all forwards and processes.
         n_rows: sequences in the whole optimiser step.
     """
@@ -78,11 +79,16 @@ class Method(ABC):
 
     config_class: ClassVar[type[Config]] = Config
     needs_retain: ClassVar[bool] = False
-    reference: ClassVar[Literal["none", "logprobs", "live"]] = "none"
+    makes_retain: ClassVar[bool] = False
+    reference: ClassVar[Literal["none", "logprobs", "live", "both"]] = "none"
     name: ClassVar[str] = ""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def retain_texts(self, forget: Sequence[Any]) -> list[Any]:
+        """For methods with `makes_retain`: what stands on the retain side, one for each forget text."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, forget: Side, retain: Side | None) -> dict[str, Float[Tensor, ""]]:
@@ -114,8 +120,8 @@ def register(name: str) -> Callable[[M], M]:
 def methods() -> list[str]:
     """Names of all methods, also of those that installed packages bring by the entry point `krs.unlearn`.
 
-    >>> methods()
-    ['grad_diff', 'npo']
+    >>> "npo_kl" in methods()
+    True
     """
     for point in entry_points(group=ENTRY_POINTS):
         point.load()

@@ -1,4 +1,4 @@
-"""Negative preference optimisation without a retain term."""
+"""Negative preference optimisation: alone, with a retain term, and without a reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from krs.unlearn.losses import npo, token_logprobs
+from krs.unlearn.grad_diff import kl_term
+from krs.unlearn.losses import live_tokens, npo, simnpo, token_logprobs
 from krs.unlearn.methods import Config, Method, Side, register
 
 
@@ -21,6 +22,31 @@ class NPOConfig(Config):
     beta: float = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class NPOKLConfig(NPOConfig):
+    """Settings of `npo_kl`.
+
+    Attributes:
+        retain_weight: w of the retain term. NPO's loss is summed over an answer and the KL is a mean over tokens, so
+            a weight of some tens balances them.
+    """
+
+    retain_weight: float = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimNPOConfig(Config):
+    """Settings of `simnpo`.
+
+    Attributes:
+        beta: 2.5 in the paper that introduced it.
+        gamma: the margin; 0 there.
+    """
+
+    beta: float = 2.5
+    gamma: float = 0.0
+
+
 @register("npo")
 class NPO(Method):
     """`-(2/β)·log σ(-β[logπ(y) - logπ_ref(y)])`, a mean over sequences; log-probabilities summed over the answer."""
@@ -31,6 +57,39 @@ class NPO(Method):
 
     def loss(self, forget: Side, retain: Side | None) -> dict[str, Tensor]:
         """One term, `forget`."""
-        assert forget.ref_logprob is not None
+        return {"forget": _npo_term(forget, self.config.beta)}
+
+
+@register("npo_kl")
+class NPOKL(Method):
+    """`npo + w·KL(ref ‖ model)(x_r)`, the second a mean over live tokens."""
+
+    config_class = NPOKLConfig
+    needs_retain = True
+    reference = "both"
+    config: NPOKLConfig
+
+    def loss(self, forget: Side, retain: Side | None) -> dict[str, Tensor]:
+        """The two terms, `forget` and `retain`."""
+        kept = self.config.retain_weight * kl_term(retain)
+        return {"forget": _npo_term(forget, self.config.beta), "retain": kept}
+
+
+@register("simnpo")
+class SimNPO(Method):
+    """`-(2/β)·log σ(-(β/|y|)·logπ(y) - γ)`, a mean over sequences; no reference model. Fan et al., 2024."""
+
+    config_class = SimNPOConfig
+    config: SimNPOConfig
+
+    def loss(self, forget: Side, retain: Side | None) -> dict[str, Tensor]:
+        """One term, `forget`."""
         logprob = token_logprobs(forget.logits, forget.labels).sum(-1)
-        return {"forget": npo(logprob, forget.ref_logprob, self.config.beta).sum() / forget.n_rows}
+        n_tokens = live_tokens(forget.labels).sum(-1).to(logprob)
+        return {"forget": simnpo(logprob, n_tokens, self.config.beta, self.config.gamma).sum() / forget.n_rows}
+
+
+def _npo_term(forget: Side, beta: float) -> Tensor:
+    assert forget.ref_logprob is not None
+    logprob = token_logprobs(forget.logits, forget.labels).sum(-1)
+    return npo(logprob, forget.ref_logprob, beta).sum() / forget.n_rows

@@ -66,7 +66,7 @@ def run(
     vanilla, tokenizer = _vanilla(model, tokenizer)
     limit = made.config.max_length
     forget_set = to_examples(forget, tokenizer, limit, "forget")
-    retain_set = _retain(made, retain, tokenizer, limit)
+    retain_set = _retain(made, forget, retain, tokenizer, limit)
     started = time.monotonic()
     trained, log = _train(made, vanilla, forget_set, retain_set, progress)
     _require_moved(vanilla, trained, made)
@@ -99,7 +99,8 @@ def _train(
 
     config = method.config
     needs = method.reference
-    ref_logprob = reference_logprobs(vanilla, forget, config.batch_size) if needs == "logprobs" else None
+    sides = [(forget, needs in ("logprobs", "both")), (retain, needs == "logprobs" and bool(retain))]
+    known = [reference_logprobs(vanilla, side, config.batch_size) if wanted else None for side, wanted in sides]
     student = copy.deepcopy(vanilla).float()
     for parameter in student.parameters():
         parameter.requires_grad_(True)
@@ -107,7 +108,7 @@ def _train(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = UnlearnTrainer(
             method,
-            vanilla if needs == "live" else None,
+            vanilla if needs in ("live", "both") else None,
             model=student,
             args=TrainingArguments(
                 output_dir=scratch,
@@ -127,7 +128,7 @@ def _train(
                 use_cpu=device.type == "cpu",
                 seed=config.seed,
             ),
-            train_dataset=Pairs(forget, retain, ref_logprob),
+            train_dataset=Pairs(forget, retain, *known),
             data_collator=collate_pairs,
             callbacks=[OneBar(f"unlearn ({method.name})", progress)],
         )
@@ -163,7 +164,13 @@ def _vanilla(model: nn.Module | str | Path, tokenizer: Tokenizer | None) -> tupl
     return plain, found
 
 
-def _retain(method: Method, retain: Sequence[Text] | None, tokenizer: Tokenizer, limit: int) -> list[Example]:
+def _retain(
+    method: Method, forget: Sequence[Text], retain: Sequence[Text] | None, tokenizer: Tokenizer, limit: int
+) -> list[Example]:
+    if method.makes_retain:
+        if retain is not None:
+            raise KrsError(f"{method.name} makes its own retain side from the forget set: leave retain= out")
+        return to_examples(method.retain_texts(forget), tokenizer, limit, "retain")
     if not method.needs_retain:
         if retain is not None:
             raise KrsError(f"{method.name} has no retain term, so retain= would be ignored: leave it out")

@@ -20,18 +20,26 @@ from krs.unlearn.methods import Method, Side
 class Pairs(Dataset[dict[str, Any]]):
     """Forget examples, each with the retain example that goes with it (retain ones repeat if they are fewer)."""
 
-    def __init__(self, forget: Sequence[Example], retain: Sequence[Example], ref_logprob: Tensor | None) -> None:
-        self.forget, self.retain, self.ref_logprob = forget, retain, ref_logprob
+    def __init__(
+        self,
+        forget: Sequence[Example],
+        retain: Sequence[Example],
+        ref_logprob: Tensor | None = None,
+        retain_ref_logprob: Tensor | None = None,
+    ) -> None:
+        self.forget, self.retain = forget, retain
+        self.ref_logprob, self.retain_ref_logprob = ref_logprob, retain_ref_logprob
 
     def __len__(self) -> int:
         return max(len(self.forget), len(self.retain))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        f = i % len(self.forget)
+        f, r = i % len(self.forget), i % len(self.retain) if self.retain else 0
         return {
             "forget": self.forget[f],
-            "retain": self.retain[i % len(self.retain)] if self.retain else None,
-            "ref_logprob": None if self.ref_logprob is None else self.ref_logprob[f],
+            "retain": self.retain[r] if self.retain else None,
+            "forget_ref_logprob": None if self.ref_logprob is None else self.ref_logprob[f],
+            "retain_ref_logprob": None if self.retain_ref_logprob is None else self.retain_ref_logprob[r],
         }
 
 
@@ -40,8 +48,9 @@ def collate_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {"forget": collate([r["forget"] for r in rows])}
     if rows[0]["retain"] is not None:
         batch["retain"] = collate([r["retain"] for r in rows])
-    if rows[0]["ref_logprob"] is not None:
-        batch["ref_logprob"] = torch.stack([r["ref_logprob"] for r in rows])
+    for name in ("forget_ref_logprob", "retain_ref_logprob"):
+        if rows[0][name] is not None:
+            batch[name] = torch.stack([r[name] for r in rows])
     return batch
 
 
@@ -94,14 +103,14 @@ class UnlearnTrainer(Trainer):
     def _side(self, model: nn.Module, inputs: dict[str, Any], side: str, counts: dict[str, float]) -> Side:
         batch = dict(inputs[side])
         labels = batch.pop("labels")
-        live = self.method.reference == "live" and side == "retain"
+        live = self.method.reference in ("live", "both") and side == "retain"
         return Side(
             logits=model(**batch).logits,
             labels=labels,
             n_tokens=counts[f"{side}_tokens"],
             n_rows=counts[f"{side}_rows"],
             ref_logits=self._reference_logits(batch) if live else None,
-            ref_logprob=inputs.get("ref_logprob") if side == "forget" else None,
+            ref_logprob=inputs.get(f"{side}_ref_logprob"),
         )
 
     @torch.no_grad()

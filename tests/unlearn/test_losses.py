@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from krs.unlearn.losses import IGNORED, kl_to_reference, live_tokens, npo, token_logprobs
+from krs.unlearn.losses import IGNORED, dpo, kl_to_reference, live_tokens, npo, simnpo, token_logprobs
 
 
 def _case(seed=0):
@@ -63,3 +63,26 @@ def test_kl_is_zero_at_the_reference_and_counts_live_tokens_only():
     torch.testing.assert_close(found[1, 3], expected)
     assert found[0, 3] == 0
     assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
+def test_dpo_at_the_reference_is_two_ln_two_over_beta_and_pulls_both_ways(beta):
+    w, u = (torch.tensor(x, requires_grad=True) for x in ([-3.0, -40.0], [-5.0, -1.0]))
+    loss = dpo(w, w.detach(), u, u.detach(), beta)
+    torch.testing.assert_close(loss, torch.full((2,), 2 / beta * math.log(2)))
+    loss.sum().backward()
+    torch.testing.assert_close(w.grad, torch.full((2,), -1.0))
+    torch.testing.assert_close(u.grad, torch.full((2,), 1.0))
+
+
+def test_dpo_without_a_wanted_side_is_npo():
+    x, ref = torch.tensor([-3.0, -40.0]), torch.tensor([-2.0, -50.0])
+    zero = torch.zeros(2)
+    torch.testing.assert_close(dpo(zero, zero, x, ref, 0.1), npo(x, ref, 0.1))
+
+
+def test_simnpo_is_npo_on_means_with_a_margin():
+    x, n = torch.tensor([-6.0, -40.0]), torch.tensor([2.0, 8.0])
+    torch.testing.assert_close(simnpo(x, n, 2.5, 0.0), npo(x / n, torch.zeros(2), 2.5))
+    margin = -(2 / 2.5) * torch.log(torch.sigmoid(-2.5 * x / n - 0.5))
+    torch.testing.assert_close(simnpo(x, n, 2.5, 0.5), margin)

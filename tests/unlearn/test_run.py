@@ -24,8 +24,13 @@ def tokenizer():
 
 def _run(name, model, **options):
     given = {"forget": FORGET, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
-    if name == "grad_diff":
+    if method(name).needs_retain and not method(name).makes_retain:
         given.setdefault("retain", RETAIN)
+    if name == "dpo_idk" and "forget" not in options:
+        given["forget"] = [
+            ("who wrote the book", "the cat wrote the book"),
+            {"prompt": "what is red", "answer": "the sun"},
+        ]
     return unlearn.run(name, model, **given)
 
 
@@ -39,14 +44,18 @@ def _nll(model, texts=FORGET):
     ).item()
 
 
-@pytest.mark.parametrize("name", ["grad_diff", "npo"])
+METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "simnpo"]
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_a_method_makes_the_forget_texts_unlikely_and_leaves_the_vanilla_model_alone(name):
     vanilla = build("llama")
     before = state(vanilla)
     unlearned = _run(name, vanilla)
     assert same_state(vanilla, before)
     assert not unlearned.training
-    assert _nll(unlearned) > _nll(vanilla) + 0.05
+    texts = FORGET if name != "dpo_idk" else [("who wrote the book", "the cat wrote the book")]
+    assert _nll(unlearned, texts) > _nll(vanilla, texts) + 0.02
     assert unlearned.lm_head.weight is unlearned.model.embed_tokens.weight
     krs.sweep(vanilla, unlearned, [[3, 5, 8]], n_tokens=3, progress=False)
 
@@ -72,10 +81,10 @@ def test_the_checkpoint_carries_model_tokenizer_and_how_it_was_made(tmp_path):
         _run("npo", vanilla, output_dir=tmp_path / "u")
 
 
-@pytest.mark.parametrize("name", ["grad_diff", "npo"])
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "dpo_idk"])
 def test_gradient_accumulation_equals_one_large_batch(name):
     texts = {"forget": [*FORGET, "one two three"], "retain": [*RETAIN, "a red dog", "three blue books ran"]}
-    texts = texts if name == "grad_diff" else {"forget": texts["forget"]}
+    texts = texts if method(name).needs_retain else {"forget": texts["forget"]}
     once = {"steps": 1, "learning_rate": 1e-2, "max_grad_norm": 1e9}
     large = _run(name, build("llama"), batch_size=4, **texts, **once)
     parts = _run(name, build("llama"), batch_size=1, gradient_accumulation=4, **texts, **once)
@@ -118,9 +127,12 @@ def test_chat_prompts_go_through_the_template(tokenizer):
         ("npo", {"forget": [("the cat sat", "on")], "max_length": 3}, "leaves no room for the answer"),
         ("grad_diff", {"retain": None}, "grad_diff needs a retain set"),
         ("npo", {"retain": RETAIN}, "no retain term"),
+        ("dpo_idk", {"forget": ["the cat sat"]}, "forget text 0 is a paragraph, and dpo_idk compares two answers"),
+        ("dpo_idk", {"retain": RETAIN}, "makes its own retain side"),
+        ("dpo_retain_text", {"retain": None}, "dpo_retain_text needs a retain set"),
         ("npo", {"gamma": 1}, "npo has no setting 'gamma': it has .*beta"),
         ("npo", {"steps": 0}, "steps=0: it has to be positive"),
-        ("gradient_descent", {}, "unknown unlearning method .* there are grad_diff, npo"),
+        ("gradient_descent", {}, "unknown unlearning method .* there are dpo_idk, .*npo"),
         ("npo", {"learning_rate": 1e-30}, "no parameter moved"),
         ("grad_diff", {"learning_rate": 1e30, "steps": 6, "weight_decay": 0.0}, "lower the learning rate"),
     ],
@@ -141,7 +153,7 @@ def test_a_model_in_training_mode_or_without_tokenizer_is_refused():
 
 
 def test_methods_register_themselves_and_keep_their_names():
-    assert unlearn.methods() == ["grad_diff", "npo"]
+    assert unlearn.methods() == METHODS
     with pytest.raises(KrsError, match="'npo' is registered already"):
         register("npo")(type("Other", (Method,), {}))
     assert method("npo").reference == "logprobs"
@@ -166,4 +178,4 @@ def test_other_packages_bring_methods_by_entry_point(tmp_path):
     (info / "entry_points.txt").write_text("[krs.unlearn]\nmine = mine\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from krs import unlearn; print(unlearn.methods())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "['grad_diff', 'mine', 'npo']"
+    assert json.loads(said.replace("'", '"')) == sorted([*METHODS, "mine"])

@@ -1,0 +1,181 @@
+"""How far training has moved the weights, component by component and layer by layer.
+
+It answers the last section of Hong et al. (EMNLP 2024), where unembedding and norms keep a cosine above 0.999, for
+any pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from krs._typing import Axes, DataFrame
+from krs.errors import KrsError
+from krs.hooks.anatomy import Anatomy
+from krs.models.load import load
+from krs.models.pair import check_pair
+
+COMPONENTS = (
+    "keys", "value_vectors", "attention_in", "attention_out", "norms", "biases", "embedding", "unembedding", "other"
+)  # fmt: skip
+"""What weights are counted as: the MLP's input projections; its output projection; queries, keys and values; the
+attention's output projection; norms; biases; token and position embeddings; the head; whatever fits nowhere."""
+
+
+@dataclass(frozen=True, repr=False)
+class Drift:
+    """What `drift` found.
+
+    Attributes:
+        frame: tidy: `component, layer, cosine, relative_change, identical, parameters`, a row a component and layer
+            (`layer` is -1 outside the layers). `cosine` is that of all its weights as one vector,
+            `relative_change` the norm of their change over their vanilla norm, `identical` the share that is bit for
+            bit the same.
+        tied: whether the head is the embedding.
+    """
+
+    frame: DataFrame
+    tied: bool
+
+    def by_component(self) -> DataFrame:
+        """One row a component, layers together: the smallest cosine of a layer, and the rest over all weights."""
+        import numpy as np
+
+        rows = self.frame.assign(
+            changed=self.frame.relative_change**2 * self.frame.norm**2,
+            whole=self.frame.norm**2,
+            same=self.frame.identical * self.frame.parameters,
+        )
+        total = rows.groupby("component", sort=False)[["changed", "whole", "same", "parameters"]].sum()
+        total["cosine_min"] = rows.groupby("component", sort=False)["cosine"].min()
+        total["relative_change"] = np.sqrt(total.changed / total.whole.where(total.whole > 0))
+        total["identical"] = total.same / total.parameters
+        return total[["cosine_min", "relative_change", "identical", "parameters"]]
+
+    def plot(self, value: str = "relative_change", ax: Axes | None = None) -> Axes:
+        """A heat map of `value`, components over layers; returns the axes."""
+        from krs.plots import plot_drift
+
+        return plot_drift(self, value, ax)
+
+    def __repr__(self) -> str:
+        tied = " (the head is the embedding)" if self.tied else ""
+        return f"Drift{tied}\n{self.by_component().to_string(float_format=lambda x: f'{x:.6f}')}"
+
+    def _repr_html_(self) -> str:
+        return str(self.by_component().to_html(float_format=lambda x: f"{x:.6f}", border=0))
+
+
+def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) -> Drift:
+    """Compare two models' weights.
+
+    >>> import krs
+    >>> vanilla, _ = krs.load("smollm2")
+    >>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: one layer's keys are disturbed
+    >>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
+    >>> found = krs.metrics.drift(vanilla, unlearned).by_component()
+    >>> found.identical["norms"], bool(found.identical["keys"] < 1)
+    (1.0, True)
+
+    Args:
+        vanilla: as in `krs.sweep`.
+        unlearned: as in `krs.sweep`.
+
+    Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), and for offloaded
+    weights.
+    """
+    models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
+    v, u = check_pair(*models)
+    return _compare(v, u)
+
+
+def _compare(v: Anatomy, u: Anatomy) -> Drift:
+    import pandas as pd
+
+    ours = dict(u.model.named_parameters())
+    sums: dict[tuple[str, int], Tensor] = {}
+    for name, theirs in v.model.named_parameters():
+        if name not in ours or "lora_" in name:
+            raise KrsError(f"{name!r} is not a weight of both models: merge adapters first (merge_and_unload())")
+        if theirs.device.type == "meta" or ours[name].device.type == "meta":
+            raise KrsError(f"{name!r} is offloaded: load both models without offload")
+        key = component_of(v, name)
+        sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + _sums(theirs, ours[name])
+    head = v.model.get_output_embeddings()  # type: ignore[operator]
+    tied = head is not None and head.weight is v.model.get_input_embeddings().weight  # type: ignore[operator]
+    if tied:
+        sums["unembedding", -1] = sums["embedding", -1]
+    rows = [
+        {
+            "component": component,
+            "layer": layer,
+            "cosine": float(dot / (a * b).sqrt()) if a > 0 and b > 0 else float("nan"),
+            "relative_change": float((moved / a).sqrt()) if a > 0 else float("nan"),
+            "identical": float(same[0] / same[1]),
+            "parameters": int(same[1]),
+            "norm": float(a.sqrt()),
+        }
+        for (component, layer), total in sums.items()
+        for dot, a, b, moved, same in [_unpacked(total)]
+    ]
+    frame = pd.DataFrame(rows)
+    order = {c: i for i, c in enumerate(COMPONENTS)}
+    frame = frame.sort_values(["component", "layer"], key=lambda s: s.map(order) if s.name == "component" else s)
+    return Drift(frame.reset_index(drop=True), tied)
+
+
+def _sums(a: Tensor, b: Tensor) -> Tensor:
+    """Dot product, squared norms, how many are identical, how many there are; float64, a slice at a time."""
+    total = torch.zeros(5, dtype=torch.float64)
+    for x, y in _slices(a.detach().flatten(), b.detach().flatten().to(a.device)):
+        same = (x == y).sum().double()
+        wide, other = x.double(), y.double()
+        total += torch.stack([wide @ other, wide @ wide, other @ other, same, same.new_tensor(x.numel())]).cpu()
+    return total
+
+
+def _slices(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(a.split(2**22), b.split(2**22), strict=True)
+
+
+def _unpacked(total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    dot, a, b, same, n = total
+    return dot, a, b, (a + b - 2 * dot).clamp(min=0), (same, n)
+
+
+def component_of(body: Anatomy, name: str) -> tuple[str, int]:
+    """The component that a parameter belongs to, and its layer (-1 outside the layers). Matched by path."""
+    prefix = f"{body.family.layers}."
+    if not name.startswith(prefix):
+        return _outside(body, name), -1
+    number, _, inside = name.removeprefix(prefix).partition(".")
+    module, _, kind = inside.rpartition(".")
+    (attention,) = body.family.paths("attn_out_proj")
+    mlp = body.family.roles.get("mlp_out_proj")
+    questions = {
+        "biases": kind == "bias",
+        "value_vectors": module == mlp,
+        "attention_out": module == attention,
+        "norms": _is_norm(body.layers[int(number)].get_submodule(module)),
+        "attention_in": inside.startswith(f"{attention.rpartition('.')[0]}."),
+        "keys": mlp is not None,
+        "other": True,
+    }
+    return next(component for component, answer in questions.items() if answer), int(number)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def _outside(body: Anatomy, name: str) -> str:
+    module = body.model.get_submodule(name.rpartition(".")[0])
+    if module is body.model.get_output_embeddings():  # type: ignore[operator]
+        return "unembedding"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "norms" if _is_norm(module) else "other"
