@@ -58,6 +58,19 @@ def test_an_offloaded_model_still_works_after_the_sweep(saved):
     assert all(p.device.type == "meta" for p in u.parameters())
 
 
+def test_a_model_that_is_half_in_memory_and_half_on_disk(tmp_path):
+    v, u = pair("llama", tie_word_embeddings=False)
+    expected = krs.sweep(v, u, PROMPTS, answers=ANSWERS, windows=3, progress=False)
+    v.save_pretrained(tmp_path / "v")
+    here = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+    layers = {f"model.layers.{i}": "cpu" if i < 2 else "disk" for i in range(4)}
+    split, _ = krs.load(tmp_path / "v", device_map=here | layers, offload_folder=tmp_path / "o")
+    result = krs.sweep(split, u, PROMPTS, answers=ANSWERS, windows=3, progress=False)
+    assert result.provenance["engine"] == "wavefront"
+    np.testing.assert_allclose(result.krs, expected.krs, rtol=0, atol=1e-5)
+    assert split.model.layers[3].mlp.down_proj.weight.device.type == "meta"
+
+
 def test_ways_to_offload_that_do_not_go_together(saved):
     with pytest.raises(KrsError, match="offload='cpu': give 'disk'"):
         krs.load(saved / "v", offload="cpu")

@@ -1,6 +1,7 @@
 """The wavefront engine against its plain twin, and every case that it must not do."""
 
 import copy
+import dataclasses
 import signal
 import types
 
@@ -98,9 +99,10 @@ def test_windows_that_share_layers(name, shape):
     _compare(*_pair(name), Plan.make(SETTINGS, shape, n_layers=4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj", "olmo2", "gpt_neox"])
-def test_bf16(name):
-    v, u = (copy.deepcopy(m).to(torch.bfloat16) for m in _pair(name))
+def test_half_precision(name, dtype):
+    v, u = (copy.deepcopy(m).to(dtype) for m in _pair(name))
     _compare(v, u, Plan.make(None, 3, n_layers=4), atol=1e-2)
 
 
@@ -135,16 +137,20 @@ def test_further_points_of_both_kinds():
     _compare(v, u, Plan.make(given, windows.of([[0, 1], [3]]), n_layers=4))
 
 
-def test_weights_before_the_values_that_they_make():
-    family = family_of("llama")
-    keys = WeightPoint("keys", role="mlp_in_proj", label="")
-    queries = WeightPoint("qkv", role="attn_in_proj", label="")
-    roles = {"mlp_in_proj": ("mlp.gate_proj", "mlp.up_proj"), "attn_in_proj": ("self_attn.q_proj", "self_attn.k_proj")}
-    register_family(
-        krs.hooks.Family("Llama", ("llama",), family.layers, {**family.roles, **roles}, family.final_norm), replace=True
-    )
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [
+        ("llama", {"mlp_in": ("mlp.gate_proj", "mlp.up_proj"), "attn_in": ("self_attn.q_proj", "self_attn.k_proj")}),
+        ("opt", {"mlp_in": "fc1", "attn_in": ("self_attn.q_proj", "self_attn.k_proj")}),
+    ],
+)
+def test_weights_before_the_values_that_they_make(name, roles):
+    family = family_of(name)
+    keys = WeightPoint("keys", role="mlp_in", label="")
+    queries = WeightPoint("qkv", role="attn_in", label="")
+    register_family(dataclasses.replace(family, roles={**family.roles, **roles}), replace=True)
     try:
-        _compare(*_pair("llama"), Plan.make(
+        _compare(*_pair(name), Plan.make(
             [keys, queries, keys + VALUE_VECTORS, queries + MLP_COEF, keys + ATTN_OUT], 3, n_layers=4
         ))  # fmt: skip
     finally:

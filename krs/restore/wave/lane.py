@@ -134,7 +134,10 @@ class Lane:
         given = {name: value.to(device) for name, value in self.layout.repeated(rows).items()}
         table: nn.Module = self.body.model.get_input_embeddings()  # type: ignore[operator]
         with answering({**dict.fromkeys(self.body.layers, stub), table: embed}), self.attention():
-            out = decoder(**accepted(decoder, given), use_cache=False)[0]
+            try:
+                out = decoder(**accepted(decoder, given), use_cache=False)[0]
+            except NotImplementedError:
+                raise NotExactError("its decoder is a container that cannot be called by itself") from None
         if out.shape != seen[0].shape:
             raise _OtherFormError
         return out

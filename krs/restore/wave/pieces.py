@@ -60,15 +60,19 @@ class Pieces:
         return answers | self._trimming(answers)
 
     def started(self, points: Points) -> Tensor:
-        """The row that leaves this layer when it is the first one with something restored."""
+        """The row that leaves this layer when it is the first one with something restored.
+
+        What comes before the first restored module is the base row's: the attention, if only the MLP's modules are
+        touched, and the coefficients too, if only their value vectors are.
+        """
         answers = self.answers(points)
-        touched = self._touched(points)
+        family = self.unlearned.body.family
+        touched = {path for p in points for path in family.paths(p.role)}
         attention, mlp = self.own.get("attn_out_proj"), self.own.get("mlp_out_proj")
-        if attention is not None and not any(_within(path, attention) for path in touched):
+        if attention is not None and mlp is not None and all(_within(path, mlp) for path in touched):
             assert attention.output is not None
             answers[attention.target] = attention.answer(attention.output)
-            free = mlp is not None and not any(p.role == "mlp_out_proj" for p in self._activations(points))
-            if mlp is not None and free and {path for path in touched if _within(path, mlp)} <= {mlp.path}:
+            if touched == {mlp.path} and not self._activations(points):
                 with answering(self._swaps(points)):
                     answers[mlp.target] = mlp.answer(mlp.module(mlp.inputs))
         with answering(answers):
@@ -124,10 +128,6 @@ class Pieces:
         """The activation points among `points`; those at a module's output last, for they have the last word."""
         found = [p for p in points if isinstance(p, ActivationPoint)]
         return sorted(found, key=lambda p: p.side == "output")
-
-    def _touched(self, points: Points) -> set[str]:
-        family = self.unlearned.body.family
-        return {path for p in points for path in family.paths(p.role)}
 
     def _check_replay(self) -> None:
         """The base row's own values in place of what computes them have to give the base row.
