@@ -29,7 +29,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, hear what comes back.
 
     Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an
-    interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. About five minutes on two cores.
+    interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. Three to four minutes on two cores.
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def execute(
         doing = f"sweep: {len(plan.settings)} settings x {len(plan.windows)} windows"
         total = executor.steps(plan, vanilla, batch, budget)
         try:
-            with bar(total, doing, show=progress, unit="run") as shown:
+            with bar(total, doing, show=progress, unit="step") as shown:
                 executor.run(plan, vanilla, unlearned, batch, losses, budget, keeper(shown))
             return
         except NotExactError as reason:
