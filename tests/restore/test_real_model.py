@@ -66,17 +66,20 @@ def test_a_prompt_alone_gives_the_losses_it_has_in_the_batch(models, swept):
     np.testing.assert_allclose(alone.losses.restored[:, 0], swept.losses.restored[:, 1, :n], rtol=1e-3)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_the_tokenizers_padding_side_does_not_matter(models, swept, side):
+def test_the_tokenizers_padding_side_does_not_matter(models, swept):
     vanilla, unlearned, tokenizer = models
-    other = copy.deepcopy(tokenizer)
-    other.padding_side = side
-    chats, _ = _ids(other)
-    result = krs.sweep(
-        vanilla, unlearned, chats, tokenizer=other, settings="attn_out", windows=windows.of(WINDOWS[-1:]), n_tokens=8,
-        progress=False,
-    )  # fmt: skip
-    np.testing.assert_allclose(result.losses.restored[0], swept.losses.restored[8], rtol=1e-5)
+    results = []
+    for side in ("left", "right"):
+        other = copy.deepcopy(tokenizer)
+        other.padding_side = side
+        chats, _ = _ids(other)
+        results.append(krs.sweep(
+            vanilla, unlearned, chats, tokenizer=other, settings="attn_out", windows=windows.of(WINDOWS[-1:]),
+            n_tokens=8, progress=False,
+        ))  # fmt: skip
+    np.testing.assert_array_equal(results[0].losses.restored, results[1].losses.restored)
+    # A smaller plan: other rows share a product with this one, so sums round otherwise.
+    np.testing.assert_allclose(results[0].krs.iloc[0, 0], swept.krs["attn_out"].iloc[-1], rtol=0, atol=1e-5)
 
 
 def test_the_self_check_passes_on_every_layer(models):
