@@ -91,12 +91,16 @@ def sweep(
 
 @app.command()
 def unlearn(
-    method: Annotated[str, typer.Argument(help="a name that `krs unlearn --help` and the docs list, such as npo_kl")],
+    method: Annotated[
+        str,
+        typer.Argument(help="dpo_idk, dpo_retain_text, ga, grad_diff, grad_diff_ce, npo, npo_kl, simnpo or a plugin's"),
+    ],
     model: Annotated[str, typer.Option(help="directory, hub id, GGUF file, or 'smollm2'")],
     forget: Annotated[Path, typer.Option(help="a text a line; or .json / .jsonl of texts or {prompt, answer}")],
     output: Output,
     retain: Annotated[Path | None, typer.Option(help="the same, of what is to be kept")] = None,
     chat: Annotated[bool, typer.Option(help="put the prompts of pairs through the chat template")] = False,
+    overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -113,10 +117,12 @@ def unlearn(
         forget=sides["forget"] or [],
         retain=sides["retain"],
         output_dir=output,
+        overwrite=overwrite,
         progress=not quiet,
         **dict(_setting(given) for given in settings or []),
     )
-    print(f"written to {output}/")
+    report = json.loads((output / methods.REPORT).read_text(encoding="utf-8"))
+    print(f"{method}: {len(report['log'])} steps, last loss {report['log'][-1]['loss']:.4g}; written to {output}/")
 
 
 @app.command()

@@ -40,9 +40,17 @@ def check_prompts(prompts: Any) -> list[Any]:
     if isinstance(found[0], int):
         raise KrsError("prompts is one list of token ids: pass a list of such lists, [ids]")
     for i, prompt in enumerate(found):
-        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+        if len(prompt) == 0 or _is_blank(prompt):
             raise KrsError(f"prompt {i} is empty: remove it or give it a text")
     return found
+
+
+def _is_blank(prompt: Any) -> bool:
+    """Whether a text, or the last message of a conversation, says nothing."""
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    last = prompt[-1]
+    return isinstance(last, dict) and isinstance(last.get("content"), str) and not last["content"].strip()
 
 
 def needs_tokenizer(prompts: Sequence[Prompt]) -> bool:

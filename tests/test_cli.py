@@ -60,6 +60,8 @@ def test_unlearning_and_drift_from_the_shell(tmp_path):
     assert report["config"]["learning_rate"] == 1e-2
     again = CliRunner().invoke(app, run)
     assert "is not empty" in str(again.exception)
+    over = CliRunner().invoke(app, [*run, "--overwrite"])
+    assert "simnpo: 2 steps, last loss" in over.output
     wrong = CliRunner().invoke(app, [*run, "--set", "steps"])
     assert "write it as name=value" in str(wrong.exception)
     shown = CliRunner().invoke(app, ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")])

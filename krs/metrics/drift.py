@@ -64,10 +64,10 @@ class Drift:
 
     def __repr__(self) -> str:
         tied = " (the head is the embedding)" if self.tied else ""
-        return f"Drift{tied}\n{self.by_component().to_string(float_format=lambda x: f'{x:.6f}')}"
+        return f"Drift{tied}\n{self.by_component().to_string(float_format=lambda x: f'{x:.8f}')}"
 
     def _repr_html_(self) -> str:
-        return str(self.by_component().to_html(float_format=lambda x: f"{x:.6f}", border=0))
+        return str(self.by_component().to_html(float_format=lambda x: f"{x:.8f}", border=0))
 
 
 def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) -> Drift:

@@ -219,6 +219,7 @@ def _same_storage(v, u):
         (lambda v, u: {"prompts": []}, "no prompts"),
         (lambda v, u: {"prompts": [[1, 2], []]}, "prompt 1 is empty"),
         (lambda v, u: {"prompts": ["", "a"]}, "prompt 0 is empty"),
+        (lambda v, u: {"prompts": [[{"role": "user", "content": " "}]]}, "prompt 0 is empty"),
         (
             lambda v, u: {"prompts": [[1] * 60]},
             "60 tokens; with n_tokens=6 it is longer than the model's context of 64",
