@@ -78,7 +78,7 @@ def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) ->
     >>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: one layer's keys are disturbed
     >>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
     >>> found = krs.metrics.drift(vanilla, unlearned).by_component()
-    >>> found.identical["norms"], bool(found.identical["keys"] < 1)
+    >>> float(found.identical["norms"]), bool(found.identical["keys"] < 1)
     (1.0, True)
 
     Args:

@@ -6,7 +6,7 @@ system prompt, say) has to be computed once and not once a prompt. Laid out bran
 either.
 
 >>> from krs.prompts import TokenBatch
->>> tree = pack(TokenBatch(((1, 2, 3), (1, 2, 4, 5)), (1, 1), ((0,), (0,))))
+>>> tree = pack(TokenBatch(((1, 2, 3), (1, 2, 4, 5)), (1, 1), ((2,), (3,))))
 >>> tree.ids, tree.depths
 ((1, 2, 3, 4, 5), (0, 1, 2, 2, 3))
 >>> tree.places
