@@ -75,7 +75,7 @@ class Heads:
         return torch.cat(found)
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
-        vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore
+        vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]
         return states.split(max(1, _LOGIT_BYTES // (8 * vocabulary)))
 
 
