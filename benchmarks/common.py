@@ -20,7 +20,7 @@ from krs.data.concepts import as_chat, load_concept
 from krs.hooks import anatomy
 from krs.prompts import TokenBatch, encode, next_token_batch
 from krs.restore import plain, wavefront
-from krs.restore.generate import greedy
+from krs.generation.greedy import greedy
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 

@@ -18,9 +18,10 @@ from types import ModuleType
 
 from krs import hooks, metrics
 from krs.errors import KrsError
+from krs.generation import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.models import load
-from krs.restore import Generated, Plan, SweepResult, generate, load_result, sweep, windows
+from krs.restore import Plan, SweepResult, load_result, sweep, windows
 
 __version__ = version("krs")
 

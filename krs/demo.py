@@ -11,11 +11,11 @@ from typing import Any
 
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
+from krs.generation.greedy import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF
 from krs.models.load import BUNDLED, load
+from krs.models.provenance import weights_digest
 from krs.plots import save_figure
-from krs.restore.generate import Generated, generate
-from krs.restore.provenance import weights_digest
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
 

@@ -20,12 +20,13 @@ FLOORS = {
     "data": 1,
     "prompts": 1,
     "models": 2,
-    "metrics": 3,
-    "restore": 4,
-    "unlearn": 5,
-    "plots": 5,
-    "demo": 6,
-    "cli": 7,
+    "generation": 3,
+    "metrics": 4,
+    "restore": 5,
+    "unlearn": 6,
+    "plots": 6,
+    "demo": 7,
+    "cli": 8,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
 

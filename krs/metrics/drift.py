@@ -16,14 +16,9 @@ from torch import Tensor, nn
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.components import COMPONENTS, component_of
 from krs.models.load import load
 from krs.models.pair import check_pair
-
-COMPONENTS = (
-    "keys", "value_vectors", "attention_in", "attention_out", "norms", "biases", "embedding", "unembedding", "other"
-)  # fmt: skip
-"""What weights are counted as: the MLP's input projections; its output projection; queries, keys and values; the
-attention's output projection; norms; biases; token and position embeddings; the head; whatever fits nowhere."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,37 +140,3 @@ def _slices(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _unpacked(total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     dot, a, b, same, n = total
     return dot, a, b, (a + b - 2 * dot).clamp(min=0), (same, n)
-
-
-def component_of(body: Anatomy, name: str) -> tuple[str, int]:
-    """The component that a parameter belongs to, and its layer (-1 outside the layers). Matched by path."""
-    prefix = f"{body.family.layers}."
-    if not name.startswith(prefix):
-        return _outside(body, name), -1
-    number, _, inside = name.removeprefix(prefix).partition(".")
-    module, _, kind = inside.rpartition(".")
-    (attention,) = body.family.paths("attn_out_proj")
-    mlp = body.family.roles.get("mlp_out_proj")
-    questions = {
-        "biases": kind == "bias",
-        "value_vectors": module == mlp,
-        "attention_out": module == attention,
-        "norms": _is_norm(body.layers[int(number)].get_submodule(module)),
-        "attention_in": inside.startswith(f"{attention.rpartition('.')[0]}."),
-        "keys": mlp is not None,
-        "other": True,
-    }
-    return next(component for component, answer in questions.items() if answer), int(number)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def _outside(body: Anatomy, name: str) -> str:
-    module = body.model.get_submodule(name.rpartition(".")[0])
-    if module is body.model.get_output_embeddings():  # type: ignore[operator]
-        return "unembedding"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    return "norms" if _is_norm(module) else "other"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from krs.generation.forward import device_of, logits_at
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.patch import patched
 from krs.hooks.points import Patch, Setting
@@ -20,7 +21,6 @@ from krs.hooks.record import Recording, record
 from krs.hooks.weights import read_weight
 from krs.metrics.logits import logit_mse, logit_power
 from krs.prompts import TokenBatch
-from krs.restore.forward import device_of, logits_at
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan, Restoration
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
 from krs.metrics.score import SCORINGS
 from krs.models.load import find_tokenizer, load, locate
@@ -24,7 +25,6 @@ from krs.prompts import (
     paper_code_batch,
 )
 from krs.restore.engines import CHOICES
-from krs.restore.generate import eos_ids
 
 Model: TypeAlias = nn.Module | str | Path
 Engine: TypeAlias = Literal["auto", "wavefront", "plain"]

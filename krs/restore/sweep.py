@@ -10,18 +10,18 @@ from typing import Any
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.greedy import greedy
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
 from krs.models.pair import check_pair
+from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.prompts import Answer, Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode, encode_answers
 from krs.restore.engines import execute
-from krs.restore.generate import greedy
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.plan import Plan, check_positions, check_settings
 from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_tokens, resolve
-from krs.restore.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
 from krs.restore.wave.answers import is_offloaded

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
 from krs.prompts import TokenBatch
-from krs.restore.forward import device_of
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 from krs.restore.wave.allocator import freed_memory_kept

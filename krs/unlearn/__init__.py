@@ -2,7 +2,23 @@
 
 from krs.unlearn import dpo, ga, grad_diff, npo
 from krs.unlearn.examples import Text
-from krs.unlearn.methods import Config, Method, Side, methods, register
+from krs.unlearn.methods import Config, Edit, EditConfig, Method, Plugin, Side, methods, register
 from krs.unlearn.run import REPORT, run
 
-__all__ = ["REPORT", "Config", "Method", "Side", "Text", "dpo", "ga", "grad_diff", "methods", "npo", "register", "run"]
+__all__ = [
+    "REPORT",
+    "Config",
+    "Edit",
+    "EditConfig",
+    "Method",
+    "Plugin",
+    "Side",
+    "Text",
+    "dpo",
+    "ga",
+    "grad_diff",
+    "methods",
+    "npo",
+    "register",
+    "run",
+]

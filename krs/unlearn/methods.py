@@ -9,8 +9,9 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from krs._typing import Tokenizer
 from krs.errors import KrsError
 
 ENTRY_POINTS = "krs.unlearn"
@@ -70,21 +71,70 @@ class Side:
     ref_logprob: Float[Tensor, " row"] | None = None
 
 
-class Method(ABC):
-    """An unlearning method: its loss, and what it needs for it.
+@dataclass(frozen=True, kw_only=True)
+class EditConfig:
+    """Settings of methods that edit weights; each method's own config adds its fields to these.
+
+    Attributes:
+        seed: of whatever the method draws at random.
+    """
+
+    seed: int = 0
+
+
+class Plugin:
+    """What `krs.unlearn.run` can carry out by name: a `Method` is trained, an `Edit` changes weights by itself.
 
     Register a subclass with `@register("name")`, or from another package by an entry point of the group
     `krs.unlearn` that names the class's module.
     """
 
-    config_class: ClassVar[type[Config]] = Config
+    config_class: ClassVar[type[Config] | type[EditConfig]] = Config
+    name: ClassVar[str] = ""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+
+class Edit(Plugin, ABC):
+    """A method that computes new weights instead of training them, such as MEMIT.
+
+    Attributes:
+        needs_corpus: whether it needs text of the user's (`corpus=`).
+    """
+
+    config_class = EditConfig
+    needs_corpus: ClassVar[bool] = False
+
+    @abstractmethod
+    def edit(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        forget: Sequence[Any],
+        corpus: Sequence[str] | None,
+        progress: bool,
+    ) -> list[dict[str, Any]]:
+        """Change `model`, which is a copy in fp32, in place; returns what is to be logged, an entry a step.
+
+        Raises `KrsError` for bad input before anything long.
+        """
+
+
+class Method(Plugin, ABC):
+    """A method that trains: its loss, and what it needs for it.
+
+    Attributes:
+        needs_retain: whether it has a retain side.
+        makes_retain: whether it makes its retain side from the forget set itself.
+        reference: what it needs of the vanilla model: nothing, a summed log-probability a text (`"logprobs"`), logits
+            of the retain texts at every step (`"live"`), or both of the last.
+    """
+
+    config_class = Config
     needs_retain: ClassVar[bool] = False
     makes_retain: ClassVar[bool] = False
     reference: ClassVar[Literal["none", "logprobs", "live", "both"]] = "none"
-    name: ClassVar[str] = ""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def retain_texts(self, forget: Sequence[Any]) -> list[Any]:
         """For methods with `makes_retain`: what stands on the retain side, one for each forget text."""
@@ -99,8 +149,8 @@ class Method(ABC):
         """
 
 
-_REGISTRY: dict[str, type[Method]] = {}
-M = TypeVar("M", bound=type[Method])
+_REGISTRY: dict[str, type[Plugin]] = {}
+M = TypeVar("M", bound=type[Plugin])
 
 
 def register(name: str) -> Callable[[M], M]:
@@ -128,7 +178,7 @@ def methods() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def method(name: str) -> type[Method]:
+def method(name: str) -> type[Plugin]:
     """The class of a method; raises `KrsError` for an unknown name."""
     known = methods()
     if name not in known:
@@ -136,7 +186,7 @@ def method(name: str) -> type[Method]:
     return _REGISTRY[name]
 
 
-def make(name: str, settings: dict[str, object]) -> Method:
+def make(name: str, settings: dict[str, object]) -> Plugin:
     """A method with its config; raises `KrsError` for a setting that it does not have."""
     found = method(name)
     have = {f.name for f in fields(found.config_class)}

@@ -19,7 +19,7 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
 from krs.models.load import find_tokenizer, load
-from krs.restore.provenance import describe_model, now, versions
+from krs.models.provenance import describe_model, now, versions
 from krs.unlearn.examples import Example, Text, to_examples
 from krs.unlearn.methods import Method, make
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from krs.errors import KrsError
-from krs.restore.forward import accepted
+from krs.generation.forward import accepted
 from krs.unlearn.examples import Example, collate
 from krs.unlearn.losses import live_tokens, token_logprobs
 from krs.unlearn.methods import Method, Side

@@ -14,11 +14,11 @@ from torch import nn
 
 import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
+from krs.generation.greedy import greedy
 from krs.hooks import ActivationPoint, WeightPoint, anatomy, family_of, patched, register_family
 from krs.progress import bar
 from krs.prompts import next_token_batch
 from krs.restore import plain, wavefront
-from krs.restore.generate import greedy
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 from krs.restore.wave import passes

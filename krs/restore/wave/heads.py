@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
-from krs.restore.forward import device_of
 from krs.restore.wave.answers import answering, held
 from krs.restore.wave.lane import NotExactError
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from krs.generation.forward import accepted, device_of
 from krs.hooks.anatomy import Anatomy
-from krs.restore.forward import accepted, device_of
 from krs.restore.wave.answers import answering, held
 from krs.restore.wave.attention import attending, switches
 from krs.restore.wave.layout import Layout, repeated

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
@@ -20,7 +21,6 @@ from krs.models.load import find_tokenizer
 from krs.models.pair import check_pair
 from krs.progress import bar
 from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
-from krs.restore.forward import accepted, device_of, head_at
 
 _BATCH = 16
 
