@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,23 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
+from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
 
-_COLOURS = ("#1f6fb4", "#8a8a8a", "#d9822b", "#2a8c4a", "#8e4fa8", "#b03a48", "#5b7f95", "#7a6a2f")
-_MARKERS = "osD^vP*X"
+_COLOURS = (
+    "#1f6fb4",
+    "#8a8a8a",
+    "#d9822b",
+    "#2a8c4a",
+    "#8e4fa8",
+    "#b03a48",
+    "#5b7f95",
+    "#7a6a2f",
+    "#d36ba6",
+    "#3c3c3c",
+)
+_MARKERS = "osD^vP*X<h"
 _SIZE = (6.4, 4.2)
 
 
@@ -79,8 +92,55 @@ def plot_drift(drift: Drift, value: str = "relative_change", ax: Axes | None = N
     return axes
 
 
-def save_figure(result: SweepResult | Drift, path: Path) -> None:
-    """Draw a sweep (Fig. 1) or a drift into a file, without touching pyplot; the ending of its name says which kind."""
+def plot_tradeoff(points: Mapping[str, Sequence[Answers]], ax: Axes | None = None) -> Axes:
+    """The paper's Fig. 2: BLEU on target questions (x) against BLEU on unrelated ones (y), a colour a method.
+
+    The wanted corner is at the upper left: target answers gone, unrelated ones kept. Dotted lines show the vanilla
+    model against itself, the exact ceiling of either axis.
+
+    Args:
+        points: for each method its results of `krs.metrics.answers`, one a hyper-parameter setting, in order: the
+            line joins them, and markers grow from the first to the last.
+        ax: axes to draw on; new ones if not given.
+
+    Raises `KrsError` for results that were not asked unrelated questions, or whose BLEU is of different kinds.
+    """
+    tables = {name: [a.table for a in found] for name, found in points.items()}
+    every = [table for found in tables.values() for table in found]
+    kinds = {a.provenance["bleu"] for found in points.values() for a in found}
+    if not every:
+        raise KrsError("nothing to draw: give at least one result of krs.metrics.answers")
+    if len(kinds) > 1:
+        raise KrsError(f"the results' BLEU is of different kinds ({' and '.join(sorted(kinds))}): compute it alike")
+    if any("unrelated" not in table.index for table in every):
+        raise KrsError(
+            "a result has no unrelated questions, the figure's y axis: pass unrelated= to krs.metrics.answers"
+        )
+    axes = ax if ax is not None else _new_axes()
+    for i, (name, found) in enumerate(tables.items()):
+        x, y = ([table.bleu[side] for table in found] for side in ("target", "unrelated"))
+        colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(found))
+        axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.6, zorder=1)
+        style: dict[str, Any] = {"s": sizes, "color": colour, "marker": _MARKERS[i % len(_MARKERS)], "zorder": 2}
+        axes.scatter(x, y, label=name or None, **style)
+    ceiling = every[0].ceiling
+    axes.axvline(ceiling["target"], color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.axhline(ceiling["unrelated"], color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_xlim(-3, 105)
+    axes.set_ylim(-3, 105)
+    axes.set_xlabel("BLEU, target questions (low: forgotten)")
+    axes.set_ylabel("BLEU, unrelated questions (high: kept)")
+    if any(points):
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=4)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> None:
+    """Draw a sweep (Fig. 1), answers (Fig. 2) or a drift into a file, without touching pyplot.
+
+    The ending of the file's name says which kind of picture it is.
+    """
     _require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -88,6 +148,8 @@ def save_figure(result: SweepResult | Drift, path: Path) -> None:
     axes = figure.add_subplot()
     if isinstance(result, Drift):
         plot_drift(result, ax=axes)
+    elif isinstance(result, Mapping):
+        plot_tradeoff(result, axes)
     else:
         plot_sweep(result, axes)
     figure.savefig(path, dpi=150)

@@ -1,7 +1,20 @@
-"""The Knowledge Recovery Score and what it is made of."""
+"""The Knowledge Recovery Score and what it is made of; behaviour; drift."""
 
+from krs.metrics.answers import Answers, answers, load_answers
 from krs.metrics.drift import Drift, drift
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.score import SCORINGS, Score, krs_score
 
-__all__ = ["SCORINGS", "Drift", "HeadDistance", "Score", "drift", "krs_score", "logit_mse", "logit_power"]
+__all__ = [
+    "SCORINGS",
+    "Answers",
+    "Drift",
+    "HeadDistance",
+    "Score",
+    "answers",
+    "drift",
+    "krs_score",
+    "load_answers",
+    "logit_mse",
+    "logit_power",
+]

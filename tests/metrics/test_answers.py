@@ -1,0 +1,122 @@
+import json
+
+import pytest
+import torch
+
+import krs
+from krs import KrsError
+from krs.data.concepts import as_chat
+from krs.metrics import answers, load_answers
+from tests.tiny import build, pair, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+TARGET = ["who wrote the book", [{"role": "user", "content": "what is red"}], [5, 9, 8]]
+UNRELATED = ["the cat sat on", "one two three"]
+
+
+def _ask(v, u, **options):
+    given = {"target": TARGET, "unrelated": UNRELATED, "tokenizer": tiny_tokenizer(), "n_tokens": 6, "progress": False}
+    return answers(v, u, **(given | options))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return pair("llama")
+
+
+@pytest.fixture(scope="module")
+def found(models):
+    return _ask(*models)
+
+
+def test_the_table_says_how_each_side_fares_and_the_models_stay_as_they_were(models, found):
+    before = [state(m) for m in models]
+    _ask(*models)
+    assert all(same_state(m, b) for m, b in zip(models, before, strict=True))
+    assert found.table.questions.to_dict() == {"target": 3, "unrelated": 2}
+    assert list(found.frame.question) == ["who wrote the book", "what is red", "the what who", *UNRELATED]
+    assert found.frame.bleu.between(0, 100.0001).all()
+    assert "ceiling" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert found.provenance["bleu"].startswith("sacrebleu|")
+
+
+def test_a_model_against_its_copy_is_at_the_ceiling(models):
+    import copy
+
+    for kind in ("sacrebleu", "paper-code"):
+        same = _ask(models[0], copy.deepcopy(models[0]), bleu=kind).frame
+        assert (same.bleu == same.ceiling).all()
+        assert (same.vanilla == same.unlearned).all()
+        assert (same.nll == same.nll_vanilla).all()
+
+
+def test_the_likelihood_is_that_of_the_vanilla_answer(models, found):
+    for model, column in zip(models, ("nll_vanilla", "nll"), strict=True):
+        prompt, answer = tiny_tokenizer()(TARGET[0])["input_ids"], found.token_ids["vanilla"][0]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + list(answer)])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+        assert found.frame[column][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_saved_answers_are_read_back_and_reused(tmp_path, models, found):
+    found.save(tmp_path / "a.json")
+    again = load_answers(tmp_path / "a.json")
+    assert again.frame.equals(found.frame)
+    assert again.token_ids == found.token_ids
+    reused = _ask(*models, reuse=again)
+    assert reused.table.equals(found.table)
+    with pytest.raises(KrsError, match="reuse= is of other answers: prompts and n_tokens differ"):
+        _ask(*models, unrelated=(), n_tokens=3, reuse=again)
+    with pytest.raises(KrsError, match="reuse= is of other answers: vanilla model differ"):
+        _ask(models[1], build("llama"), reuse=again)
+    (tmp_path / "b.json").write_text("{}")
+    with pytest.raises(KrsError, match="does not hold answers"):
+        load_answers(tmp_path / "b.json")
+    with pytest.raises(KrsError, match="cannot read"):
+        load_answers(tmp_path / "none.json")
+    (tmp_path / "c.json").write_text(json.dumps({"krs_answers": 9}))
+    with pytest.raises(KrsError, match=r"another version of krs \(format 9\)"):
+        load_answers(tmp_path / "c.json")
+
+
+def test_bad_input(models, as_a_user):
+    with pytest.raises(KrsError, match="bleu='rouge': choose"):
+        _ask(*models, bleu="rouge")
+    with pytest.raises(KrsError, match="no tokenizer was found beside the vanilla model"):
+        _ask(*models, tokenizer=None)
+    with pytest.raises(KrsError, match="no prompts: pass at least one"):
+        _ask(*models, target=[])
+    with pytest.raises(KrsError, match="do not belong together"):
+        _ask(models[0], build("gpt2"))
+
+
+def test_figure_2(models, found, tmp_path):
+    from krs.plots import plot_tradeoff, save_figure
+
+    axes = plot_tradeoff({"npo": [found, found], "ga": [found]})
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["npo", "ga"]
+    target, unrelated = found.table.bleu["target"], found.table.bleu["unrelated"]
+    assert axes.collections[1].get_offsets().tolist() == [[target, unrelated]]
+    assert found.plot() is not None
+    save_figure({"npo": [found]}, tmp_path / "fig2.png")
+    assert (tmp_path / "fig2.png").stat().st_size > 5000
+    with pytest.raises(KrsError, match="no unrelated questions"):
+        plot_tradeoff({"npo": [_ask(*models, unrelated=())]})
+    with pytest.raises(KrsError, match="of different kinds"):
+        plot_tradeoff({"npo": [found, _ask(*models, bleu="paper-code")]})
+    with pytest.raises(KrsError, match="nothing to draw"):
+        plot_tradeoff({})
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.mark.real
+def test_a_batch_answers_as_its_questions_do_one_by_one_on_the_real_model(smollm2):
+    model, tokenizer = smollm2
+    questions = as_chat(krs.data.load_concept("harry_potter").questions[:4])
+    together = krs.generate(model, None, questions, tokenizer=tokenizer, n_tokens=12, progress=False)
+    alone = [krs.generate(model, None, [q], tokenizer=tokenizer, n_tokens=12, progress=False)[0] for q in questions]
+    assert list(together) == alone
