@@ -1,8 +1,9 @@
 """Unlearning methods as plugins on one `transformers.Trainer`. Needs the extra `krs[unlearn]`."""
 
 from krs.unlearn import dpo, ga, grad_diff, npo
+from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.examples import Text
-from krs.unlearn.methods import Config, Edit, EditConfig, Method, Plugin, Side, methods, register
+from krs.unlearn.methods import Edit, Method, Plugin, Side, methods, register
 from krs.unlearn.run import REPORT, run
 
 __all__ = [

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from krs.errors import KrsError
+from krs.unlearn.config import Config
 from krs.unlearn.losses import dpo, token_logprobs
-from krs.unlearn.methods import Config, Method, Side, register
+from krs.unlearn.methods import Method, Side, register
 
 REFUSALS = (
     "I don't know.",

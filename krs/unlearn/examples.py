@@ -22,10 +22,11 @@ messages; of a pair only the answer is learnt (or unlearnt)."""
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: its token ids, and how many of them at the beginning are only read."""
+    """One sequence: its token ids, how many of them at the beginning are only read, and whether its end was cut off."""
 
     ids: Ids
     n_prompt: int = 0
+    cut: bool = False
 
 
 def to_examples(texts: Sequence[Text], tokenizer: Tokenizer, max_length: int, what: str) -> list[Example]:
@@ -46,10 +47,11 @@ def _example(text: Text, tokenizer: Tokenizer, max_length: int, where: str) -> E
     if isinstance(text, str):
         if not text.strip():
             raise KrsError(f"{where} is empty: remove it")
-        ids = tuple(tokenizer(text)["input_ids"])[:max_length]
+        whole = tuple(tokenizer(text)["input_ids"])
+        ids = whole[:max_length]
         if len(ids) < 2:
             raise KrsError(f"{where} has a single token, so there is nothing to predict: remove it")
-        return Example(ids)
+        return Example(ids, cut=len(whole) > max_length)
     if isinstance(text, Mapping):
         if missing := {"prompt", "answer"} - text.keys():
             raise KrsError(f"{where} has no {' and no '.join(sorted(missing))}: give both, or a plain string")
@@ -60,13 +62,14 @@ def _example(text: Text, tokenizer: Tokenizer, max_length: int, where: str) -> E
     (before,) = encode([prompt], tokenizer)
     after = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
     end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    ids = (before + after + end)[:max_length]
+    whole = before + after + end
+    ids = whole[:max_length]
     if len(ids) <= len(before):
         raise KrsError(
             f"{where}: its prompt has {len(before)} tokens and leaves no room for the answer under "
             f"max_length={max_length}: shorten it, or raise max_length"
         )
-    return Example(ids, len(before))
+    return Example(ids, len(before), len(whole) > max_length)
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Int[Tensor, "row pos"]]:

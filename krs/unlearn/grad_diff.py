@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from krs.unlearn.config import Config
 from krs.unlearn.losses import kl_to_reference, token_logprobs
-from krs.unlearn.methods import Config, Method, Side, register
+from krs.unlearn.methods import Method, Side, register
 
 
 @dataclass(frozen=True, kw_only=True)

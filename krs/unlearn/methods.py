@@ -13,40 +13,9 @@ from torch import Tensor, nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.unlearn.config import Config, EditConfig
 
 ENTRY_POINTS = "krs.unlearn"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """How to train; each method's own config adds its fields to these.
-
-    Attributes:
-        learning_rate: of AdamW. Public code uses 1e-5 … 5e-5; the paper does not say what made its checkpoints.
-        steps: optimiser steps.
-        batch_size: forget sequences (and retain sequences) a forward.
-        gradient_accumulation: forwards a step; the gradient equals that of one large batch.
-        warmup: share of the steps over which the learning rate rises; it stays constant after.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-        max_length: texts are cut to so many tokens.
-        seed: of the order of the texts.
-    """
-
-    learning_rate: float = 2e-5
-    steps: int = 20
-    batch_size: int = 4
-    gradient_accumulation: int = 1
-    warmup: float = 0.0
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    max_length: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "steps", "batch_size", "gradient_accumulation", "max_length"):
-            if not getattr(self, name) > 0:
-                raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
 
 
 @dataclass(frozen=True)
@@ -69,17 +38,6 @@ class Side:
     n_rows: float
     ref_logits: Float[Tensor, "row pos vocab"] | None = None
     ref_logprob: Float[Tensor, " row"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EditConfig:
-    """Settings of methods that edit weights; each method's own config adds its fields to these.
-
-    Attributes:
-        seed: of whatever the method draws at random.
-    """
-
-    seed: int = 0
 
 
 class Plugin:

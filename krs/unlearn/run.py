@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import tempfile
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,9 +19,12 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
 from krs.models.load import find_tokenizer, load
-from krs.models.provenance import describe_model, now, versions
+from krs.models.provenance import describe_model, now, versions, weights_digest
+from krs.prompts import decode
+from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, to_examples
-from krs.unlearn.methods import Method, make
+from krs.unlearn.methods import Edit, Method, make
+from krs.unlearn.student import check_trainable, context, finish
 
 REPORT = "krs_unlearn.json"
 
@@ -30,17 +33,21 @@ def run(
     method: str,
     model: nn.Module | str | Path,
     *,
-    forget: Sequence[Text],
+    forget: Sequence[Any],
     retain: Sequence[Text] | None = None,
+    corpus: Sequence[str] | None = None,
     tokenizer: Tokenizer | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
+    dtype: torch.dtype | str = "auto",
+    trainer: dict[str, Any] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> nn.Module:
-    """Train a copy of `model` to unlearn `forget`, and return it in eval mode, in the original's dtype.
+    """Unlearn `forget` from a copy of `model`, and return the copy in eval mode, in the original's dtype.
 
-    Training is in fp32 whatever the model's dtype: in bf16 most steps of a small learning rate round away.
+    Training keeps its weights in fp32 whatever the model's dtype, unless `precision="bf16-pure"`: in bf16 most steps of
+    a small learning rate round away.
 
     >>> import krs
     >>> from krs import unlearn
@@ -51,110 +58,126 @@ def run(
 
     Args:
         method: a name that `krs.unlearn.methods()` lists.
-        model: the vanilla model, or its name; it is not changed.
-        forget: what to unlearn: paragraphs, or prompts with answers (see `Text`).
+        model: the vanilla model, or its name; it is not changed. A name is loaded to the GPU where there is one.
+        forget: what to unlearn: paragraphs, or prompts with answers (see `Text`); for MEMIT also requests.
         retain: what to keep, in the same forms; for the methods that use it.
+        corpus: any text, for the methods that need statistics of it (MEMIT).
         tokenizer: looked for beside the model's checkpoint if not given.
-        output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given.
-        overwrite: save into a directory that is not empty.
-        settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`.
+        output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given. An
+            interrupted run leaves checkpoints there, and the same call goes on from the newest.
+        overwrite: save into a directory that is not empty, and begin anew where it holds another run.
+        dtype: of a model given by name; as in `krs.load`.
+        trainer: further `transformers.TrainingArguments` (`fsdp`, `report_to`, `optim` …).
+        settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`, `parameters`.
 
     Raises `KrsError` for bad input before training, for a loss that is not finite, and when no parameter moved.
     """
     made = make(method, settings)
-    folder = _output(output_dir, overwrite)
-    vanilla, tokenizer = _vanilla(model, tokenizer)
-    limit = made.config.max_length
-    forget_set = to_examples(forget, tokenizer, limit, "forget")
-    retain_set = _retain(made, forget, retain, tokenizer, limit)
+    main = int(os.environ.get("RANK", "0")) == 0
+    folder = checkpoints.output(output_dir, overwrite or not main)
+    vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
     started = time.monotonic()
-    trained, log = _train(made, vanilla, forget_set, retain_set, progress)
-    _require_moved(vanilla, trained, made)
-    unlearned = trained.to(next(vanilla.parameters()).dtype).eval()
-    if folder is not None:
+    if isinstance(made, Edit):
+        used = {"retain": retain, "trainer": trainer}
+        if given := [name for name, value in used.items() if value is not None]:
+            raise KrsError(f"{method} does not train, so {given[0]}= would be ignored: leave it out")
+        unlearned, made_of, log = _edited(made, vanilla, forget, corpus, tokenizer, progress)
+    else:
+        if corpus is not None:
+            raise KrsError(f"{method} uses no corpus=: leave it out")
+        assert isinstance(made, Method)
+        unlearned, made_of, log = _trained(
+            made, vanilla, forget, retain, tokenizer, folder, overwrite, main, trainer or {}, progress
+        )
+    if folder is not None and main:
         report = {
-            "method": made.name,
+            "method": method,
             "config": asdict(made.config),
-            "vanilla": describe_model(model if isinstance(model, str) else vanilla, vanilla),
-            "forget_sha256": _digest(forget_set),
-            "retain_sha256": _digest(retain_set),
-            "n_forget": len(forget_set),
-            "n_retain": len(retain_set),
+            "vanilla": describe_model(model, vanilla),
+            **made_of,
             "seconds": round(time.monotonic() - started, 1),
-            "time": now(),
+            "made": now(),
             "versions": versions(),
             "log": log,
         }
         _save(unlearned, tokenizer, folder, report)
+        checkpoints.end(folder)
     return unlearned
 
 
-def _train(
-    method: Method, vanilla: nn.Module, forget: list[Example], retain: list[Example], progress: bool
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    from transformers import TrainingArguments
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    from krs.unlearn.trainer import OneBar, Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
-
-    config = method.config
-    needs = method.reference
-    sides = [(forget, needs in ("logprobs", "both")), (retain, needs == "logprobs" and bool(retain))]
-    known = [reference_logprobs(vanilla, side, config.batch_size) if wanted else None for side, wanted in sides]
-    student = copy.deepcopy(vanilla).float()
-    for parameter in student.parameters():
-        parameter.requires_grad_(True)
-    device = next(vanilla.parameters()).device
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = UnlearnTrainer(
-            method,
-            vanilla if needs in ("live", "both") else None,
-            model=student,
-            args=TrainingArguments(
-                output_dir=scratch,
-                learning_rate=config.learning_rate,
-                max_steps=config.steps,
-                per_device_train_batch_size=config.batch_size,
-                gradient_accumulation_steps=config.gradient_accumulation,
-                lr_scheduler_type="constant_with_warmup",
-                warmup_steps=round(config.warmup * config.steps),
-                weight_decay=config.weight_decay,
-                max_grad_norm=config.max_grad_norm,
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                remove_unused_columns=False,
-                dataloader_pin_memory=device.type == "cuda",
-                use_cpu=device.type == "cpu",
-                seed=config.seed,
-            ),
-            train_dataset=Pairs(forget, retain, *known),
-            data_collator=collate_pairs,
-            callbacks=[OneBar(f"unlearn ({method.name})", progress)],
-        )
-        for noisy in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(noisy)
-        trainer.train()
-        log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return student.to(device), log
+def _edited(
+    made: Edit,
+    vanilla: nn.Module,
+    forget: Sequence[Any],
+    corpus: Sequence[str] | None,
+    tokenizer: Tokenizer,
+    progress: bool,
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
+    if made.needs_corpus and not corpus:
+        raise KrsError(f"{made.name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
+    if isinstance(forget, str):
+        raise KrsError("forget is one string: pass a list of requests")
+    if not forget:
+        raise KrsError("the forget set is empty: give at least one request")
+    edited = copy.deepcopy(vanilla).float()
+    log = made.edit(edited, tokenizer, forget, corpus, progress)
+    sides = {"forget": _texts(forget), "corpus": _texts(corpus or [])}
+    return finish(edited, vanilla, made.name), sides, log
 
 
-def _output(given: str | Path | None, overwrite: bool) -> Path | None:
-    if given is None:
-        return None
-    folder = Path(given)
-    if folder.exists() and not folder.is_dir():
-        raise KrsError(f"output_dir={str(given)!r} is a file: give a directory")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise KrsError(f"output_dir={str(given)!r} is not empty: give another one, or overwrite=True")
-    return folder
+def _trained(
+    made: Method,
+    vanilla: nn.Module,
+    forget: Sequence[Text],
+    retain: Sequence[Text] | None,
+    tokenizer: Tokenizer,
+    folder: Path | None,
+    overwrite: bool,
+    main: bool,
+    options: dict[str, Any],
+    progress: bool,
+) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
+    from krs.unlearn.train import train
+
+    check_trainable(vanilla, made.config)
+    limit = context(vanilla, made.config.max_length)
+    forget_set = to_examples(forget, tokenizer, limit, "forget")
+    retain_set = _retain(made, forget, retain, tokenizer, limit)
+    made_of = {"forget": _digest(forget_set), "retain": _digest(retain_set)}
+    resume = None
+    if folder is not None:
+        recipe = {
+            "method": made.name,
+            "settings": asdict(made.config),
+            "forget texts": made_of["forget"],
+            "retain texts": made_of["retain"],
+            "vanilla model": weights_digest(vanilla),
+        }
+        resume = checkpoints.begin(folder, recipe, overwrite) if main else checkpoints.newest(folder)
+    trained, log, ended = train(
+        made,
+        vanilla,
+        forget_set,
+        retain_set,
+        decoded=lambda ids: decode(ids, tokenizer, skip_special_tokens=True),
+        folder=folder,
+        resume=resume,
+        options=options,
+        progress=progress,
+    )
+    return trained, made_of | ended, log
 
 
-def _vanilla(model: nn.Module | str | Path, tokenizer: Tokenizer | None) -> tuple[nn.Module, Tokenizer]:
+def _vanilla(
+    model: nn.Module | str | Path, tokenizer: Tokenizer | None, dtype: torch.dtype | str
+) -> tuple[nn.Module, Tokenizer]:
     if isinstance(model, str | Path):
-        loaded, beside = load(model)
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
+        loaded, beside = load(model, dtype=dtype, device=device)
         plain, found = unwrap(loaded), tokenizer or beside
     else:
+        if dtype != "auto":
+            raise KrsError("dtype= is for models given by name: convert the model yourself (model.to(dtype))")
         plain = unwrap(model)
         if any(m.training for m in plain.modules()):
             raise KrsError("the model is in training mode: call .eval() first, so that it can be the reference")
@@ -180,14 +203,18 @@ def _retain(
     return to_examples(retain, tokenizer, limit, "retain")
 
 
-def _require_moved(before: nn.Module, after: nn.Module, method: Method) -> None:
-    pairs = zip(before.parameters(), after.parameters(), strict=True)
-    if all(torch.equal(a.float(), b) for a, b in pairs):
-        raise KrsError(f"{method.name}: no parameter moved in training: raise learning_rate or steps")
+def _digest(examples: list[Example]) -> dict[str, Any]:
+    """How many sequences, how many of them were cut, and a hash of them."""
+    said = json.dumps([(e.ids, e.n_prompt) for e in examples]).encode()
+    cut = sum(e.cut for e in examples)
+    return {"sequences": len(examples), "cut": cut, "sha256": hashlib.sha256(said).hexdigest()}
 
 
-def _digest(examples: list[Example]) -> str:
-    return hashlib.sha256(json.dumps([(e.ids, e.n_prompt) for e in examples]).encode()).hexdigest()
+def _texts(texts: Sequence[Any]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(repr(text).encode())
+    return {"texts": len(texts), "sha256": digest.hexdigest()}
 
 
 def _save(model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str, Any]) -> None:

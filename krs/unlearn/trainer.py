@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 
 from krs.errors import KrsError
 from krs.generation.forward import accepted
 from krs.unlearn.examples import Example, collate
+from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import live_tokens, token_logprobs
 from krs.unlearn.methods import Method, Side
 
@@ -59,6 +61,8 @@ class UnlearnTrainer(Trainer):
 
     Sums over tokens and rows are divided by their number in the whole optimiser step, forget and retain apart, so that
     gradient accumulation and several processes give the gradient of one large batch.
+
+    The reference is a model of its own, or with `None` the model in training with its adapter disabled.
     """
 
     def __init__(self, method: Method, reference: nn.Module | None, **options: Any) -> None:
@@ -67,6 +71,10 @@ class UnlearnTrainer(Trainer):
         self.reference = reference
         self.loss_is_scaled_for_ga = True
         self._terms: dict[str, float] = {}
+        self._halves: dict[str, tuple[Tensor, Tensor]] = {}
+        self._norms: SideNorms | None = None
+        if method.config.gradient_norms and self.accelerator.num_processes == 1:
+            self._norms = SideNorms(options["model"].parameters(), keep=self.args.gradient_accumulation_steps > 1)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The forwards of one optimiser step, and what their losses are to be divided by."""
@@ -74,12 +82,25 @@ class UnlearnTrainer(Trainer):
         counts = {"processes": float(self.accelerator.num_processes)}
         for side in ("forget", "retain"):
             labels = [b[side]["labels"] for b in batches if side in b]
-            counts[f"{side}_tokens"] = self._over_processes(sum(int(live_tokens(x).sum()) for x in labels), device)
-            counts[f"{side}_rows"] = self._over_processes(sum(len(x) for x in labels), device)
+            counts[f"{side}_tokens"] = self._over_processes(sum(int(live_tokens(x).sum()) for x in labels))
+            counts[f"{side}_rows"] = self._over_processes(sum(len(x) for x in labels))
+        if self._norms is not None:
+            self._norms.clear()
         return batches, counts
 
-    def _over_processes(self, count: int, device: torch.device) -> float:
-        return float(self.accelerator.gather(torch.tensor([float(count)], device=device)).sum())
+    def _over_processes(self, value: float | int) -> float:
+        return float(self.accelerator.gather(torch.tensor([float(value)], device=self.args.device)).sum())
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and its backward; the loss's gradient goes through each side's logits apart (see `_side`)."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for side, (logits, leaf) in self._halves.items():
+            assert self._norms is not None
+            if leaf.grad is not None:
+                with self._norms.of(side):
+                    logits.backward(leaf.grad)
+        self._halves.clear()
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -101,59 +122,63 @@ class UnlearnTrainer(Trainer):
         return (total, {"terms": terms}) if return_outputs else total
 
     def _side(self, model: nn.Module, inputs: dict[str, Any], side: str, counts: dict[str, float]) -> Side:
+        """A side's logits. To tell gradients apart, the method is given a leaf in their place: its gradient, once the
+        loss has been differentiated, is what goes back through the model."""
         batch = dict(inputs[side])
         labels = batch.pop("labels")
         live = self.method.reference in ("live", "both") and side == "retain"
+        reference = self._reference_logits(model, batch) if live else None
+        logits = model(**batch).logits
+        if self._norms is not None:
+            leaf = logits.detach().requires_grad_()
+            self._halves[side] = (logits, leaf)
+            logits = leaf
         return Side(
-            logits=model(**batch).logits,
+            logits=logits,
             labels=labels,
             n_tokens=counts[f"{side}_tokens"],
             n_rows=counts[f"{side}_rows"],
-            ref_logits=self._reference_logits(batch) if live else None,
+            ref_logits=reference,
             ref_logprob=inputs.get(f"{side}_ref_logprob"),
         )
 
     @torch.no_grad()
-    def _reference_logits(self, batch: dict[str, Tensor]) -> Tensor:
-        assert self.reference is not None
-        device = next(self.reference.parameters()).device
-        moved = {name: value.to(device) for name, value in batch.items()}
-        return self.reference(**moved).logits.to(batch["input_ids"].device)
+    def _reference_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with ExitStack() as stack:
+            reference: Any = self.reference
+            if reference is None:
+                reference = self.accelerator.unwrap_model(model)
+                stack.enter_context(reference.disable_adapter())
+                stack.callback(reference.train, reference.training)
+                reference.eval()
+            device = next(reference.parameters()).device
+            moved = {name: value.to(device) for name, value in batch.items()}
+            return reference(**moved).logits.to(batch["input_ids"].device)
+
+    def gathered(self, fresh: Callable[[], nn.Module]) -> nn.Module | None:
+        """The trained model with all of its weights; `fresh` makes one for weights that were sharded over processes.
+
+        `None` where another process has collected the shards.
+        """
+        if self._norms is not None:
+            self._norms.close()
+        if not self.is_fsdp_enabled:
+            return self.accelerator.unwrap_model(self.model)
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.is_world_process_zero():
+            return None
+        whole = fresh()
+        whole.load_state_dict(weights)
+        return whole
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the terms beside the loss."""
+        """Log the terms and the gradient norms of the sides beside the loss."""
         if "loss" in logs:
-            logs |= {f"loss_{name}": round(value, 4) for name, value in self._terms.items()}
+            logs |= {f"loss_{name}": round(self._over_processes(value), 4) for name, value in self._terms.items()}
+            norms = self._norms.norms() if self._norms is not None else {}
+            logs |= {f"grad_norm_{side}": norm for side, norm in norms.items()}
             self._terms.clear()
         super().log(logs, *args, **kwargs)
-
-
-class OneBar(TrainerCallback):
-    """One progress bar that shows the loss, and nothing printed beside it."""
-
-    def __init__(self, doing: str, show: bool) -> None:
-        self.doing, self.show = doing, show
-        self.shown: Any = None
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        from krs.progress import bar
-
-        self.shown = bar(state.max_steps, self.doing, show=self.show and state.is_world_process_zero, unit="step")
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step further."""
-        self.shown.update()
-
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the terms of the loss."""
-        terms = {k.removeprefix("loss_"): f"{v:.3f}" for k, v in (logs or {}).items() if k.startswith("loss_")}
-        if terms:
-            self.shown.set_postfix(terms)
-
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.shown.close()
 
 
 @torch.no_grad()

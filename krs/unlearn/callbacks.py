@@ -1,0 +1,152 @@
+"""What goes on beside training: the bar, stopping at a target, stopping when the user says so, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from krs.errors import KrsError
+from krs.generation.forward import accepted
+from krs.generation.greedy import greedy
+from krs.hooks.unwrap import unwrap
+from krs.metrics.bleu import bleu
+from krs.progress import bar
+from krs.unlearn.config import Config
+from krs.unlearn.examples import Example, collate
+from krs.unlearn.losses import live_tokens, token_logprobs
+
+_N_TOKENS = 30
+
+
+class OneBar(TrainerCallback):
+    """One progress bar that shows the terms of the loss, and nothing printed beside it."""
+
+    def __init__(self, doing: str, show: bool) -> None:
+        self.doing, self.show = doing, show
+        self.shown: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar, at the step that is gone on from."""
+        self.shown = bar(state.max_steps, self.doing, show=self.show and state.is_world_process_zero, unit="step")
+        self.shown.update(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        self.shown.update()
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the terms of the loss."""
+        terms = {k.removeprefix("loss_"): f"{v:.3f}" for k, v in (logs or {}).items() if k.startswith("loss_")}
+        if terms:
+            self.shown.set_postfix(terms)
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.shown.close()
+
+
+class SaveEvery(TrainerCallback):
+    """A checkpoint every so many steps, but none at the end, where the model itself is saved."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint when it is time."""
+        if self.steps and state.global_step % self.steps == 0 and state.global_step < state.max_steps:
+            control.should_save = True
+
+
+class StopAtTarget(TrainerCallback):
+    """Stop once the forget set is as unlikely, or its answers as different, as was asked for."""
+
+    def __init__(self, config: Config, forget: Sequence[Example], decoded: Callable[[Sequence[int]], str]) -> None:
+        self.config, self.forget, self.decoded = config, forget, decoded
+        self.asked = [e for e in forget if e.n_prompt]
+        self.reached: str | None = None
+        self.seen: list[dict[str, float]] = []
+        if config.stop_bleu is not None and not self.asked:
+            raise KrsError("stop_bleu= compares answers, and no forget text has a prompt: use stop_forget_nll=")
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure, when it is time, and stop at the target."""
+        config = self.config
+        if state.global_step % config.check_every or (config.stop_forget_nll is None and config.stop_bleu is None):
+            return
+        found: dict[str, float] = {"step": state.global_step}
+        training = model.training
+        model.eval()
+        if config.stop_forget_nll is not None:
+            found["forget_nll"] = mean_nll(model, self.forget, config.batch_size)
+            if found["forget_nll"] >= config.stop_forget_nll:
+                self.reached = f"forget NLL {found['forget_nll']:.3f} >= {config.stop_forget_nll}"
+        if config.stop_bleu is not None:
+            found["forget_bleu"] = self._bleu(model)
+            if found["forget_bleu"] <= config.stop_bleu:
+                self.reached = f"forget BLEU {found['forget_bleu']:.2f} <= {config.stop_bleu}"
+        model.train(training)
+        self.seen.append(found)
+        if self.reached:
+            control.should_training_stop = True
+
+    def _bleu(self, model: nn.Module) -> float:
+        plain: Any = unwrap(model)
+        prompts = tuple(e.ids[: e.n_prompt] for e in self.asked)
+        said = greedy(plain, prompts, _N_TOKENS, progress=False)
+        wanted = [e.ids[e.n_prompt :][:_N_TOKENS] for e in self.asked]
+        pairs = zip(wanted, said, strict=True)
+        return sum(bleu(self.decoded(w), self.decoded(s)) for w, s in pairs) / len(said)
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C lets the step end, saves a checkpoint if there is a place for it, and then stops; a second one at once."""
+
+    def __init__(self, saves: bool) -> None:
+        self.saves = saves
+        self.asked = False
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop here if the user asked for it."""
+        if self.asked:
+            control.should_training_stop = True
+            control.should_save = self.saves
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the first Ctrl-C waits for the end of the step; `KeyboardInterrupt` is raised at the end."""
+        if not self.saves or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def heard(number: int, frame: Any) -> None:
+            self.asked = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, heard)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.asked:
+            raise KeyboardInterrupt("stopped at the end of a step; the same call goes on from there")
+
+
+@torch.no_grad()
+def mean_nll(model: nn.Module, examples: Sequence[Example], batch_size: int) -> float:
+    """The mean loss of a set, in nats a live token."""
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for start in range(0, len(examples), batch_size):
+        batch = {k: v.to(device) for k, v in collate(examples[start : start + batch_size]).items()}
+        labels = batch.pop("labels")
+        total -= float(token_logprobs(model(**accepted(model, batch)).logits, labels).sum())
+        count += int(live_tokens(labels).sum())
+    return total / count

@@ -1,0 +1,99 @@
+"""How to train, and how to edit: the settings that all methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from krs.errors import KrsError
+
+Precision = Literal["fp32", "bf16-pure"]
+Parameters = Literal["all", "value_vectors", "attention", "mlp", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How to train; each method's own config adds its fields to these.
+
+    Defaults are for models of a hundred million parameters and a dozen of texts. Public code for 7B models trains with
+    AdamW, learning rates of 1e-5 … 5e-5, 1–10 epochs, effective batches of 16–32 and texts of 500 tokens; the paper
+    does not say what made its checkpoints.
+
+    Attributes:
+        learning_rate: of AdamW.
+        steps: optimiser steps, at most.
+        batch_size: forget sequences (and retain sequences) a forward.
+        gradient_accumulation: forwards a step; the gradient equals that of one large batch.
+        warmup: share of the steps over which the learning rate rises; it stays constant after.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        max_length: texts are cut to so many tokens.
+        seed: of the order of the texts, of dropout, and of an adapter's first weights.
+        precision: `"fp32"` keeps the weights in training in fp32; `"bf16-pure"` keeps weights and optimiser in bf16,
+            in which most small steps round away.
+        parameters: what is trained: everything; the value vectors (the MLP's output projections); the attention's
+            projections; all of the MLP's; or an adapter (`"lora"`), which is merged at the end and saved beside the
+            model.
+        lora_rank: rank of the adapter on every linear layer but the head.
+        lora_alpha: its scale is `lora_alpha / lora_rank`.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        gradient_norms: log the norms of the forget and of the retain side's gradients apart, in runs on one process.
+            Under gradient accumulation this keeps two more gradients.
+        save_steps: write a checkpoint every so many steps, from which the same call goes on; 0 writes one only when
+            the run is interrupted. Needs an output directory.
+        stop_forget_nll: stop as soon as the forget set's mean loss, in nats a token, is at least this.
+        stop_bleu: stop as soon as greedy answers to the forget prompts have at most this BLEU (0 to 100) against the
+            forget answers.
+        check_every: look at the two targets every so many steps.
+    """
+
+    learning_rate: float = 2e-5
+    steps: int = 20
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_length: int = 500
+    seed: int = 0
+    precision: Precision = "fp32"
+    parameters: Parameters = "all"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    gradient_checkpointing: bool = False
+    gradient_norms: bool = True
+    save_steps: int = 0
+    stop_forget_nll: float | None = None
+    stop_bleu: float | None = None
+    check_every: int = 1
+
+    def __post_init__(self) -> None:
+        positive = (
+            "learning_rate",
+            "steps",
+            "batch_size",
+            "gradient_accumulation",
+            "max_length",
+            "lora_rank",
+            "lora_alpha",
+            "check_every",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
+        if self.save_steps < 0:
+            raise KrsError(f"save_steps={self.save_steps}: give a number of steps, or 0 for no checkpoints")
+        for name, choices in (("precision", Precision), ("parameters", Parameters)):
+            if getattr(self, name) not in get_args(choices):
+                raise KrsError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, get_args(choices)))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditConfig:
+    """Settings of methods that edit weights; each method's own config adds its fields to these.
+
+    Attributes:
+        seed: of whatever the method draws at random.
+    """
+
+    seed: int = 0

@@ -1,0 +1,103 @@
+"""The copy that is trained: its precision, which of its weights move, its adapter; and what becomes of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from krs.errors import KrsError
+from krs.hooks.anatomy import anatomy
+from krs.hooks.components import component_of
+from krs.unlearn.config import Config
+
+_SUBSETS = {
+    "value_vectors": {"value_vectors"},
+    "attention": {"attention_in", "attention_out"},
+    "mlp": {"keys", "value_vectors"},
+}
+
+
+def check_trainable(vanilla: nn.Module, config: Config) -> None:
+    """Raise `KrsError`, before anything runs, for a model that cannot be trained as the settings say."""
+    packed = [name for name, p in vanilla.named_parameters() if not p.is_floating_point()]
+    if packed:
+        raise KrsError(
+            f"{packed[0]!r} is packed (quantised) and cannot be trained: load the model unquantised "
+            "(dtype=torch.bfloat16 halves its size too)"
+        )
+    missing = [name for name, p in vanilla.named_parameters() if p.device.type == "meta"]
+    if missing:
+        raise KrsError(f"{missing[0]!r} is offloaded: load the model without offload to train it")
+    if config.precision == "bf16-pure" and not _fits_bf16(vanilla):
+        raise KrsError(
+            "precision='bf16-pure': the model's weights are not bf16 numbers, so that most would be rounded before the "
+            "first step and look as if training had changed them: load it in bf16 (krs.load(name, "
+            "dtype=torch.bfloat16), or --dtype bfloat16), or train in fp32"
+        )
+    if config.parameters in _SUBSETS:
+        anatomy(vanilla)
+
+
+def context(vanilla: nn.Module, max_length: int) -> int:
+    """To how many tokens texts are cut: `max_length`, or the model's context where that is shorter."""
+    reach = getattr(vanilla.config, "max_position_embeddings", None)
+    return max_length if reach is None else min(max_length, int(reach))
+
+
+def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
+    """A copy of the model, in the precision and with the trainable weights that the settings name."""
+    student: Any = copy.deepcopy(vanilla)
+    if config.gradient_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.parameters == "lora":
+        student = _with_adapter(student, config)
+    else:
+        student = student.to(torch.bfloat16) if config.precision == "bf16-pure" else student.float()
+        wanted = _SUBSETS.get(config.parameters)
+        body = None if wanted is None else anatomy(student)
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(body is None or wanted is None or component_of(body, name)[0] in wanted)
+    return student
+
+
+def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
+    """The trained copy as a plain model in eval mode, in the original's dtype; an adapter is merged.
+
+    Raises `KrsError` when no weight moved.
+    """
+    if hasattr(student, "merge_and_unload"):
+        student = student.merge_and_unload()  # type: ignore[operator]
+    if getattr(student, "is_gradient_checkpointing", False):
+        student.gradient_checkpointing_disable()  # type: ignore[operator]
+    before = dict(vanilla.named_parameters())
+    if all(torch.equal(before[n].to(p.device).float(), p.float()) for n, p in student.named_parameters()):
+        raise KrsError(f"{name}: no parameter moved in training: raise learning_rate or steps")
+    for n, parameter in student.named_parameters():
+        parameter.requires_grad_(before[n].requires_grad)
+    first = next(vanilla.parameters())
+    return student.to(device=first.device, dtype=first.dtype).eval()
+
+
+def _fits_bf16(model: nn.Module) -> bool:
+    return all(torch.equal(p, p.to(torch.bfloat16).to(p.dtype)) for p in model.parameters())
+
+
+def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise KrsError("parameters='lora' needs peft: pip install 'krs[unlearn]'") from None
+    transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
+    settings: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "fan_in_fan_out": transposed}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        adapted = get_peft_model(
+            model,
+            LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings),
+        )
+    return adapted.to(torch.bfloat16) if config.precision == "bf16-pure" else adapted

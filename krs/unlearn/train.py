@@ -1,0 +1,106 @@
+"""Training a copy of the model with `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from krs.errors import KrsError
+from krs.unlearn import checkpoints
+from krs.unlearn.callbacks import Interrupt, OneBar, SaveEvery, StopAtTarget
+from krs.unlearn.examples import Example
+from krs.unlearn.methods import Method
+from krs.unlearn.student import finish, make_student
+from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
+
+
+def train(
+    method: Method,
+    vanilla: nn.Module,
+    forget: list[Example],
+    retain: list[Example],
+    *,
+    decoded: Callable[[Sequence[int]], str],
+    folder: Path | None,
+    resume: Path | None,
+    options: dict[str, Any],
+    progress: bool,
+) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
+    """The trained copy, the log of every step, and how training ended.
+
+    Args:
+        method: whose loss is minimised.
+        vanilla: what is copied; the reference.
+        forget: forget sequences.
+        retain: retain sequences, if the method has them.
+        decoded: text of token ids, for `stop_bleu`.
+        folder: where checkpoints go.
+        resume: the checkpoint to go on from.
+        options: further `TrainingArguments`.
+        progress: show a bar.
+    """
+    config = method.config
+    stop = StopAtTarget(config, forget, decoded)
+    interrupt = Interrupt(saves=folder is not None)
+    needs = method.reference
+    sides = [(forget, needs in ("logprobs", "both")), (retain, needs == "logprobs" and bool(retain))]
+    known = [reference_logprobs(vanilla, side, config.batch_size) if wanted else None for side, wanted in sides]
+    adapter = config.parameters == "lora"
+    with tempfile.TemporaryDirectory() as scratch:
+        student = make_student(vanilla, config)
+        trainer = UnlearnTrainer(
+            method,
+            vanilla if needs in ("live", "both") and not adapter else None,
+            model=student,
+            args=_arguments(method, vanilla, folder / checkpoints.FOLDER if folder else Path(scratch), options),
+            train_dataset=Pairs(forget, retain, *known),
+            data_collator=collate_pairs,
+            callbacks=[OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps), interrupt],
+        )
+        for noisy in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(noisy)
+        with interrupt.listening():
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        trained = trainer.gathered(lambda: make_student(vanilla, config))
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if trained is None:
+        return copy.deepcopy(vanilla), log, {}
+    if adapter and folder is not None and trainer.is_world_process_zero():
+        trained.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    steps = {"steps": trainer.state.global_step, "stopped": stop.reached, "targets": stop.seen}
+    return finish(trained, vanilla, method.name), log, steps
+
+
+def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, Any]) -> TrainingArguments:
+    config = method.config
+    device = next(vanilla.parameters()).device
+    ours: dict[str, Any] = {
+        "output_dir": str(place),
+        "learning_rate": config.learning_rate,
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": round(config.warmup * config.steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+        "use_cpu": device.type == "cpu",
+        "seed": config.seed,
+    }
+    if taken := sorted(ours.keys() & more.keys()):
+        raise KrsError(f"trainer={{{taken[0]!r}: …}}: krs sets this itself: use the method's own settings")
+    pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
+    try:
+        return TrainingArguments(**(pinned | more | ours))
+    except TypeError as reason:
+        raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
