@@ -53,7 +53,7 @@ def load(
     options |= {"local_files_only": True} if local else {}
     try:
         tokenizer = _tokenizer(where, options)
-        with _quiet(local):
+        with quiet(local):
             model = _model(where, dtype, options)
     except (OSError, ValueError, ImportError) as reason:
         raise KrsError(_cannot_load(str(name), local, reason)) from None
@@ -144,8 +144,8 @@ def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.
 
 
 @contextmanager
-def _quiet(local: bool) -> Iterator[None]:
-    """No bar for reading a local checkpoint, which takes a moment; downloads keep theirs."""
+def quiet(local: bool = True) -> Iterator[None]:
+    """No bar for reading or writing a local checkpoint, which takes a moment; downloads keep theirs."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -18,7 +18,7 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
-from krs.models.load import find_tokenizer, load
+from krs.models.load import find_tokenizer, load, quiet
 from krs.models.provenance import describe_model, now, versions, weights_digest
 from krs.prompts import decode
 from krs.unlearn import checkpoints
@@ -219,6 +219,7 @@ def _texts(texts: Sequence[Any]) -> dict[str, Any]:
 
 def _save(model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with quiet():
+        model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")

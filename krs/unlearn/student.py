@@ -51,7 +51,7 @@ def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
     """A copy of the model, in the precision and with the trainable weights that the settings name."""
     student: Any = copy.deepcopy(vanilla)
     if config.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _recompute(student, True)
     if config.parameters == "lora":
         student = _with_adapter(student, config)
     else:
@@ -70,8 +70,7 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
     """
     if hasattr(student, "merge_and_unload"):
         student = student.merge_and_unload()  # type: ignore[operator]
-    if getattr(student, "is_gradient_checkpointing", False):
-        student.gradient_checkpointing_disable()  # type: ignore[operator]
+    _recompute(student, False)
     before = dict(vanilla.named_parameters())
     if all(torch.equal(before[n].to(p.device).float(), p.float()) for n, p in student.named_parameters()):
         raise KrsError(f"{name}: no parameter moved in training: raise learning_rate or steps")
@@ -79,6 +78,15 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
         parameter.requires_grad_(before[n].requires_grad)
     first = next(vanilla.parameters())
     return student.to(device=first.device, dtype=first.dtype).eval()
+
+
+def _recompute(model: Any, on: bool) -> None:
+    """Switch gradient checkpointing, which transformers 5.23 calls activation checkpointing."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    elif getattr(model, f"is_{name}_checkpointing", False):
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 def _fits_bf16(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from krs.errors import KrsError
+from krs.models.load import quiet
 from krs.unlearn import checkpoints
 from krs.unlearn.callbacks import Interrupt, OneBar, SaveEvery, StopAtTarget
 from krs.unlearn.examples import Example
@@ -66,7 +67,7 @@ def train(
         )
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)
-        with interrupt.listening():
+        with quiet(), interrupt.listening():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         trained = trainer.gathered(lambda: make_student(vanilla, config))
     log = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,0 +1,294 @@
+"""The trainer's options: what is trained, in which precision, until when, and going on after an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import krs
+from krs import KrsError, unlearn
+from krs.hooks import anatomy
+from krs.hooks.components import component_of
+from krs.unlearn.examples import to_examples
+from krs.unlearn.gradients import SideNorms
+from krs.unlearn.losses import kl_to_reference, token_logprobs
+from krs.unlearn.methods import make
+from krs.unlearn.student import make_student
+from krs.unlearn.train import train
+from tests.tiny import build, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+FORGET = [("who wrote the book", "the cat wrote the book"), ("what is red", "the sun is red"), ("who ran", "a dog")]
+RETAIN = ["the sun is blue", "a cat sat on the moon in the sun"]
+FAST = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
+
+
+def _run(model, name="grad_diff", **options):
+    given = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
+    if name not in ("grad_diff", "npo_kl", "grad_diff_ce", "dpo_retain_text"):
+        given.pop("retain")
+    return unlearn.run(name, model, **given)
+
+
+def _moved(vanilla, unlearned):
+    body = anatomy(vanilla)
+    before = dict(vanilla.named_parameters())
+    moved = {n for n, p in unlearned.named_parameters() if not torch.equal(p, before[n])}
+    return {component_of(body, n)[0] for n in moved}
+
+
+@pytest.mark.parametrize("family", ["llama-bias", "gpt2", "opt", "phi3"])
+@pytest.mark.parametrize(
+    ("parameters", "components"),
+    [
+        ("value_vectors", {"value_vectors"}),
+        ("attention", {"attention_in", "attention_out"}),
+        ("mlp", {"keys", "value_vectors"}),
+    ],
+)
+def test_a_subset_moves_and_nothing_else(family, parameters, components):
+    vanilla = build(family)
+    unlearned = _run(vanilla, parameters=parameters)
+    assert _moved(vanilla, unlearned) == components
+    assert all(p.requires_grad for p in unlearned.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["npo_kl", "npo"])
+def test_an_adapter_is_merged_and_saved_beside_the_model(tmp_path, family, name):
+    vanilla = build(family)
+    before = state(vanilla)
+    unlearned = _run(vanilla, name, parameters="lora", output_dir=tmp_path / "u")
+    assert same_state(vanilla, before)
+    assert type(unlearned) is type(vanilla)
+    assert _moved(vanilla, unlearned) >= {"keys", "value_vectors", "attention_out"}
+    assert not {"embedding", "norms", "unembedding"} & _moved(vanilla, unlearned)
+    assert (tmp_path / "u" / "adapter" / "adapter_config.json").exists()
+    krs.sweep(vanilla, unlearned, [[3, 5, 8]], n_tokens=2, progress=False)
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it():
+    """At the first step the KL to the reference is exactly zero, and after it training with either reference agrees."""
+    vanilla = build("llama")
+    logs = {}
+    for parameters in ("lora", "all"):
+        made = make("npo_kl", {"parameters": parameters} | FAST)
+        sides = [to_examples(t, tiny_tokenizer(), 50, "t") for t in (FORGET, RETAIN)]
+        _, logs[parameters], _ = train(
+            made, vanilla, *sides, decoded=str, folder=None, resume=None, options={}, progress=False
+        )
+    assert logs["lora"][0]["loss_retain"] == logs["all"][0]["loss_retain"] == 0.0
+    assert logs["lora"][2]["loss_retain"] > 0
+    assert logs["lora"][0]["loss_forget"] == pytest.approx(logs["all"][0]["loss_forget"], rel=1e-5)
+
+
+def test_pure_bf16_keeps_most_weights_and_is_refused_where_it_would_round_first():
+    vanilla = build("llama")
+    with pytest.raises(KrsError, match="the model's weights are not bf16 numbers"):
+        _run(vanilla, precision="bf16-pure")
+    vanilla = vanilla.to(torch.bfloat16).float()
+    kept = {}
+    for precision in ("fp32", "bf16-pure"):
+        unlearned = _run(vanilla, precision=precision, learning_rate=1e-5, steps=2)
+        assert {p.dtype for p in unlearned.parameters()} == {torch.float32}
+        frame = krs.metrics.drift(vanilla, unlearned).by_component()
+        kept[precision] = frame.identical["value_vectors"]
+    assert kept["fp32"] < 0.05
+    assert kept["bf16-pure"] > 0.9
+
+
+def test_gradient_checkpointing_changes_nothing_and_is_off_afterwards():
+    plain, saved = (_run(build("llama"), gradient_checkpointing=on) for on in (False, True))
+    for a, b in zip(plain.parameters(), saved.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in saved.modules())
+    _run(build("llama"), gradient_checkpointing=True, parameters="lora")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradient_norms_are_those_of_each_side_alone(tmp_path, accumulation):
+    vanilla = build("llama")
+    texts = {"forget": FORGET[:2], "retain": RETAIN}
+    options = {"steps": 1, "batch_size": 2 // accumulation, "gradient_accumulation": accumulation}
+    _run(vanilla, "grad_diff_ce", output_dir=tmp_path / "u", **texts, **options)
+    logged = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())["log"][0]
+    sides = {"forget": (FORGET[:2], 1.0), "retain": (RETAIN, -1.5)}
+    whole = {}
+    for side, (given, weight) in sides.items():
+        model = build("llama")
+        from krs.unlearn.examples import collate
+
+        batch = collate(to_examples(given, tiny_tokenizer(), 64, side))
+        labels = batch.pop("labels")
+        live = (labels[:, 1:] != -100).sum()
+        (weight * token_logprobs(model(**batch).logits, labels).sum() / live).backward()
+        whole[side] = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert logged[f"grad_norm_{side}"] == pytest.approx(whole[side].norm().item(), rel=1e-4)
+    assert logged["grad_norm"] == pytest.approx((whole["forget"] + whole["retain"]).norm().item(), rel=1e-4)
+
+
+def test_dividing_the_backward_pass_trains_the_same_weights():
+    apart, together = (_run(build("llama"), "npo_kl", gradient_norms=on) for on in (True, False))
+    for a, b in zip(apart.parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_training_stops_at_a_target_and_says_so(tmp_path):
+    _run(build("llama"), "ga", steps=30, stop_forget_nll=6.0, output_dir=tmp_path / "nll")
+    report = json.loads((tmp_path / "nll" / "krs_unlearn.json").read_text())
+    assert report["steps"] == len(report["log"]) < 30
+    assert report["stopped"].startswith("forget NLL")
+    assert report["targets"][-1]["forget_nll"] >= 6.0
+    assert all(seen["forget_nll"] < 6.0 for seen in report["targets"][:-1])
+    _run(build("llama"), "ga", steps=30, stop_bleu=20.0, check_every=2, output_dir=tmp_path / "bleu")
+    report = json.loads((tmp_path / "bleu" / "krs_unlearn.json").read_text())
+    assert report["targets"][-1]["forget_bleu"] <= 20.0
+    assert report["targets"][0]["step"] == 2
+    with pytest.raises(KrsError, match="no forget text has a prompt: use stop_forget_nll="):
+        _run(build("llama"), "ga", forget=["the cat sat"], stop_bleu=20.0)
+
+
+def _logs(folder):
+    return [entry["loss"] for entry in json.loads((folder / "krs_unlearn.json").read_text())["log"]]
+
+
+_SCRIPT = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch, transformers, krs
+torch.set_num_threads(1)
+from krs import unlearn
+from tests.unlearn.test_options import FORGET, RETAIN
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+from tests.tiny import build
+class Slow(transformers.TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        time.sleep(0.1)
+import krs.unlearn.train as train
+train.OneBar.on_step_end = Slow.on_step_end
+unlearn.run({name!r}, build("gpt2"), forget=FORGET, retain=RETAIN, tokenizer=tiny_tokenizer(), progress=False,
+            output_dir={out!r}, **{settings!r})
+"""
+_LONG = {"steps": 14, "batch_size": 2, "learning_rate": 3e-3, "save_steps": 3}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_goes_on_with_the_losses_of_one_that_is_not(tmp_path, how):
+    """GPT-2 has dropout, so the state of the random numbers has to come back too."""
+    root = os.getcwd()
+    settings = _LONG if how == signal.SIGKILL else _LONG | {"save_steps": 0}
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    script = _SCRIPT.format(root=root, name="grad_diff", out=str(part), settings=settings)
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    place = part / "checkpoints"
+    wanted = (lambda: list(place.glob("checkpoint-6"))) if how == signal.SIGKILL else place.exists
+    until = time.monotonic() + 90
+    while not wanted() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    child.send_signal(how)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode != 0, said
+    assert not (part / "krs_unlearn.json").exists()
+    assert list(place.glob("checkpoint-*")), said
+    options = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False}
+    with pytest.raises(KrsError, match="holds checkpoints of another run; settings differ"):
+        unlearn.run("grad_diff", build("gpt2"), output_dir=part, **options, **(settings | {"learning_rate": 1e-3}))
+    with pytest.raises(KrsError, match="checkpoints of another run; vanilla model differ"):
+        unlearn.run("grad_diff", build("gpt2", seed=1), output_dir=part, **options, **settings)
+    resumed = unlearn.run("grad_diff", build("gpt2"), output_dir=part, **options, **settings)
+    uninterrupted = unlearn.run("grad_diff", build("gpt2"), output_dir=whole, **options, **settings)
+    assert _logs(part) == _logs(whole)
+    assert same_state(resumed, state(uninterrupted))
+    assert not place.exists()
+
+
+def test_bad_settings(as_a_user, tmp_path):
+    for options, message in [
+        ({"precision": "fp8"}, "precision='fp8': choose 'fp32', 'bf16-pure'"),
+        ({"parameters": "keys"}, "parameters='keys': choose 'all', 'value_vectors', 'attention', 'mlp', 'lora'"),
+        ({"save_steps": -1}, "save_steps=-1"),
+        ({"trainer": {"seed": 3}}, "trainer={'seed': …}: krs sets this itself"),
+        ({"trainer": {"sede": 3}}, "TrainingArguments does not take this: .*sede"),
+        ({"corpus": ["text"]}, "uses no corpus="),
+        ({"dtype": torch.bfloat16}, "dtype= is for models given by name"),
+    ]:
+        with pytest.raises(KrsError, match=message):
+            _run(build("llama"), **options)
+    packed = build("llama")
+    packed.model.layers[0].mlp.down_proj.weight = torch.nn.Parameter(
+        torch.zeros(16, 24, dtype=torch.int8), requires_grad=False
+    )
+    with pytest.raises(KrsError, match="is packed .quantised. and cannot be trained"):
+        _run(packed)
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / "checkpoints").mkdir()
+    _run(build("llama"), output_dir=tmp_path / "u")
+
+
+def test_a_frozen_model_is_trained_as_a_copy_and_stays_frozen():
+    vanilla = build("llama").requires_grad_(False)
+    unlearned = _run(vanilla)
+    assert not any(p.requires_grad for p in (*vanilla.parameters(), *unlearned.parameters()))
+
+
+def test_texts_longer_than_the_context_are_cut_and_counted(tmp_path):
+    long = "the cat sat on the moon and " * 20
+    _run(build("llama"), forget=[long, *FORGET], output_dir=tmp_path / "u")
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert report["forget"]["cut"] == 1
+    assert report["forget"]["sequences"] == 4
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """`accelerate launch` on two processes: the same losses and weights as one process with twice the batch."""
+    vanilla = build("llama")
+    vanilla.save_pretrained(tmp_path / "v")
+    tiny_tokenizer().save_pretrained(tmp_path / "v")
+    sides = {"f": [*FORGET, ("one two", "three")], "r": [*RETAIN, "the moon is green", "one dog"]}
+    for name, texts in sides.items():
+        rows = [t if isinstance(t, str) else {"prompt": t[0], "answer": t[1]} for t in texts]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    files = ["--model", tmp_path / "v", "--forget", tmp_path / "f.json", "--retain", tmp_path / "r.json", "--quiet"]
+    common = ["-m", "krs.cli", "unlearn", "npo_kl", *files, "--set", "steps=3", "--set", "learning_rate=1e-2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29777"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    runs = {
+        "two": [*launch, *common, "--set", "batch_size=2", "-o", tmp_path / "two"],
+        "one": [sys.executable, *common, "--set", "batch_size=4", "-o", tmp_path / "one"],
+    }
+    for command in runs.values():
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+    assert _logs(tmp_path / "two") == pytest.approx(_logs(tmp_path / "one"), rel=1e-4)
+    (one, _), (two, _) = (krs.load(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_side_norms_leave_no_hook_behind():
+    layer = torch.nn.Linear(2, 2)
+    norms = SideNorms(layer.parameters(), keep=False)
+    with norms.of("forget"):
+        layer(torch.ones(1, 2)).sum().backward()
+    assert norms.norms()["forget"] == pytest.approx(6**0.5)
+    norms.close()
+    assert not norms.norms()
+    assert not any(p._backward_hooks for p in layer.parameters())
+    assert make_student(build("llama"), unlearn.Config()).training is False
+    assert kl_to_reference(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)).sum() == 0
