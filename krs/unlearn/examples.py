@@ -17,7 +17,8 @@ from krs.unlearn.losses import IGNORED
 
 Text: TypeAlias = str | Mapping[str, Any] | tuple[str | Sequence[Message], str]
 """A paragraph; or a prompt with its answer, as a pair or as `{"prompt": …, "answer": …}`. A prompt is text or chat
-messages; of a pair only the answer is learnt (or unlearnt)."""
+messages; of a pair only the answer is learnt (or unlearnt), and the EOS after it, unless `"ends": false` says that the
+answer was cut off there."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,18 @@ def _example(text: Text, tokenizer: Tokenizer, max_length: int, where: str) -> E
         if len(ids) < 2:
             raise KrsError(f"{where} has a single token, so there is nothing to predict: remove it")
         return Example(ids, cut=len(whole) > max_length)
+    ends = True
     if isinstance(text, Mapping):
         if missing := {"prompt", "answer"} - text.keys():
             raise KrsError(f"{where} has no {' and no '.join(sorted(missing))}: give both, or a plain string")
+        ends = bool(text.get("ends", True))
         text = (text["prompt"], text["answer"])
     prompt, answer = text
     if not answer.strip():
         raise KrsError(f"{where} has an empty answer: remove it")
     (before,) = encode([prompt], tokenizer)
     after = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
-    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    end = () if tokenizer.eos_token_id is None or not ends else (int(tokenizer.eos_token_id),)
     whole = before + after + end
     ids = whole[:max_length]
     if len(ids) <= len(before):
