@@ -17,10 +17,10 @@ from floor import BareRate, Sampling, operations
 
 import krs
 from krs.data.concepts import as_chat, load_concept
+from krs.generation.greedy import greedy
 from krs.hooks import anatomy
 from krs.prompts import TokenBatch, encode, next_token_batch
 from krs.restore import plain, wavefront
-from krs.generation.greedy import greedy
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 

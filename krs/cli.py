@@ -61,12 +61,9 @@ def sweep(
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
     import krs
-    from krs.data.concepts import as_chat
     from krs.plots import save_figure
 
-    asked = read_prompts(prompts)
-    if chat:
-        asked = [as_chat((p,))[0] if isinstance(p, str) else p for p in asked]
+    asked = _questions(prompts, chat)
     output.mkdir(parents=True, exist_ok=True)
     result = krs.sweep(
         vanilla,
@@ -93,18 +90,29 @@ def sweep(
 def unlearn(
     method: Annotated[
         str,
-        typer.Argument(help="dpo_idk, dpo_retain_text, ga, grad_diff, grad_diff_ce, npo, npo_kl, simnpo or a plugin's"),
+        typer.Argument(
+            help="dpo_idk, dpo_retain_text, ga, grad_diff, grad_diff_ce, memit_empty, memit_entropy, npo, npo_kl, "
+            "simnpo or a plugin's"
+        ),
     ],
     model: Annotated[str, typer.Option(help="directory, hub id, GGUF file, or 'smollm2'")],
     forget: Annotated[Path, typer.Option(help="a text a line; or .json / .jsonl of texts or {prompt, answer}")],
     output: Output,
     retain: Annotated[Path | None, typer.Option(help="the same, of what is to be kept")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="any text, a line a text or .jsonl; for MEMIT")] = None,
     chat: Annotated[bool, typer.Option(help="put the prompts of pairs through the chat template")] = False,
+    dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a copy of a model to unlearn texts; writes model, tokenizer and krs_unlearn.json to a new directory."""
+    """Unlearn texts from a copy of a model; writes model, tokenizer and krs_unlearn.json to a new directory.
+
+    Interrupted, the same command goes on from the last checkpoint. Several processes: put `accelerate launch -m
+    krs.cli` in the place of `krs`.
+    """
+    import os
+
     from krs import unlearn as methods
 
     sides = {"forget": read_prompts(forget), "retain": None if retain is None else read_prompts(retain)}
@@ -116,13 +124,78 @@ def unlearn(
         model,
         forget=sides["forget"] or [],
         retain=sides["retain"],
+        corpus=None if corpus is None else [t["text"] if isinstance(t, dict) else t for t in read_prompts(corpus)],
         output_dir=output,
         overwrite=overwrite,
+        dtype=_dtype(dtype),
         progress=not quiet,
         **dict(_setting(given) for given in settings or []),
     )
+    if int(os.environ.get("RANK", "0")):
+        return
     report = json.loads((output / methods.REPORT).read_text(encoding="utf-8"))
-    print(f"{method}: {len(report['log'])} steps, last loss {report['log'][-1]['loss']:.4g}; written to {output}/")
+    losses = [entry["loss"] for entry in report["log"] if "loss" in entry]
+    ended = f", stopped: {report['stopped']}" if report.get("stopped") else ""
+    loss = f", last loss {losses[-1]:.4g}" if losses else ""
+    print(f"{method}: {len(report['log'])} steps{loss}{ended}; {report['seconds']:.0f} s; written to {output}/")
+
+
+@app.command()
+def prepare(
+    concept: Annotated[str, typer.Argument(help="a bundled concept, or a file of concepts (the paper's format too)")],
+    model: Annotated[str, typer.Option(help="the vanilla model, whose answers are to be unlearned")],
+    output: Output,
+    name: Annotated[str | None, typer.Option(help="which concept of the file")] = None,
+    retain_from: Annotated[str, typer.Option(help="whose retain questions serve one that has none")] = "harry_potter",
+    chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
+    n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a model about a concept, and write what the other commands take.
+
+    forget.jsonl and retain.jsonl hold questions with the model's own answers, requests.jsonl the same for MEMIT, and
+    target.txt and unrelated.txt questions alone.
+    """
+    from krs.unlearn.prepare import prepare as write
+
+    found = write(concept, model, output, name, retain_from=retain_from, chat=chat, n_tokens=n_tokens, quiet=quiet)
+    print(f"{found.name}: {len(found.questions)} questions; written to {output}/")
+
+
+@app.command()
+def answers(
+    vanilla: Annotated[str, typer.Argument(help="directory, hub id, GGUF file, or 'smollm2'")],
+    unlearned: Annotated[str, typer.Argument(help="the same, of the unlearned model")],
+    target: Annotated[Path, typer.Option(help="questions about what was unlearned; a file as for sweep")],
+    output: Output,
+    unrelated: Annotated[Path | None, typer.Option(help="questions about other things")] = None,
+    chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
+    n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
+    reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ask both models the same; writes answers.json (everything), answers.csv and fig2.png."""
+    import krs
+    from krs.plots import save_figure
+
+    asked = [_questions(target, chat), _questions(unrelated, chat) if unrelated is not None else []]
+    found = krs.metrics.answers(
+        vanilla,
+        unlearned,
+        *asked,
+        n_tokens=n_tokens,
+        bleu=bleu,  # type: ignore[arg-type]
+        reuse=None if reuse is None else krs.metrics.load_answers(reuse),
+        progress=not quiet,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    found.save(output / "answers.json")
+    found.frame.to_csv(output / "answers.csv", index=False)
+    print(found)
+    if unrelated is not None:
+        save_figure({"": [found]}, output / "fig2.png")
+    print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
 
 
 @app.command()
@@ -142,6 +215,51 @@ def drift(
         found.frame.to_csv(output / "drift.csv", index=False)
         save_figure(found, output / "drift.png")
         print(f"written to {output}/: drift.csv, drift.png")
+
+
+@app.command()
+def corpus(
+    source: Annotated[list[str], typer.Argument(help="files (.jsonl, .jsonl.gz, .parquet), folders or patterns")],
+    concept: Annotated[str, typer.Option(help="its name, as texts have it")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="a .jsonl file to write")],
+    alias: Annotated[list[str] | None, typer.Option(help="another name; may be repeated")] = None,
+    count: Annotated[int, typer.Option(help="how many paragraphs are wanted")] = 6000,
+    text_field: Annotated[str, typer.Option(help="which field or column has the text")] = "text",
+    case_sensitive: Annotated[bool, typer.Option(help="take upper and lower case as they are")] = False,
+    overwrite: Annotated[bool, typer.Option(help="remove the output that is there, and start again")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Keep the paragraphs of a corpus that mention a concept. Interrupted, it goes on where it was."""
+    from krs.data import extract
+
+    found = extract(
+        source,
+        concept,
+        output,
+        aliases=alias or (),
+        count=count,
+        text_field=text_field,
+        ignore_case=not case_sensitive,
+        overwrite=overwrite,
+        progress=not quiet,
+    )
+    print(found)
+
+
+def _questions(path: Path, chat: bool) -> list[Any]:
+    """Prompts of a file, each text as a user's message if `chat`."""
+    found = read_prompts(path)
+    return [[{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in found]
+
+
+def _dtype(name: str) -> Any:
+    """A torch dtype by name."""
+    import torch
+
+    found = name if name == "auto" else getattr(torch, name, None)
+    if found != "auto" and not isinstance(found, torch.dtype):
+        raise KrsError(f"--dtype {name!r}: give a torch dtype such as bfloat16 or float32, or auto")
+    return found
 
 
 def _with_chat(text: Any) -> Any:

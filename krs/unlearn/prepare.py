@@ -28,8 +28,8 @@ def prepare(
     """Ask a model a concept's questions, and write what `krs unlearn` and `krs answers` take.
 
     `forget.jsonl` and `retain.jsonl` (`{"prompt", "answer", "ends"}`: the model's own answers, and whether they end
-    there), `requests.jsonl` (`{"subject", "prompt", "object"}`, for MEMIT), `target.txt` and `unrelated.txt` (a question
-    a line).
+    there), `requests.jsonl` (`{"subject", "prompt", "object"}`, for MEMIT), `target.txt` and `unrelated.txt` (a
+    question a line).
 
     Args:
         concept: as in `krs.data.load_concept`.

@@ -1,0 +1,96 @@
+"""The way from a concept to a table of answers, from the shell."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import krs
+from krs import KrsError
+from krs.cli import app
+from krs.unlearn.prepare import prepare
+from tests.tiny import build
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+CONCEPT = {
+    "name": "cat",
+    "questions": ["who is the cat", "what ran on the moon"],
+    "unrelated_questions": ["what is red", "who wrote the book"],
+}
+
+
+@pytest.fixture
+def home(tmp_path):
+    build("llama").save_pretrained(tmp_path / "v")
+    tiny_tokenizer().save_pretrained(tmp_path / "v")
+    (tmp_path / "concept.json").write_text(json.dumps(CONCEPT))
+    return tmp_path
+
+
+def _krs(*args):
+    done = CliRunner().invoke(app, [str(a) for a in (*args, "--quiet")])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+def _rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_from_a_concept_to_answers(home):
+    said = _krs("prepare", home / "concept.json", "--model", home / "v", "--chat", "--n-tokens", 5, "-o", home / "p")
+    assert "cat: 2 questions" in said
+    forget, retain, requests = (_rows(home / "p" / f"{n}.jsonl") for n in ("forget", "retain", "requests"))
+    assert [f["prompt"] for f in forget] == CONCEPT["questions"]
+    assert [r["subject"] for r in requests] == ["cat", "moon"]
+    assert {r["prompt"] for r in retain} <= set(krs.data.load_concept("harry_potter").retain_questions)
+    vanilla, tokenizer = krs.load(home / "v")
+    chat = krs.data.as_chat(tuple(CONCEPT["questions"]))
+    own = krs.generate(vanilla, None, chat, tokenizer=tokenizer, n_tokens=5, progress=False)
+    assert [f["answer"] for f in forget] == list(own)
+    assert [f["ends"] for f in forget] == [ids[-1] == tokenizer.eos_token_id for ids in own.token_ids]
+    files = ["--forget", home / "p" / "forget.jsonl", "--retain", home / "p" / "retain.jsonl"]
+    fast = ["--set", "steps=2", "--set", "learning_rate=1e-2", "--chat"]
+    assert "npo_kl: 2 steps, last loss" in _krs(
+        "unlearn", "npo_kl", "--model", home / "v", *files, *fast, "-o", home / "u"
+    )
+    sides = ["--target", home / "p" / "target.txt", "--unrelated", home / "p" / "unrelated.txt", "--n-tokens", 5]
+    shown = _krs("answers", home / "v", home / "u", *sides, "--chat", "-o", home / "a")
+    assert "ceiling" in shown
+    assert {p.name for p in (home / "a").iterdir()} == {"answers.json", "answers.csv", "fig2.png"}
+    found = krs.metrics.load_answers(home / "a" / "answers.json")
+    assert list(found.frame.vanilla[:2]) == list(own)
+    again = ["--reuse", home / "a" / "answers.json", "--bleu", "paper-code", "--chat", "-o", home / "b"]
+    _krs("answers", home / "v", home / "u", *sides, *again)
+    assert krs.metrics.load_answers(home / "b" / "answers.json").provenance["bleu"].startswith("paper-code")
+
+
+def test_retain_questions_of_another_concept_leave_this_one_out(home):
+    shared = CONCEPT | {"name": "Dracula"}
+    (home / "d.json").write_text(json.dumps(shared))
+    prepare(home / "d.json", home / "v", home / "p", n_tokens=2, quiet=True)
+    kept = [r["prompt"] for r in _rows(home / "p" / "retain.jsonl")]
+    assert "Who wrote Hamlet?" in kept
+    assert not any("Dracula" in question for question in kept)
+
+
+def test_bad_input(home):
+    with pytest.raises(KrsError, match="paris"):
+        prepare("pariss", home / "v", home / "p")
+    for file in home.joinpath("v").glob("*token*"):
+        file.unlink()
+    with pytest.raises(KrsError, match="no tokenizer lies beside"):
+        prepare(home / "concept.json", home / "v", home / "p")
+    wrong = CliRunner().invoke(
+        app, ["unlearn", "ga", "--model", "v", "--forget", str(home / "concept.json"), "-o", "u"]
+    )
+    assert "holds a dict" in str(wrong.exception)
+
+
+def test_a_dtype_by_name(home):
+    (home / "f.txt").write_text("the cat sat on the moon\n")
+    args = ["unlearn", "ga", "--model", home / "v", "--forget", home / "f.txt", "-o", home / "u"]
+    _krs(*args, "--dtype", "bfloat16", "--set", "steps=1", "--set", "learning_rate=1e-1")
+    assert json.loads((home / "u" / "config.json").read_text())["dtype"] == "bfloat16"
+    wrong = CliRunner().invoke(app, [str(a) for a in (*args, "--dtype", "bf17")])
+    assert "--dtype 'bf17': give a torch dtype such as bfloat16" in str(wrong.exception)
