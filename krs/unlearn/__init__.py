@@ -1,6 +1,6 @@
 """Unlearning methods as plugins on one `transformers.Trainer`. Needs the extra `krs[unlearn]`."""
 
-from krs.unlearn import dpo, ga, grad_diff, npo
+from krs.unlearn import dpo, ga, grad_diff, memit, npo
 from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.examples import Text
 from krs.unlearn.methods import Edit, Method, Plugin, Side, methods, register
@@ -18,6 +18,7 @@ __all__ = [
     "dpo",
     "ga",
     "grad_diff",
+    "memit",
     "methods",
     "npo",
     "register",

@@ -44,6 +44,7 @@ def _nll(model, texts=FORGET):
     ).item()
 
 
+EDITS = ["memit_empty", "memit_entropy"]
 METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "simnpo"]
 
 
@@ -153,7 +154,7 @@ def test_a_model_in_training_mode_or_without_tokenizer_is_refused():
 
 
 def test_methods_register_themselves_and_keep_their_names():
-    assert unlearn.methods() == METHODS
+    assert unlearn.methods() == sorted([*METHODS, *EDITS])
     with pytest.raises(KrsError, match="'npo' is registered already"):
         register("npo")(type("Other", (Method,), {}))
     assert method("npo").reference == "logprobs"
@@ -178,4 +179,4 @@ def test_other_packages_bring_methods_by_entry_point(tmp_path):
     (info / "entry_points.txt").write_text("[krs.unlearn]\nmine = mine\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from krs import unlearn; print(unlearn.methods())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert json.loads(said.replace("'", '"')) == sorted([*METHODS, "mine"])
+    assert json.loads(said.replace("'", '"')) == sorted([*METHODS, *EDITS, "mine"])
