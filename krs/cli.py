@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from krs import files
 from krs.errors import KrsError
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def sweep(
     import krs
     from krs.plots import save_figure
 
-    asked = _questions(prompts, chat)
+    asked = files.questions(prompts, chat)
     output.mkdir(parents=True, exist_ok=True)
     result = krs.sweep(
         vanilla,
@@ -75,7 +76,7 @@ def sweep(
         scoring=scoring,  # type: ignore[arg-type]
         engine=engine,  # type: ignore[arg-type]
         memory=memory,
-        answers=None if answers is None else read_prompts(answers),
+        answers=None if answers is None else files.read_prompts(answers),
         offload=offload,  # type: ignore[arg-type]
         progress=not quiet,
         checkpoint=output / "sweep.krs",
@@ -115,21 +116,17 @@ def unlearn(
 
     from krs import unlearn as methods
 
-    sides = {"forget": read_prompts(forget), "retain": None if retain is None else read_prompts(retain)}
-    for name, texts in sides.items():
-        if chat and texts is not None:
-            sides[name] = [_with_chat(text) for text in texts]
     methods.run(
         method,
         model,
-        forget=sides["forget"] or [],
-        retain=sides["retain"],
-        corpus=None if corpus is None else [t["text"] if isinstance(t, dict) else t for t in read_prompts(corpus)],
+        forget=files.texts(forget, chat),
+        retain=None if retain is None else files.texts(retain, chat),
+        corpus=None if corpus is None else files.texts(corpus),
         output_dir=output,
         overwrite=overwrite,
-        dtype=_dtype(dtype),
+        dtype=files.dtype(dtype),
         progress=not quiet,
-        **dict(_setting(given) for given in settings or []),
+        **dict(files.setting(given) for given in settings or []),
     )
     if int(os.environ.get("RANK", "0")):
         return
@@ -179,7 +176,7 @@ def answers(
     import krs
     from krs.plots import save_figure
 
-    asked = [_questions(target, chat), _questions(unrelated, chat) if unrelated is not None else []]
+    asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     found = krs.metrics.answers(
         vanilla,
         unlearned,
@@ -244,58 +241,6 @@ def corpus(
         progress=not quiet,
     )
     print(found)
-
-
-def _questions(path: Path, chat: bool) -> list[Any]:
-    """Prompts of a file, each text as a user's message if `chat`."""
-    found = read_prompts(path)
-    return [[{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in found]
-
-
-def _dtype(name: str) -> Any:
-    """A torch dtype by name."""
-    import torch
-
-    found = name if name == "auto" else getattr(torch, name, None)
-    if found != "auto" and not isinstance(found, torch.dtype):
-        raise KrsError(f"--dtype {name!r}: give a torch dtype such as bfloat16 or float32, or auto")
-    return found
-
-
-def _with_chat(text: Any) -> Any:
-    if isinstance(text, dict) and isinstance(text.get("prompt"), str):
-        return text | {"prompt": [{"role": "user", "content": text["prompt"]}]}
-    return text
-
-
-def _setting(given: str) -> tuple[str, Any]:
-    """`name=value`, the value as JSON if it is that, else as text."""
-    name, sign, value = given.partition("=")
-    if not sign:
-        raise KrsError(f"--set {given!r}: write it as name=value, such as learning_rate=1e-5")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a file: a line each, or JSON (a list), or JSON lines."""
-    if not path.is_file():
-        raise KrsError(f"no prompt file {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            found = json.loads(text)
-        elif path.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            found = [line for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as reason:
-        raise KrsError(f"{str(path)!r} is not valid JSON: {reason}") from None
-    if not isinstance(found, list):
-        raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
-    return found
 
 
 def main() -> None:

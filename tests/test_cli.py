@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 import krs
 from krs import KrsError
-from krs.cli import app, read_prompts
+from krs.cli import app
+from krs.files import read_prompts, texts
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -90,3 +91,13 @@ def test_prompt_files(tmp_path):
         read_prompts(tmp_path / "c.json")
     with pytest.raises(KrsError, match="no prompt file"):
         read_prompts(tmp_path / "none")
+
+
+def test_text_files(tmp_path):
+    rows = [{"text": "a line\u2028and another", "alias": "x"}, {"prompt": "who", "answer": "she"}, "plain"]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
+    assert texts(tmp_path / "t.jsonl") == [rows[0]["text"], rows[1], "plain"]
+    assert texts(tmp_path / "t.jsonl", chat=True)[1] == {
+        "prompt": [{"role": "user", "content": "who"}],
+        "answer": "she",
+    }

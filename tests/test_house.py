@@ -18,6 +18,7 @@ FLOORS = {
     "_typing": 0,
     "hooks": 1,
     "data": 1,
+    "files": 1,
     "prompts": 1,
     "models": 2,
     "generation": 3,
