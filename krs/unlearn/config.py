@@ -47,8 +47,8 @@ class Config:
         check_every: look at the two targets every so many steps.
     """
 
-    learning_rate: float = 2e-5
-    steps: int = 20
+    learning_rate: float = 5e-6
+    steps: int = 8
     batch_size: int = 4
     gradient_accumulation: int = 1
     warmup: float = 0.0

@@ -32,7 +32,15 @@ class DPOConfig(Config):
         beta: 0.1, as in the papers that use it for unlearning.
     """
 
+    steps: int = 6
     beta: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPORetainTextConfig(DPOConfig):
+    """Settings of `dpo_retain_text`."""
+
+    steps: int = 10
 
 
 class _DPO(Method):
@@ -81,3 +89,5 @@ class DPORetainText(_DPO):
 
     This is most likely what the paper's DPO checkpoints were trained with. As in ConceptVectors.
     """
+
+    config_class = DPORetainTextConfig

@@ -15,8 +15,8 @@ from krs.unlearn.methods import Method, Side, register
 class GAConfig(Config):
     """Settings of `ga`: few and small steps, for the loss has no lower bound."""
 
-    learning_rate: float = 1e-5
-    steps: int = 10
+    learning_rate: float = 3e-6
+    steps: int = 8
 
 
 @register("ga")

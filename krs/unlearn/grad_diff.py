@@ -16,18 +16,18 @@ class GradDiffConfig(Config):
     """Settings of `grad_diff`.
 
     Attributes:
-        retain_weight: w of the retain term.
+        retain_weight: w of the retain term. The KL is zero at the first step and small beside the ascent for some more,
+            so that on a small model a weight above 1 keeps unrelated answers better.
     """
 
-    learning_rate: float = 1e-5
-    steps: int = 40
-    retain_weight: float = 1.0
+    retain_weight: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradDiffCEConfig(GradDiffConfig):
     """Settings of `grad_diff_ce`; the weight is 1.5 in ConceptVectors and 1 in TOFU."""
 
+    steps: int = 10
     retain_weight: float = 1.5
 
 

@@ -20,6 +20,7 @@ class NPOConfig(Config):
         beta: how quickly a sequence that has become unlikely stops pulling; 0.1 in the paper that introduced it.
     """
 
+    steps: int = 5
     beta: float = 0.1
 
 
@@ -29,10 +30,11 @@ class NPOKLConfig(NPOConfig):
 
     Attributes:
         retain_weight: w of the retain term. NPO's loss is summed over an answer and the KL is a mean over tokens, so
-            a weight of some tens balances them.
+            it takes a weight larger by an answer's length to balance them.
     """
 
-    retain_weight: float = 20.0
+    steps: int = 8
+    retain_weight: float = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class SimNPOConfig(Config):
         gamma: the margin; 0 there.
     """
 
+    steps: int = 5
     beta: float = 2.5
     gamma: float = 0.0
 
