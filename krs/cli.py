@@ -131,10 +131,11 @@ def unlearn(
     if int(os.environ.get("RANK", "0")):
         return
     report = json.loads((output / methods.REPORT).read_text(encoding="utf-8"))
-    losses = [entry["loss"] for entry in report["log"] if "loss" in entry]
-    ended = f", stopped: {report['stopped']}" if report.get("stopped") else ""
-    loss = f", last loss {losses[-1]:.4g}" if losses else ""
-    print(f"{method}: {len(report['log'])} steps{loss}{ended}; {report['seconds']:.0f} s; written to {output}/")
+    did = "edited"
+    if "steps" in report:
+        ended = f", stopped: {report['stopped']}" if report["stopped"] else ""
+        did = f"{report['steps']} steps, last loss {report['log'][-1]['loss']:.4g}{ended}"
+    print(f"{method}: {did}; {report['seconds']:.0f} s; written to {output}/")
 
 
 @app.command()
