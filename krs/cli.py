@@ -131,7 +131,7 @@ def unlearn(
     if int(os.environ.get("RANK", "0")):
         return
     report = json.loads((output / methods.REPORT).read_text(encoding="utf-8"))
-    did = "edited"
+    did = f"value vectors edited at layers {report.get('edited_layers')}"
     if "steps" in report:
         ended = f", stopped: {report['stopped']}" if report["stopped"] else ""
         did = f"{report['steps']} steps, last loss {report['log'][-1]['loss']:.4g}{ended}"
@@ -147,6 +147,7 @@ def prepare(
     retain_from: Annotated[str, typer.Option(help="whose retain questions serve one that has none")] = "harry_potter",
     chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask a model about a concept, and write what the other commands take.
@@ -156,8 +157,11 @@ def prepare(
     """
     from krs.unlearn.prepare import prepare as write
 
-    found = write(concept, model, output, name, retain_from=retain_from, chat=chat, n_tokens=n_tokens, quiet=quiet)
-    print(f"{found.name}: {len(found.questions)} questions; written to {output}/")
+    options = {"retain_from": retain_from, "chat": chat, "n_tokens": n_tokens, "overwrite": overwrite, "quiet": quiet}
+    found = write(concept, model, output, name, **options)  # type: ignore[arg-type]
+    print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
+    print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
+    print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
 
 
 @app.command()
@@ -249,7 +253,7 @@ def main() -> None:
     try:
         app()
     except KrsError as error:
-        print(f"krs: {error}", file=sys.stderr)
+        print(f"krs: {files.in_options(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

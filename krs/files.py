@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def setting(given: str) -> tuple[str, Any]:
 def read_prompts(path: Path) -> list[Any]:
     """Prompts of a file: a line each, or JSON (a list), or JSON lines."""
     if not path.is_file():
-        raise KrsError(f"no prompt file {str(path)!r}")
+        raise KrsError(f"no such file: {str(path)!r}")
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".json":
@@ -68,3 +69,28 @@ def read_prompts(path: Path) -> list[Any]:
     if not isinstance(found, list):
         raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
     return found
+
+
+_OPTIONS = {
+    "overwrite=True": "--overwrite",
+    "output_dir=": "-o",
+    "retain=": "--retain",
+    "corpus=": "--corpus",
+    "text_field=": "--text-field",
+    "chat=True": "--chat",
+    "reuse=": "--reuse",
+    "subjects=": "--set subjects=",
+    "ridge=": "--set ridge=",
+    "min_tokens=": "--set min_tokens=",
+}
+
+
+def in_options(message: str) -> str:
+    """A message as the shell needs it: keyword arguments by the names of their options.
+
+    >>> in_options("grad_diff needs a retain set: pass retain=, texts that the model is to keep")
+    'grad_diff needs a retain set: pass --retain, texts that the model is to keep'
+    """
+    for keyword, option in _OPTIONS.items():
+        message = re.sub(rf"(?<![\w-]){re.escape(keyword)}", option, message)
+    return message

@@ -89,7 +89,7 @@ def test_prompt_files(tmp_path):
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(KrsError, match="holds a dict"):
         read_prompts(tmp_path / "c.json")
-    with pytest.raises(KrsError, match="no prompt file"):
+    with pytest.raises(KrsError, match="no such file"):
         read_prompts(tmp_path / "none")
 
 

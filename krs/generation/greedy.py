@@ -25,7 +25,7 @@ from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
 _BATCH = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generated:
     """Answers, one a prompt. Iterating gives the texts (or the token ids, when there was no tokenizer).
 
@@ -36,6 +36,9 @@ class Generated:
 
     token_ids: tuple[Ids, ...]
     texts: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.texts if self.texts is not None else self.token_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from krs.errors import KrsError
@@ -111,9 +113,11 @@ class Interrupt(TrainerCallback):
     def __init__(self, saves: bool) -> None:
         self.saves = saves
         self.asked = False
+        self.step = 0
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here if the user asked for it."""
+        self.step = state.global_step
         if self.asked:
             control.should_training_stop = True
             control.should_save = self.saves
@@ -136,7 +140,9 @@ class Interrupt(TrainerCallback):
         finally:
             signal.signal(signal.SIGINT, before)
         if self.asked:
-            raise KeyboardInterrupt("stopped at the end of a step; the same call goes on from there")
+            said = f"stopped after step {self.step}, a checkpoint was written; the same call goes on from there"
+            tqdm.write(said, file=sys.stderr)
+            raise KeyboardInterrupt(said)
 
 
 @torch.no_grad()

@@ -37,7 +37,9 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool) -> Path | None:
     if place.is_dir() and any(place.iterdir()):
         theirs = _read(mark)
         ours = json.loads(json.dumps(recipe))
-        differing = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+        differing = sorted(
+            _named(k, theirs.get(k), ours.get(k)) for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
+        )
         if not differing:
             return newest(folder)
         if not overwrite:
@@ -49,6 +51,14 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool) -> Path | None:
     place.mkdir(parents=True, exist_ok=True)
     mark.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
     return None
+
+
+def _named(what: str, theirs: Any, ours: Any) -> str:
+    """What differs; of settings, which."""
+    if what != "settings" or not isinstance(theirs, dict):
+        return what
+    names = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
+    return " and ".join(f"{n} ({theirs.get(n)!r} there, {ours.get(n)!r} here)" for n in sorted(names))
 
 
 def newest(folder: Path) -> Path | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.unlearn.config import Config, EditConfig
+from krs.unlearn.settings import check_settings
 
 ENTRY_POINTS = "krs.unlearn"
 
@@ -140,14 +142,14 @@ def method(name: str) -> type[Plugin]:
     """The class of a method; raises `KrsError` for an unknown name."""
     known = methods()
     if name not in known:
-        raise KrsError(f"unknown unlearning method {name!r}: there are {', '.join(known)}")
+        near = get_close_matches(name, known, n=1)
+        meant = f". Did you mean {near[0]!r}?" if near else ""
+        raise KrsError(f"unknown unlearning method {name!r}: there are {', '.join(known)}{meant}")
     return _REGISTRY[name]
 
 
-def make(name: str, settings: dict[str, object]) -> Plugin:
-    """A method with its config; raises `KrsError` for a setting that it does not have."""
+def make(name: str, settings: dict[str, Any]) -> Plugin:
+    """A method with its config; raises `KrsError` for a setting that it does not have, or of another type."""
     found = method(name)
-    have = {f.name for f in fields(found.config_class)}
-    if unknown := sorted(settings.keys() - have):
-        raise KrsError(f"{name} has no setting {unknown[0]!r}: it has {', '.join(sorted(have))}")
-    return found(found.config_class(**settings))  # type: ignore[arg-type]
+    check_settings(name, found.config_class, settings)
+    return found(found.config_class(**settings))

@@ -23,6 +23,7 @@ def prepare(
     retain_from: str = "harry_potter",
     chat: bool = False,
     n_tokens: int = 30,
+    overwrite: bool = False,
     quiet: bool = False,
 ) -> Concept:
     """Ask a model a concept's questions, and write what `krs unlearn` and `krs answers` take.
@@ -34,16 +35,20 @@ def prepare(
     Args:
         concept: as in `krs.data.load_concept`.
         model: the vanilla model, by name.
-        output: a directory; files of these names in it are replaced.
+        output: a directory.
         name: which concept of a file with several.
         retain_from: a concept whose retain questions serve one that has none of its own (the paper's format has none);
             those that mention the concept are left out.
         chat: ask through the chat template.
         n_tokens: at most so many tokens an answer.
+        overwrite: replace files of these names in the directory.
         quiet: show no bars.
 
-    Raises `KrsError` for a concept that there is not, and a model without tokenizer.
+    Raises `KrsError` for a concept that there is not, files that are there already, and a model without tokenizer.
     """
+    folder = Path(output)
+    if (folder / "forget.jsonl").exists() and not overwrite:
+        raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
     found = load_concept(concept, name)
     others = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
     vanilla, tokenizer = load(model)
@@ -60,7 +65,6 @@ def prepare(
 
     forget = asked(found.questions)
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _lines(folder / "forget.jsonl", forget)
     _lines(folder / "retain.jsonl", asked(others))

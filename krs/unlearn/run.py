@@ -121,7 +121,8 @@ def _edited(
         raise KrsError("the forget set is empty: give at least one request")
     edited = copy.deepcopy(vanilla).float()
     log = made.edit(edited, tokenizer, forget, corpus, progress)
-    sides = {"forget": _texts(forget), "corpus": _texts(corpus or [])}
+    sides: dict[str, Any] = {"forget": _texts(forget), "corpus": _texts(corpus or [])}
+    sides["edited_layers"] = sorted({entry["layer"] for entry in log if "layer" in entry})
     return finish(edited, vanilla, made.name), sides, log
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -102,7 +103,8 @@ def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
     settings: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "fan_in_fan_out": transposed}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
         torch.manual_seed(config.seed)
         adapted = get_peft_model(
             model,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -67,6 +69,8 @@ def train(
         )
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)
+        if resume is not None and progress:
+            tqdm.write(f"going on from {resume.name.replace('-', ' ')}", file=sys.stderr)
         with quiet(), interrupt.listening():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         trained = trainer.gathered(lambda: make_student(vanilla, config))

@@ -155,6 +155,12 @@ class UnlearnTrainer(Trainer):
             moved = {name: value.to(device) for name, value in batch.items()}
             return reference(**moved).logits.to(batch["input_ids"].device)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say what a checkpoint lacks, but for weights that are tied to others and so need not be in it."""
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if set(load_result.missing_keys) - tied or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
+
     def gathered(self, fresh: Callable[[], nn.Module]) -> nn.Module | None:
         """The trained model with all of its weights; `fresh` makes one for weights that were sharded over processes.
 

@@ -39,7 +39,7 @@ def _rows(path):
 
 def test_from_a_concept_to_answers(home):
     said = _krs("prepare", home / "concept.json", "--model", home / "v", "--chat", "--n-tokens", 5, "-o", home / "p")
-    assert "cat: 2 questions" in said
+    assert "cat: the 2 answers above are what the model is to forget" in said
     forget, retain, requests = (_rows(home / "p" / f"{n}.jsonl") for n in ("forget", "retain", "requests"))
     assert [f["prompt"] for f in forget] == CONCEPT["questions"]
     assert [r["subject"] for r in requests] == ["cat", "moon"]
@@ -77,6 +77,10 @@ def test_retain_questions_of_another_concept_leave_this_one_out(home):
 def test_bad_input(home):
     with pytest.raises(KrsError, match="paris"):
         prepare("pariss", home / "v", home / "p")
+    (home / "q").mkdir()
+    (home / "q" / "forget.jsonl").write_text("")
+    with pytest.raises(KrsError, match="holds what an earlier call wrote: give another directory, or overwrite=True"):
+        prepare(home / "concept.json", home / "v", home / "q")
     for file in home.joinpath("v").glob("*token*"):
         file.unlink()
     with pytest.raises(KrsError, match="no tokenizer lies beside"):

@@ -23,7 +23,10 @@ def tokenizer():
 
 
 def _run(name, model, **options):
-    given = {"forget": FORGET, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
+    fast = {} if name.startswith("memit") else FAST
+    given = {"forget": FORGET, "tokenizer": tiny_tokenizer(), "progress": False} | fast | options
+    if name not in METHODS:
+        return unlearn.run(name, model, **given)
     if method(name).needs_retain and not method(name).makes_retain:
         given.setdefault("retain", RETAIN)
     if name == "dpo_idk" and "forget" not in options:
@@ -132,6 +135,13 @@ def test_chat_prompts_go_through_the_template(tokenizer):
         ("dpo_idk", {"retain": RETAIN}, "makes its own retain side"),
         ("dpo_retain_text", {"retain": None}, "dpo_retain_text needs a retain set"),
         ("npo", {"gamma": 1}, "npo has no setting 'gamma': it has .*beta"),
+        ("npo", {"steps": "three"}, "npo: steps='three' is a str: give an int"),
+        ("npo", {"gradient_norms": 1}, "gradient_norms=1 is a int: give true or false"),
+        ("npo", {"stop_bleu": "low"}, "stop_bleu='low' is a str: give a number or nothing"),
+        ("npo", {"lr": 1e-5}, "npo has no setting 'lr': it has .*learning_rate"),
+        ("npo", {"step": 1}, "Did you mean 'steps'"),
+        ("nppo", {}, "unknown unlearning method 'nppo'.*Did you mean 'npo'"),
+        ("memit_empty", {"layers": 99}, "layers=99 is a int: give a list such as .3, 4. or nothing"),
         ("npo", {"steps": 0}, "steps=0: it has to be positive"),
         ("gradient_descent", {}, "unknown unlearning method .* there are dpo_idk, .*npo"),
         ("npo", {"learning_rate": 1e-30}, "no parameter moved"),
