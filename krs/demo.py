@@ -144,7 +144,7 @@ def _answers(
         "unlearned": generate(vanilla, unlearned, other, **options),
     }
     text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(f"# Answers of three models\n{text}", encoding="utf-8")
     _say(text)
 
 
