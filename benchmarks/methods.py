@@ -112,20 +112,15 @@ def report(out: Path) -> None:
                 "method": name,
                 "target BLEU": t.bleu["target"],
                 "unrelated BLEU": t.bleu["unrelated"],
-                "refusals (target)": t.refusals["target"],
-                "refusals (unrelated)": t.refusals["unrelated"],
-                "distinct-2 (target)": t.distinct_2["target"],
-                "distinct-2 (unrelated)": t.distinct_2["unrelated"],
-                "NLL (target)": t.nll["target"],
-                "NLL (unrelated)": t.nll["unrelated"],
-                "seconds": made["seconds"],
+                **{k: both(t[c]) for k, c in [("refusals", "refusals"), ("distinct-2", "distinct_2"), ("NLL", "nll")]},
+                "seconds": round(made["seconds"]),
             }
         )
         drift = pd.read_csv(folder / "drift.csv")
         drift["changed"], drift["whole"] = (drift.relative_change * drift.norm) ** 2, drift.norm**2
         sums = drift.groupby("component")[["changed", "whole"]].sum()
         row = (sums.changed / sums.whole) ** 0.5
-        moved.append({"method": name} | {c: row.get(c, float("nan")) for c in COMPONENTS})
+        moved.append({"method": name} | {c: f"{1e4 * row.get(c, float('nan')):.2f}" for c in COMPONENTS})
         recovered.append({"method": name} | peaks(krs.load_result(folder / "sweep.krs").krs))
         labels = ("gentle", "default", "strong")
         several = [out / name / label / "answers.json" for label in labels]
@@ -136,9 +131,18 @@ def report(out: Path) -> None:
     )
     print(f"NLL {first.nll_vanilla['target']:.2f} and {first.nll_vanilla['unrelated']:.2f}, distinct-2 ", end="")
     print(f"{first.distinct_2_vanilla['target']:.2f} and {first.distinct_2_vanilla['unrelated']:.2f}\n")
-    for rows, digits in ((behaviour, 2), (moved, 5), (recovered, 2)):
-        print(markdown(rows, digits), "\n")
+    for title, rows in (
+        ("behaviour", behaviour),
+        ("weights moved, in 1e-4 of their norm", moved),
+        ("peak KRS", recovered),
+    ):
+        print(f"{title}:\n{markdown(rows)}\n")
     save_figure(figure, out / "fig2.png")
+
+
+def both(column: pd.Series) -> str:
+    """A figure of the target and of the unrelated side."""
+    return f"{column['target']:.2f}, {column['unrelated']:.2f}"
 
 
 def peaks(table: pd.DataFrame) -> dict[str, str]:
@@ -146,11 +150,11 @@ def peaks(table: pd.DataFrame) -> dict[str, str]:
     return {name: f"{table[name].max():.2f} ({table[name].idxmax()})" for name in table}
 
 
-def markdown(rows: list[dict[str, object]], digits: int) -> str:
+def markdown(rows: list[dict[str, object]]) -> str:
     """A Markdown table."""
     head = list(rows[0])
     lines = [head, ["---"] * len(head)]
-    lines += [[f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    lines += [[f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
