@@ -177,7 +177,7 @@ def answers(
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask both models the same; writes answers.json (everything), answers.csv and fig2.png."""
+    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
     import krs
     from krs.plots import save_figure
 
