@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
@@ -95,7 +96,7 @@ class StopAtTarget(TrainerCallback):
                 self.reached = f"forget BLEU {found['forget_bleu']:.2f} <= {config.stop_bleu}"
         model.train(training)
         self.seen.append(found)
-        if self.reached:
+        if in_any_process(self.reached is not None, args.device):
             control.should_training_stop = True
 
     def _bleu(self, model: nn.Module) -> float:
@@ -118,6 +119,7 @@ class Interrupt(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here if the user asked for it."""
         self.step = state.global_step
+        self.asked = in_any_process(self.asked, args.device)
         if self.asked:
             control.should_training_stop = True
             control.should_save = self.saves
@@ -143,6 +145,15 @@ class Interrupt(TrainerCallback):
             said = f"stopped after step {self.step}, a checkpoint was written; the same call goes on from there"
             tqdm.write(said, file=sys.stderr)
             raise KeyboardInterrupt(said)
+
+
+def in_any_process(flag: bool, device: torch.device) -> bool:
+    """Whether it is so in any of the processes that train together, so that all of them stop after the same step."""
+    if not dist.is_available() or not dist.is_initialized():
+        return flag
+    raised = torch.tensor(float(flag), device=device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised)
 
 
 @torch.no_grad()

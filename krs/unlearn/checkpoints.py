@@ -27,14 +27,17 @@ def output(given: str | Path | None, overwrite: bool) -> Path | None:
     return folder
 
 
-def begin(folder: Path, recipe: dict[str, Any], overwrite: bool) -> Path | None:
+def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = True) -> Path | None:
     """Note what the run is made of; returns the newest checkpoint of the same run, if there is one.
+
+    Of several processes each looks, and only the main one writes or refuses.
 
     Raises `KrsError` for checkpoints of another run (another model, other texts or settings).
     """
     place = folder / FOLDER
     mark = place / _RECIPE
-    if place.is_dir() and any(place.iterdir()):
+    differing: list[str] = []
+    if there := place.is_dir() and any(place.iterdir()):
         theirs = _read(mark)
         ours = json.loads(json.dumps(recipe))
         differing = sorted(
@@ -42,6 +45,9 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool) -> Path | None:
         )
         if not differing:
             return newest(folder)
+    if not main:
+        return None
+    if there:
         if not overwrite:
             raise KrsError(
                 f"{str(place)!r} holds checkpoints of another run; {', '.join(differing)} differ: give another "

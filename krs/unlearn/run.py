@@ -154,7 +154,7 @@ def _trained(
             "retain texts": made_of["retain"],
             "vanilla model": weights_digest(vanilla),
         }
-        resume = checkpoints.begin(folder, recipe, overwrite) if main else checkpoints.newest(folder)
+        resume = checkpoints.begin(folder, recipe, overwrite, main)
     trained, log, ended = train(
         made,
         vanilla,

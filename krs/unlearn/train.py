@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.training_args import ParallelMode
 
 from krs.errors import KrsError
 from krs.models.load import quiet
@@ -106,6 +107,9 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
         raise KrsError(f"trainer={{{taken[0]!r}: …}}: krs sets this itself: use the method's own settings")
     pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
     try:
-        return TrainingArguments(**(pinned | more | ours))
+        made = TrainingArguments(**(pinned | more | ours))
     except TypeError as reason:
         raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
+    if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise KrsError("trainer={'fsdp': …} divides a model among several processes: start them with accelerate launch")
+    return made

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
@@ -67,6 +68,11 @@ class UnlearnTrainer(Trainer):
 
     def __init__(self, method: Method, reference: nn.Module | None, **options: Any) -> None:
         super().__init__(**options)
+        if (self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")) and not self.is_fsdp_enabled:
+            raise KrsError(
+                "FSDP: accelerate divides models among GPUs (or other accelerators) only, and would train whole copies "
+                f"on {self.args.device.type!r}: leave it out, or load the model to a GPU"
+            )
         self.method = method
         self.reference = reference
         self.loss_is_scaled_for_ga = True

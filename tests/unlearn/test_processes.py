@@ -1,0 +1,99 @@
+"""Several processes: a model that is divided among them. (Whole copies in each: `test_options`.)"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import krs
+from krs import KrsError, unlearn
+from krs.unlearn.callbacks import in_any_process
+from tests.tiny import build
+from tests.unlearn.test_options import FORGET, RETAIN
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+SIDES = {"forget": [*FORGET, ("one two", "three")], "retain": [*RETAIN, "the moon is green", "one dog"]}
+SETTINGS = {"learning_rate": 1e-2, "steps": 7, "save_steps": 3}
+_LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+_LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+# accelerate shards on accelerators only. The first lines make it take the CPU for one: everything behind them (torch's
+# FSDP2, its collectives over gloo, the divided optimiser, gathering the shards) is what runs on GPUs.
+_SCRIPT = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from accelerate.state import DistributedType, PartialState
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+torch.distributed.init_process_group("gloo")
+PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+import krs.unlearn.train as train
+from krs import unlearn
+from krs.unlearn.trainer import UnlearnTrainer
+from tests.tiny import build
+from tests.unlearn import test_processes as case
+train.OneBar.on_step_end = lambda *args, **kwargs: time.sleep({sleep})
+gathered = UnlearnTrainer.gathered
+def seen(self, fresh):
+    print(f"<{{type(next(self.model_wrapped.parameters())).__name__}}>", flush=True)
+    return gathered(self, fresh)
+UnlearnTrainer.gathered = seen
+unlearn.run("npo_kl", build("llama"), tokenizer=case.tiny_tokenizer(), progress=False, output_dir={out!r},
+            trainer={{"fsdp": True}}, batch_size=2, **case.SIDES, **case.SETTINGS)
+"""
+
+
+def _start(out, sleep=0.0):
+    script = out.parent / "script.py"
+    script.write_text(_SCRIPT.format(root=os.getcwd(), sleep=sleep, out=str(out)))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*_LAUNCH, str(script)], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def _logs(folder):
+    return [entry["loss"] for entry in json.loads((folder / "krs_unlearn.json").read_text())["log"]]
+
+
+def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path):
+    """FSDP, stopped by Ctrl-C (every process after the same step) and started again: the losses and weights of one
+    process with twice the batch."""
+    two = tmp_path / "two"
+    child = _start(two, sleep=0.3)
+    until = time.monotonic() + 90
+    while not (two / "checkpoints" / "checkpoint-3").exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=60)[0]
+    assert child.returncode != 0, said
+    assert "a checkpoint was written; the same call goes on from there" in said
+    assert not (two / "krs_unlearn.json").exists()
+    done = _start(two)
+    said = done.communicate(timeout=120)[0]
+    assert done.returncode == 0, said
+    assert said.count("<DTensor>") == 2, said
+    assert not (two / "checkpoints").exists()
+    options = {"tokenizer": tiny_tokenizer(), "progress": False, "batch_size": 4}
+    alone = unlearn.run("npo_kl", build("llama"), output_dir=tmp_path / "one", **options, **SIDES, **SETTINGS)
+    assert _logs(two) == pytest.approx(_logs(tmp_path / "one"), rel=1e-4)
+    for a, b in zip(alone.parameters(), krs.load(two)[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_fsdp_is_refused_where_nothing_would_be_divided(monkeypatch):
+    options = {"tokenizer": tiny_tokenizer(), "progress": False, "trainer": {"fsdp": True}}
+    with pytest.raises(KrsError, match="start them with accelerate launch"):
+        unlearn.run("npo_kl", build("llama"), **options, **SIDES, **SETTINGS)
+    options.pop("trainer")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # accelerate launch --use_fsdp
+    with pytest.raises(KrsError, match="would train whole copies on 'cpu': leave it out, or load the model to a GPU"):
+        unlearn.run("npo_kl", build("llama"), **options, **SIDES, **SETTINGS)
+    cpu = torch.device("cpu")
+    assert in_any_process(True, cpu)
+    assert not in_any_process(False, cpu)
