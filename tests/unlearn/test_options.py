@@ -246,42 +246,6 @@ def test_texts_longer_than_the_context_are_cut_and_counted(tmp_path):
     assert report["forget"]["sequences"] == 4
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    """`accelerate launch` on two processes: the same losses and weights as one process with twice the batch."""
-    vanilla = build("llama")
-    vanilla.save_pretrained(tmp_path / "v")
-    tiny_tokenizer().save_pretrained(tmp_path / "v")
-    sides = {"f": [*FORGET, ("one two", "three")], "r": [*RETAIN, "the moon is green", "one dog"]}
-    for name, texts in sides.items():
-        rows = [t if isinstance(t, str) else {"prompt": t[0], "answer": t[1]} for t in texts]
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    files = ["--model", tmp_path / "v", "--forget", tmp_path / "f.json", "--retain", tmp_path / "r.json", "--quiet"]
-    common = ["-m", "krs.cli", "unlearn", "npo_kl", *files, "--set", "steps=3", "--set", "learning_rate=1e-2"]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = {
-        "two": [*launch, *common, "--set", "batch_size=2", "-o", tmp_path / "two"],
-        "one": [sys.executable, *common, "--set", "batch_size=4", "-o", tmp_path / "one"],
-    }
-    for command in runs.values():
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, done.stderr
-    assert _logs(tmp_path / "two") == pytest.approx(_logs(tmp_path / "one"), rel=1e-4)
-    (one, _), (two, _) = (krs.load(tmp_path / name) for name in ("one", "two"))
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
-
-
 def test_side_norms_leave_no_hook_behind():
     layer = torch.nn.Linear(2, 2)
     norms = SideNorms(layer.parameters(), keep=False)

@@ -1,4 +1,4 @@
-"""Several processes: a model that is divided among them. (Whole copies in each: `test_options`.)"""
+"""Several processes: with whole copies of the model (DDP), and with a model that is divided among them (FSDP)."""
 
 import json
 import os
@@ -61,9 +61,34 @@ def _logs(folder):
     return [entry["loss"] for entry in json.loads((folder / "krs_unlearn.json").read_text())["log"]]
 
 
+def _is_what_one_process_makes(two, settings):
+    """With twice the batch."""
+    one = two.parent / "one"
+    options = {"tokenizer": tiny_tokenizer(), "progress": False, "batch_size": 4, "output_dir": one}
+    alone = unlearn.run("npo_kl", build("llama"), **options, **SIDES, **settings)
+    assert _logs(two) == pytest.approx(_logs(one), rel=1e-4)
+    for a, b in zip(alone.parameters(), krs.load(two)[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """`accelerate launch -m krs.cli unlearn …`: a copy in each process."""
+    build("llama").save_pretrained(tmp_path / "v")
+    tiny_tokenizer().save_pretrained(tmp_path / "v")
+    for name, texts in SIDES.items():
+        rows = [t if isinstance(t, str) else {"prompt": t[0], "answer": t[1]} for t in texts]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    command = [*_LAUNCH, "-m", "krs.cli", "unlearn", "npo_kl", "--model", tmp_path / "v", "--quiet"]
+    command += ["--forget", tmp_path / "forget.json", "--retain", tmp_path / "retain.json", "-o", tmp_path / "two"]
+    command += ["--set", "steps=3", "--set", "learning_rate=1e-2", "--set", "batch_size=2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    _is_what_one_process_makes(tmp_path / "two", {"learning_rate": 1e-2, "steps": 3})
+
+
 def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path):
-    """FSDP, stopped by Ctrl-C (every process after the same step) and started again: the losses and weights of one
-    process with twice the batch."""
+    """FSDP, stopped by Ctrl-C (every process after the same step) and started again."""
     two = tmp_path / "two"
     child = _start(two, sleep=0.3)
     until = time.monotonic() + 90
@@ -79,11 +104,7 @@ def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path):
     assert done.returncode == 0, said
     assert said.count("<DTensor>") == 2, said
     assert not (two / "checkpoints").exists()
-    options = {"tokenizer": tiny_tokenizer(), "progress": False, "batch_size": 4}
-    alone = unlearn.run("npo_kl", build("llama"), output_dir=tmp_path / "one", **options, **SIDES, **SETTINGS)
-    assert _logs(two) == pytest.approx(_logs(tmp_path / "one"), rel=1e-4)
-    for a, b in zip(alone.parameters(), krs.load(two)[0].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    _is_what_one_process_makes(two, SETTINGS)
 
 
 def test_fsdp_is_refused_where_nothing_would_be_divided(monkeypatch):
