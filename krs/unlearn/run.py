@@ -23,7 +23,7 @@ from krs.models.provenance import describe_model, now, versions, weights_digest
 from krs.prompts import decode
 from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, to_examples
-from krs.unlearn.methods import Edit, Method, make
+from krs.unlearn.methods import Edit, Method, Plugin, make
 from krs.unlearn.student import check_trainable, context, finish
 
 REPORT = "krs_unlearn.json"
@@ -73,18 +73,14 @@ def run(
     Raises `KrsError` for bad input before training, for a loss that is not finite, and when no parameter moved.
     """
     made = make(method, settings)
+    _check_given(made, forget, retain, corpus, trainer)
     main = int(os.environ.get("RANK", "0")) == 0
     folder = checkpoints.output(output_dir, overwrite or not main)
     vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
     started = time.monotonic()
     if isinstance(made, Edit):
-        used = {"retain": retain, "trainer": trainer}
-        if given := [name for name, value in used.items() if value is not None]:
-            raise KrsError(f"{method} does not train, so {given[0]}= would be ignored: leave it out")
         unlearned, made_of, log = _edited(made, vanilla, forget, corpus, tokenizer, progress)
     else:
-        if corpus is not None:
-            raise KrsError(f"{method} uses no corpus=: leave it out")
         assert isinstance(made, Method)
         unlearned, made_of, log = _trained(
             made, vanilla, forget, retain, tokenizer, folder, overwrite, main, trainer or {}, progress
@@ -105,6 +101,38 @@ def run(
     return unlearned
 
 
+def _check_given(
+    made: Plugin,
+    forget: Sequence[Any],
+    retain: Sequence[Text] | None,
+    corpus: Sequence[str] | None,
+    trainer: dict[str, Any] | None,
+) -> None:
+    """Raise `KrsError` for sets that are empty, missing or would be ignored: before a model is loaded."""
+    name = made.name
+    for what, texts in (("forget", forget), ("retain", retain), ("corpus", corpus)):
+        noun = "request" if isinstance(made, Edit) and what == "forget" else "text"
+        if isinstance(texts, str):
+            raise KrsError(f"{what} is one string: pass a list of {noun}s")
+        if texts is not None and not len(texts):
+            raise KrsError(f"the {what} set is empty: give at least one {noun}")
+    if isinstance(made, Edit):
+        if given := [k for k, v in {"retain": retain, "trainer": trainer}.items() if v is not None]:
+            raise KrsError(f"{name} does not train, so {given[0]}= would be ignored: leave it out")
+        if made.needs_corpus and corpus is None:
+            raise KrsError(f"{name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
+        return
+    assert isinstance(made, Method)
+    if corpus is not None:
+        raise KrsError(f"{name} uses no corpus=: leave it out")
+    if retain is None and made.needs_retain and not made.makes_retain:
+        raise KrsError(f"{name} needs a retain set: pass retain=, texts that the model is to keep")
+    if retain is not None and made.makes_retain:
+        raise KrsError(f"{name} makes its own retain side from the forget set: leave retain= out")
+    if retain is not None and not made.needs_retain:
+        raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
+
+
 def _edited(
     made: Edit,
     vanilla: nn.Module,
@@ -113,12 +141,6 @@ def _edited(
     tokenizer: Tokenizer,
     progress: bool,
 ) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
-    if made.needs_corpus and not corpus:
-        raise KrsError(f"{made.name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
-    if isinstance(forget, str):
-        raise KrsError("forget is one string: pass a list of requests")
-    if not forget:
-        raise KrsError("the forget set is empty: give at least one request")
     edited = copy.deepcopy(vanilla).float()
     log = made.edit(edited, tokenizer, forget, corpus, progress)
     sides: dict[str, Any] = {"forget": _texts(forget), "corpus": _texts(corpus or [])}
@@ -191,17 +213,8 @@ def _vanilla(
 def _retain(
     method: Method, forget: Sequence[Text], retain: Sequence[Text] | None, tokenizer: Tokenizer, limit: int
 ) -> list[Example]:
-    if method.makes_retain:
-        if retain is not None:
-            raise KrsError(f"{method.name} makes its own retain side from the forget set: leave retain= out")
-        return to_examples(method.retain_texts(forget), tokenizer, limit, "retain")
-    if not method.needs_retain:
-        if retain is not None:
-            raise KrsError(f"{method.name} has no retain term, so retain= would be ignored: leave it out")
-        return []
-    if retain is None:
-        raise KrsError(f"{method.name} needs a retain set: pass retain=, texts that the model is to keep")
-    return to_examples(retain, tokenizer, limit, "retain")
+    given = method.retain_texts(forget) if method.makes_retain else retain
+    return [] if given is None else to_examples(given, tokenizer, limit, "retain")
 
 
 def _digest(examples: list[Example]) -> dict[str, Any]:

@@ -156,6 +156,18 @@ def test_bad_input(name, options, message, as_a_user):
     assert same_state(vanilla, before)
 
 
+def test_sets_are_looked_at_before_a_model_is_loaded():
+    for name, options, message in [
+        ("npo_kl", {"forget": FORGET}, "npo_kl needs a retain set"),
+        ("npo", {"forget": FORGET, "corpus": ["text"]}, "npo uses no corpus="),
+        ("npo", {"forget": []}, "the forget set is empty: give at least one text"),
+        ("memit_empty", {"forget": FORGET}, "memit_empty needs text to take statistics of"),
+        ("memit_empty", {"forget": FORGET, "corpus": []}, "the corpus set is empty: give at least one text"),
+    ]:
+        with pytest.raises(KrsError, match=message):
+            unlearn.run(name, "no/such/model", **options)
+
+
 def test_a_model_in_training_mode_or_without_tokenizer_is_refused():
     with pytest.raises(KrsError, match="in training mode"):
         _run("npo", build("llama").train())
