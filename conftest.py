@@ -1,6 +1,7 @@
 """Every array shape that krs declares is checked at run time in the tests."""
 
 import os
+import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -12,6 +13,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 _THREADS = torch.get_num_threads()
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; the tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -29,7 +30,7 @@ def answering(answers: Mapping[nn.Module, Answer]) -> Iterator[None]:
             for module, answer in answers.items():
                 had = module.__dict__.get("forward", _MISSING)
                 before.append((module, had))
-                object.__setattr__(module, "forward", _bound(answer, module.forward))
+                object.__setattr__(module, "forward", partial(answer, module.forward))
         yield
     finally:
         with interrupt_deferred():
@@ -44,14 +45,7 @@ def around(outer: Answer, inner: Answer | None) -> Answer:
     """`outer`, whose forward is `inner`'s answer."""
     if inner is None:
         return outer
-    return lambda forward, *args, **kwargs: outer(_bound(inner, forward), *args, **kwargs)
-
-
-def _bound(answer: Answer, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def answered(*args: Any, **kwargs: Any) -> Any:
-        return answer(forward, *args, **kwargs)
-
-    return answered
+    return lambda forward, *args, **kwargs: outer(partial(inner, forward), *args, **kwargs)
 
 
 @contextmanager

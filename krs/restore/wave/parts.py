@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,16 +53,15 @@ class Part:
 
     def answer(self, value: Tensor) -> Answer:
         """An answer with a constant output, given for one row, for as many rows as there are."""
+        return partial(self._constant, value)
 
-        def constant(_: Any, *args: Any, **kwargs: Any) -> Any:
-            states = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-            whole = repeated(value, states.shape[0] // value.shape[0])
-            whole = whole.clone() if self.written else whole
-            if self.block is not None and isinstance(self.returned, tuple):
-                return whole, *(None for _ in self.returned[1:])
-            return whole
-
-        return constant
+    def _constant(self, value: Tensor, _: Any, *args: Any, **kwargs: Any) -> Any:
+        states = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        whole = repeated(value, states.shape[0] // value.shape[0])
+        whole = whole.clone() if self.written else whole
+        if self.block is not None and isinstance(self.returned, tuple):
+            return whole, *(None for _ in self.returned[1:])
+        return whole
 
 
 def swapped(ours: nn.Module, theirs: nn.Module) -> Answer:
