@@ -162,6 +162,8 @@ def prepare(
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
     print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
+    shared = f"--model {model}{' --chat' if chat else ''} --forget {output}/forget.jsonl --retain {output}/retain.jsonl"
+    print(f"such as: krs unlearn npo_kl {shared} -o {output}/npo_kl")
 
 
 @app.command()
@@ -175,6 +177,7 @@ def answers(
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
     bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
@@ -182,6 +185,9 @@ def answers(
     from krs.plots import save_figure
 
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
+    names = ["answers.json", "answers.csv", "fig2.png"]
+    if (output / names[0]).exists() and not overwrite:
+        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
     found = krs.metrics.answers(
         vanilla,
         unlearned,
@@ -196,8 +202,10 @@ def answers(
     found.frame.to_csv(output / "answers.csv", index=False)
     print(found)
     if unrelated is not None:
-        save_figure({"": [found]}, output / "fig2.png")
-    print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
+        save_figure({"": [found]}, output / names[2])
+    else:
+        (output / names.pop()).unlink(missing_ok=True)
+    print(f"written to {output}/: {', '.join(names)}")
 
 
 @app.command()
@@ -228,6 +236,9 @@ def corpus(
     count: Annotated[int, typer.Option(help="how many paragraphs are wanted")] = 6000,
     text_field: Annotated[str, typer.Option(help="which field or column has the text")] = "text",
     case_sensitive: Annotated[bool, typer.Option(help="take upper and lower case as they are")] = False,
+    part_of_word: Annotated[bool, typer.Option(help="a mention may be part of a longer word")] = False,
+    min_chars: Annotated[int, typer.Option(help="leave out paragraphs that are shorter")] = 50,
+    max_chars: Annotated[int, typer.Option(help="leave out longer ones (first taken apart at lines)")] = 4000,
     overwrite: Annotated[bool, typer.Option(help="remove the output that is there, and start again")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -242,10 +253,15 @@ def corpus(
         count=count,
         text_field=text_field,
         ignore_case=not case_sensitive,
+        whole_word=not part_of_word,
+        min_chars=min_chars,
+        max_chars=max_chars,
         overwrite=overwrite,
         progress=not quiet,
     )
     print(found)
+    if not found.written:
+        print("nothing was found: look at the spelling, at --text-field, or add other names (--alias)")
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from krs.errors import KrsError
 def questions(path: Path, chat: bool) -> list[Any]:
     """Prompts of a file, each text as a user's message if `chat`."""
     found = read_prompts(path)
+    if any(isinstance(p, dict) and "role" not in p for p in found):
+        raise KrsError(f"{str(path)!r} holds more than questions: give a file of these alone, a question a line")
     return [[{"role": "user", "content": p}] if chat and isinstance(p, str) else p for p in found]
 
 
@@ -68,12 +70,15 @@ def read_prompts(path: Path) -> list[Any]:
         raise KrsError(f"{str(path)!r} is not valid JSON: {reason}") from None
     if not isinstance(found, list):
         raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
+    if not found:
+        raise KrsError(f"{str(path)!r} holds nothing: give at least one line")
     return found
 
 
 _OPTIONS = {
     "overwrite=True": "--overwrite",
-    "output_dir=": "-o",
+    "output_dir=": "--output ",
+    "krs.load('smollm2')": "'smollm2'",
     "retain=": "--retain",
     "corpus=": "--corpus",
     "text_field=": "--text-field",

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 import krs
 from krs import KrsError
 from krs.cli import app
-from krs.files import read_prompts, texts
-from tests.tiny import pair
+from krs.files import questions, read_prompts, texts
+from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
@@ -78,6 +78,22 @@ def test_errors_are_one_message_without_a_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_answers_are_not_written_over_unasked(tmp_path):
+    (tmp_path / "said").mkdir()
+    for name in ("answers.json", "fig2.png"):
+        (tmp_path / "said" / name).write_text("of an earlier call")
+    build("llama").save_pretrained(tmp_path / "v")
+    tiny_tokenizer().save_pretrained(tmp_path / "v")
+    (tmp_path / "q.txt").write_text("who wrote the book\n")
+    run = ["answers", str(tmp_path / "v"), str(tmp_path / "v"), "--target", str(tmp_path / "q.txt"), "--quiet"]
+    run += ["--n-tokens", "4", "-o", str(tmp_path / "said")]
+    refused = CliRunner().invoke(app, run)
+    assert "holds what an earlier call wrote: give another directory, or overwrite=True" in str(refused.exception)
+    done = CliRunner().invoke(app, [*run, "--overwrite"])
+    assert done.output.rstrip().endswith("said/: answers.json, answers.csv")
+    assert {p.name for p in (tmp_path / "said").iterdir()} == {"answers.json", "answers.csv"}
+
+
 def test_prompt_files(tmp_path):
     chat = [{"role": "user", "content": "hi"}]
     (tmp_path / "a.json").write_text(json.dumps(["one", chat]))
@@ -91,6 +107,12 @@ def test_prompt_files(tmp_path):
         read_prompts(tmp_path / "c.json")
     with pytest.raises(KrsError, match="no such file"):
         read_prompts(tmp_path / "none")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(KrsError, match="empty.txt' holds nothing"):
+        read_prompts(tmp_path / "empty.txt")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "who", "answer": "she"}))
+    with pytest.raises(KrsError, match="pairs.jsonl' holds more than questions"):
+        questions(tmp_path / "pairs.jsonl", chat=True)
 
 
 def test_text_files(tmp_path):

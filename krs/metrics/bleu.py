@@ -49,7 +49,9 @@ def bleu(vanilla: str, unlearned: str, kind: BleuKind = "sacrebleu") -> float:
     check_kind(kind)
     if kind == "paper-code":
         return 100 * _smoothed(hypothesis=vanilla.split(), reference=unlearned.split())
-    return float(_sacrebleu().sentence_score(unlearned, [vanilla]).score) if vanilla.strip() else 0.0
+    if not vanilla.strip():
+        return 0.0
+    return min(float(_sacrebleu().sentence_score(unlearned, [vanilla]).score), 100.0)  # it adds up to 100 + 4e-14
 
 
 def signature(kind: BleuKind) -> str:

@@ -23,11 +23,13 @@ answer was cut off there."""
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: its token ids, how many of them at the beginning are only read, and whether its end was cut off."""
+    """One sequence: its token ids, how many of them at the beginning are only read, whether its end was cut off, and
+    whether its prompt went through the chat template."""
 
     ids: Ids
     n_prompt: int = 0
     cut: bool = False
+    chat: bool = False
 
 
 def to_examples(texts: Sequence[Text], tokenizer: Tokenizer, max_length: int, what: str) -> list[Example]:
@@ -72,7 +74,7 @@ def _example(text: Text, tokenizer: Tokenizer, max_length: int, where: str) -> E
             f"{where}: its prompt has {len(before)} tokens and leaves no room for the answer under "
             f"max_length={max_length}: shorten it, or raise max_length"
         )
-    return Example(ids, len(before), len(whole) > max_length)
+    return Example(ids, len(before), len(whole) > max_length, chat=not isinstance(prompt, str))
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Int[Tensor, "row pos"]]:

@@ -118,7 +118,7 @@ def register(name: str) -> Callable[[M], M]:
 
     def add(method: M) -> M:
         known = _REGISTRY.get(name)
-        if known is not None and known is not method:
+        if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
             raise KrsError(f"the unlearning method {name!r} is registered already, by {known.__module__}")
         method.name = name
         _REGISTRY[name] = method

@@ -218,10 +218,11 @@ def _retain(
 
 
 def _digest(examples: list[Example]) -> dict[str, Any]:
-    """How many sequences, how many of them were cut, and a hash of them."""
+    """How many sequences, how many of them with a chat prompt, how many were cut, and a hash of them."""
     said = json.dumps([(e.ids, e.n_prompt) for e in examples]).encode()
     cut = sum(e.cut for e in examples)
-    return {"sequences": len(examples), "cut": cut, "sha256": hashlib.sha256(said).hexdigest()}
+    chat = sum(e.chat for e in examples)
+    return {"sequences": len(examples), "chat": chat, "cut": cut, "sha256": hashlib.sha256(said).hexdigest()}
 
 
 def _texts(texts: Sequence[Any]) -> dict[str, Any]:

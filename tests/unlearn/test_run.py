@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +156,20 @@ def test_bad_input(name, options, message, as_a_user):
     with pytest.raises(KrsError, match=message):
         _run(name, vanilla, **options)
     assert same_state(vanilla, before)
+
+
+def test_the_documented_defaults_are_the_defaults():
+    docs = (Path(unlearn.__file__).parents[2] / "docs" / "unlearning.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| defaults \|(.*?)\n\n", docs, re.MULTILINE | re.DOTALL)
+    head, _, *rows = table.splitlines()
+    names = re.findall(r"`(\w+)`", head)
+    found = {re.findall(r"`(\w+)`", row)[0]: [cell.strip() for cell in row.split("|")[2:-1]] for row in rows}
+    assert found.keys() == set(METHODS)
+    for name, cells in found.items():
+        config = method(name).config_class()
+        assert dict(zip(names, [float(c) if c else None for c in cells], strict=True)) == {
+            n: getattr(config, n, None) for n in names
+        }
 
 
 def test_sets_are_looked_at_before_a_model_is_loaded():
