@@ -19,6 +19,7 @@ from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 SIDES = {"forget": [*FORGET, ("one two", "three")], "retain": [*RETAIN, "the moon is green", "one dog"]}
 SETTINGS = {"learning_rate": 1e-2, "steps": 7, "save_steps": 3}
+_ENV = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 _LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 _LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
@@ -52,9 +53,8 @@ unlearn.run("npo_kl", build("llama"), tokenizer=case.tiny_tokenizer(), progress=
 def _start(out, sleep=0.0):
     script = out.parent / "script.py"
     script.write_text(_SCRIPT.format(root=os.getcwd(), sleep=sleep, out=str(out)))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([*_LAUNCH, str(script)], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen([*_LAUNCH, str(script)], stdout=pipe, stderr=subprocess.STDOUT, text=True, env=_ENV)
 
 
 def _logs(folder):
@@ -81,8 +81,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     command = [*_LAUNCH, "-m", "krs.cli", "unlearn", "npo_kl", "--model", tmp_path / "v", "--quiet"]
     command += ["--forget", tmp_path / "forget.json", "--retain", tmp_path / "retain.json", "-o", tmp_path / "two"]
     command += ["--set", "steps=3", "--set", "learning_rate=1e-2", "--set", "batch_size=2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, env=env)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, env=_ENV)
     assert done.returncode == 0, done.stderr
     _is_what_one_process_makes(tmp_path / "two", {"learning_rate": 1e-2, "steps": 3})
 
@@ -90,7 +89,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path):
     """FSDP, stopped by Ctrl-C (every process after the same step) and started again."""
     two = tmp_path / "two"
-    child = _start(two, sleep=0.3)
+    child = _start(two, sleep=0.6)
     until = time.monotonic() + 90
     while not (two / "checkpoints" / "checkpoint-3").exists() and child.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
