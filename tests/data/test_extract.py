@@ -109,6 +109,16 @@ def test_the_command(tmp_path):
     assert "ignore_case is False there and True here" in str(other.exception)
     over = CliRunner().invoke(app, [*map(str, arguments), "--overwrite", "--count", "3"])
     assert "target of 3 reached" in over.output
+    narrow = ["corpus", tmp_path / "a.jsonl", "--concept", "Hogwart", "--text-field", "body", "--quiet", "-o"]
+    none = CliRunner().invoke(app, [*map(str, narrow), str(tmp_path / "none.jsonl")])
+    assert "nothing was found: look at the spelling" in none.output
+    part = CliRunner().invoke(app, [*map(str, narrow), str(tmp_path / "part.jsonl"), "--part-of-word"])
+    assert "2 paragraphs about 'Hogwart'" in part.output
+    for limit in (["--min-chars", "500"], ["--max-chars", "60"]):
+        cut = CliRunner().invoke(
+            app, [*map(str, narrow), str(tmp_path / f"{limit[1]}.jsonl"), "--part-of-word", *limit]
+        )
+        assert "0 paragraphs about 'Hogwart'" in cut.output
 
 
 def test_bars_show_rates(tmp_path, capsys):
