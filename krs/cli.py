@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -162,8 +163,9 @@ def prepare(
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
     print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
-    shared = f"--model {model}{' --chat' if chat else ''} --forget {output}/forget.jsonl --retain {output}/retain.jsonl"
-    print(f"such as: krs unlearn npo_kl {shared} -o {output}/npo_kl")
+    next_one = ["krs", "unlearn", "npo_kl", "--model", model, *(["--chat"] if chat else [])]
+    next_one += ["--forget", f"{output}/forget.jsonl", "--retain", f"{output}/retain.jsonl", "-o", f"{output}/npo_kl"]
+    print(f"next, for one: {shlex.join(next_one)}")
 
 
 @app.command()

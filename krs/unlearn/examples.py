@@ -36,13 +36,9 @@ def to_examples(texts: Sequence[Text], tokenizer: Tokenizer, max_length: int, wh
     """Tokenise texts, cut to `max_length` tokens.
 
     Prompt and answer are tokenised apart and then joined, so that the answer's first token is the answer's; an EOS
-    ends an answer. Raises `KrsError`, naming the text, for an empty set, an empty text, and a prompt that leaves no
-    room for its answer.
+    ends an answer. Raises `KrsError`, naming the text, for an empty text and for a prompt that leaves no room for
+    its answer.
     """
-    if isinstance(texts, str):
-        raise KrsError(f"{what} is one string: pass a list of texts")
-    if not texts:
-        raise KrsError(f"the {what} set is empty: give at least one text")
     return [_example(text, tokenizer, max_length, f"{what} text {i}") for i, text in enumerate(texts)]
 
 

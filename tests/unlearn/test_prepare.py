@@ -40,6 +40,7 @@ def _rows(path):
 def test_from_a_concept_to_answers(home):
     said = _krs("prepare", home / "concept.json", "--model", home / "v", "--chat", "--n-tokens", 5, "-o", home / "p")
     assert "cat: the 2 answers above are what the model is to forget" in said
+    assert f"krs unlearn npo_kl --model {home / 'v'} --chat --forget {home / 'p'}/forget.jsonl --retain" in said
     forget, retain, requests = (_rows(home / "p" / f"{n}.jsonl") for n in ("forget", "retain", "requests"))
     assert [f["prompt"] for f in forget] == CONCEPT["questions"]
     assert [r["subject"] for r in requests] == ["cat", "moon"]
