@@ -96,7 +96,7 @@ def locate(name: str | Path) -> tuple[str, bool]:
         raise KrsError(f"{str(name)!r} is a file, but not a .gguf one: give the directory that holds the model")
     if _looks_like_a_path(str(name)):
         raise KrsError(f"no such path: {str(name)!r}. Give an existing directory, a .gguf file, or a hub id")
-    if get_close_matches(str(name).lower(), [BUNDLED], cutoff=0.8):
+    if "/" not in str(name) and get_close_matches(str(name).lower(), [BUNDLED], cutoff=0.8):
         raise KrsError(f"no model is called {str(name)!r}: did you mean {BUNDLED!r}?")
     return str(name), False
 

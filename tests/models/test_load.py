@@ -187,6 +187,8 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(KrsError, match="no model is called 'smolm2': did you mean 'smollm2'"):
         krs.load("smolm2")
+    with pytest.raises(KrsError, match="'me/smollm2' is neither a local path nor a model that the hub gives here"):
+        krs.load("me/smollm2")
     with pytest.raises(KrsError, match="neither a local path nor a model that the hub gives here"):
         krs.load("somebody/some-model-that-is-not-there")
 
