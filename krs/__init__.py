@@ -19,16 +19,42 @@ from types import ModuleType
 from krs import hooks, metrics
 from krs.errors import KrsError
 from krs.generation import Generated, generate
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+from krs.hooks.points import (
+    ATTN_KEY,
+    ATTN_OUT,
+    ATTN_QUERY,
+    ATTN_VALUE,
+    ATTN_WEIGHTS,
+    HEAD_OUT,
+    KEYS,
+    MLP_COEF,
+    MLP_OUT,
+    NORMS,
+    RESID,
+    RESID_PRE,
+    VALUE_VECTORS,
+    WEIGHTS,
+)
 from krs.models import load
 from krs.restore import Plan, SweepResult, load_result, sweep, windows
 
 __version__ = version("krs")
 
 __all__ = [
+    "ATTN_KEY",
     "ATTN_OUT",
+    "ATTN_QUERY",
+    "ATTN_VALUE",
+    "ATTN_WEIGHTS",
+    "HEAD_OUT",
+    "KEYS",
     "MLP_COEF",
+    "MLP_OUT",
+    "NORMS",
+    "RESID",
+    "RESID_PRE",
     "VALUE_VECTORS",
+    "WEIGHTS",
     "Generated",
     "KrsError",
     "Plan",

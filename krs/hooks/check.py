@@ -13,7 +13,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, setting
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, WeightPoint, setting
 from krs.hooks.record import record
 
 _TOKENS = 4
@@ -56,9 +56,12 @@ def self_check(
     Raises `KrsError` that names the layer, the path and the remedy.
     """
     body = anatomy(model)
-    what = setting(points)
+    asked = setting(points).points
     layers = tuple(range(body.n_layers))
-    body.require(what.points, layers)
+    body.require(asked, layers)
+    what = Setting(tuple(p for p in asked if not (isinstance(p, WeightPoint) and p.whole)))
+    if not what.points:  # a whole layer is what it is
+        return SelfCheck(asked, body.n_layers, 0.0, {})
     tokens = torch.arange(_TOKENS, device=body.model.get_input_embeddings().weight.device)[None]  # type: ignore[operator]
     if tokens.device.type == "meta":
         tokens = torch.arange(_TOKENS)[None]

@@ -10,11 +10,11 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
-from krs.hooks.changes import activation_change, new_weight
+from krs.hooks.changes import activation_change, new_weight, whole_source
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
-from krs.hooks.points import ActivationPoint, Patch, Placement, Point
-from krs.hooks.weights import read_weight, replace_weight
+from krs.hooks.points import ActivationPoint, Patch, Placement, Point, WeightPoint
+from krs.hooks.weights import read_weight, replace_weight, replace_whole
 
 
 class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
@@ -91,7 +91,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     def _apply(self, patch: Patch, point: Point, layer: int, stack: ExitStack) -> None:
         modules = self._body.modules(point, layer)
         if isinstance(point, ActivationPoint):
-            change = activation_change(patch, point, layer, self._watch)
+            change = activation_change(patch, point, layer, self._watch, modules[0], self._body.units(point, layer))
             self._fired.setdefault((point, layer), 0)
 
             def act(value: Tensor) -> Tensor:
@@ -100,7 +100,11 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
 
             stack.callback(on_value(modules, point, act).remove)
             return
+        if isinstance(point, WeightPoint) and point.whole:
+            stack.callback(replace_whole(modules[0], whole_source(patch, point, layer)))
+            return
+        rows = self._body.units(point, layer)
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            new = new_weight(patch, point, layer, i, read_weight(module, path).detach())
+            new = new_weight(patch, point, layer, i, read_weight(module, path).detach(), rows)
             stack.callback(replace_weight(module, path, new))

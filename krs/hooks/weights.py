@@ -12,7 +12,7 @@ from krs.errors import KrsError
 from krs.hooks.unwrap import core, is_wrapped_linear
 
 
-def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in out"]:
+def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in *out"]:
     """The weight that `module` applies, as `[in, out]`: for an MLP's output projection, a row a value vector.
 
     A view of the parameter where there is no adapter; with one, the sum of the weight and the adapter's
@@ -25,7 +25,7 @@ def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in out"]:
     return _as_rows(holder, weight)
 
 
-def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]) -> Callable[[], None]:
+def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in *out"]) -> Callable[[], None]:
     """Make `module` apply `value` (`[in, out]`) and return the function that undoes it, bit for bit.
 
     The parameter is written in place, so tied parameters stay tied. An adapter on the module is switched off
@@ -58,6 +58,34 @@ def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]
     return undo
 
 
+def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
+    """Give every parameter inside `module` the value that it has in `other`; returns what undoes it, bit for bit."""
+    theirs = dict(other.named_parameters())
+    ours = dict(module.named_parameters())
+    if ours.keys() != theirs.keys() or any(ours[n].shape != theirs[n].shape for n in ours):
+        raise KrsError(
+            "all weights of a layer go from one model to the other only where both have the same parameters: merge "
+            "adapters first (merge_and_unload())"
+        )
+    if elsewhere := [n for n in ours if "meta" in (ours[n].device.type, theirs[n].device.type)]:
+        raise KrsError(f"{elsewhere[0]!r} is offloaded and not in memory, so it cannot be replaced here")
+    saved = {name: p.detach().clone() for name, p in ours.items()}
+
+    def undo() -> None:
+        with torch.no_grad():
+            for name, value in saved.items():
+                ours[name].copy_(value)
+
+    try:
+        with torch.no_grad():
+            for name, p in ours.items():
+                p.copy_(theirs[name])
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
 def _parameter(holder: nn.Module, path: str) -> Tensor:
     weight = getattr(holder, "weight", None)
     if not isinstance(weight, Tensor):
@@ -67,7 +95,7 @@ def _parameter(holder: nn.Module, path: str) -> Tensor:
             f"{path}: the weight is offloaded and not in memory, so it cannot be read or replaced here: "
             "load the model without offload, or leave the weight points out"
         )
-    if not weight.is_floating_point() or weight.dim() != 2:
+    if not weight.is_floating_point() or weight.dim() not in (1, 2):
         raise KrsError(
             f"{path}: the weight is packed ({weight.dtype}, {list(weight.shape)}), so value vectors cannot be "
             "put back: load both models unquantised, or leave the weight points out"
@@ -77,7 +105,7 @@ def _parameter(holder: nn.Module, path: str) -> Tensor:
 
 def _as_rows(holder: nn.Module, weight: Tensor) -> Tensor:
     """GPT-2's Conv1D keeps `[in, out]`; every Linear keeps `[out, in]`."""
-    return weight if type(holder).__name__ == "Conv1D" else weight.T
+    return weight if weight.dim() == 1 or type(holder).__name__ == "Conv1D" else weight.T
 
 
 def _adapter_state(module: nn.Module) -> dict[str, bool] | None:

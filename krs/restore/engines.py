@@ -11,7 +11,7 @@ from krs.prompts import TokenBatch
 from krs.restore import plain, wavefront
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
-from krs.restore.wave.lane import NotExactError
+from krs.restore.wave.runner import NotExactError
 
 
 class Executor(Protocol):

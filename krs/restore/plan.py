@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from krs.errors import KrsError
+from krs.hooks.interventions import Intervention, Positions
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
 from krs.prompts import Ids
 from krs.restore.windows import Shape, Window, shape
@@ -31,6 +32,14 @@ class Restoration:
 
     setting: Setting
     window: Window
+    positions: Positions = None
+
+    @property
+    def interventions(self) -> frozenset[Intervention]:
+        """What is done in each layer of the window."""
+        return frozenset(
+            Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points
+        )
 
     @property
     def placement(self) -> Placement:
@@ -67,7 +76,7 @@ class Plan:
         return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
 
     def __iter__(self) -> Iterator[Restoration]:
-        return (Restoration(s, w) for s in self.settings for w in self.windows)
+        return (Restoration(s, w, self.positions) for s in self.settings for w in self.windows)
 
     def __len__(self) -> int:
         return len(self.settings) * len(self.windows)

@@ -24,7 +24,7 @@ from krs.restore.plan import Plan, check_positions, check_settings
 from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_tokens, resolve
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
-from krs.restore.wave.answers import is_offloaded
+from krs.hooks.offload import is_offloaded
 from krs.restore.windows import Shape, shape
 
 _SAVE_EVERY = 30.0

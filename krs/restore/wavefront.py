@@ -9,9 +9,10 @@ What is restored as a constant is not computed: a restored attention output skip
 coefficients skip the MLP, both together leave an addition. In the first layer of a window everything before the
 restored point is still the base's. Prompts share what they begin with (`wave.packing`).
 
-The pass checks itself as it goes: one prompt runs beside it through the models as anyone would call them, and at each
-layer the constants that stand in for modules have to reproduce the base row. Where that fails, the pass stops with
-`NotExactError`, and the plain engine takes over.
+The pass checks itself as it goes: one prompt runs beside it through the models as anyone would call them, at each layer
+the constants that stand in for modules have to reproduce the base row, and of each set of interventions one restoration
+of that prompt is made with hooks as well. Where one of these fails, the pass stops with `NotExactError`, and the plain
+engine takes over.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ import torch
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.interventions import Intervention
+from krs.hooks.offload import is_offloaded
 from krs.prompts import TokenBatch
 from krs.restore.losses import Losses
-from krs.restore.plan import Plan
+from krs.restore.plan import Plan, Restoration
 from krs.restore.wave.allocator import freed_memory_kept
-from krs.restore.wave.answers import is_offloaded
 from krs.restore.wave.attention import CannotPackError, can_pack
 from krs.restore.wave.heads import Heads
-from krs.restore.wave.lane import NotExactError
+from krs.restore.wave.runner import NotExactError
 from krs.restore.wave.layout import packed, padded
 from krs.restore.wave.passes import Counted, Pass, per_device
 from krs.restore.wave.schedule import schedule
@@ -127,11 +129,13 @@ def _group(
     """One pass for some prompts: packed if the models can attend so, padded otherwise."""
     restorations = list(plan)
     rows_by_layer, last = schedule(plan, [restorations[r] for r in todo])
+    positions = dict.fromkeys(restorations[r].positions for r in todo)
+    checked = _one_of_each([restorations[r] for r in todo], last)
     layouts = [packed, padded] if can_pack(vanilla.layers[0]) and can_pack(unlearned.layers[0]) else [padded]
     for lay_out in layouts:
         counted = Counted(shown)
         try:
-            made = Pass(vanilla, unlearned, batch, lay_out(batch, plan.positions), rows_by_layer, budget, counted)
+            made = Pass(vanilla, unlearned, batch, lay_out(batch, positions), rows_by_layer, checked, budget, counted)
             base, power, restored = made.losses(heads)
             break
         except (CannotPackError, NotExactError):
@@ -143,3 +147,11 @@ def _group(
     losses.baseline[rows, :width][mask] = base
     for r, row in zip(todo, last, strict=True):
         losses.restored[r, rows, :width][mask] = base if row == 0 else restored[row - 1]
+
+
+def _one_of_each(restorations: Sequence[Restoration], rows: Sequence[int]) -> list[tuple[Restoration, int]]:
+    """For each different set of interventions one restoration, one in the middle, and the row that it ends in."""
+    found: dict[frozenset[Intervention], list[tuple[Restoration, int]]] = {}
+    for restoration, row in zip(restorations, rows, strict=True):
+        found.setdefault(restoration.interventions, []).append((restoration, row))
+    return [same[len(same) // 2] for same in found.values()]

@@ -23,7 +23,7 @@ from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 from krs.restore.wave import passes
 from krs.restore.wave.attention import can_pack
-from krs.restore.wave.lane import Lane, NotExactError
+from krs.restore.wave.runner import LayerwiseRunner, NotExactError
 from tests.tiny import FAMILIES, build, pair, perturbed, same_state, state
 
 PROMPTS = ((5, 9, 11), (5, 9, 22, 8, 40, 2), (13,), (5, 9, 11, 4))
@@ -248,7 +248,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     v, u = _pair("llama")
     plan = Plan.make(None, 1, n_layers=4)
     expected = _run(wavefront, v, u, plan)
-    real, rows_seen = Lane.call, []
+    real, rows_seen = LayerwiseRunner.call, []
 
     def short(self, layer, states, rows=1):
         if rows > 2:
@@ -256,7 +256,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
         rows_seen.append(rows)
         return real(self, layer, states, rows)
 
-    monkeypatch.setattr(Lane, "call", short)
+    monkeypatch.setattr(LayerwiseRunner, "call", short)
     found = _run(wavefront, v, u, plan)
     assert max(rows_seen) == 2
     np.testing.assert_allclose(found.restored, expected.restored, rtol=1e-4, atol=1e-7)
@@ -267,7 +267,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
         return short(self, layer, states, rows)
 
     before = state(u)
-    monkeypatch.setattr(Lane, "call", none)
+    monkeypatch.setattr(LayerwiseRunner, "call", none)
     with pytest.raises(torch.OutOfMemoryError):
         _run(wavefront, v, u, plan)
     assert same_state(u, before)
@@ -280,7 +280,7 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_keeps_finished_prompts(at, tm
     before = state(v), state(u)
     options = {"windows": 3, "n_tokens": 6, "progress": False, "engine": "wavefront", "memory": 1}
     expected = krs.sweep(v, u, list(PROMPTS), **options)
-    real, calls = Lane.call, []
+    real, calls = LayerwiseRunner.call, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -288,7 +288,7 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_keeps_finished_prompts(at, tm
             signal.raise_signal(signal.SIGINT)
         return real(self, *args)
 
-    monkeypatch.setattr(Lane, "call", interrupted)
+    monkeypatch.setattr(LayerwiseRunner, "call", interrupted)
     file = tmp_path / "part.krs"
     with pytest.raises(KeyboardInterrupt) as stop:
         krs.sweep(v, u, list(PROMPTS), checkpoint=file, **options)

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.offload import materialised
+from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
-from krs.restore.wave.answers import answering, held
-from krs.restore.wave.lane import NotExactError
+from krs.restore.wave.runner import NotExactError
 
 _LOGIT_BYTES = 64 * 2**20
+_FACTOR = 1e-5
+"""Relative differences of logits' factors that are rounding, in fp32 or better."""
 
 
 class Heads:
@@ -32,7 +35,7 @@ class Heads:
         self.distance: HeadDistance | None = None
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
-        with held(ours), held(theirs):
+        with materialised(ours), materialised(theirs):
             if our_scale is not None and their_scale is not None and _is_linear(ours) and _is_linear(theirs):
                 weight, bias = _parameters(ours)
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
@@ -45,12 +48,12 @@ class Heads:
         return self.distance is not None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def materialised(self) -> Iterator[None]:
         """Inside, heads that are called for logits are in memory."""
         with ExitStack() as stack:
             if not self.linear:
-                stack.enter_context(held(_head(self.unlearned)))
-                stack.enter_context(held(_head(self.vanilla)))
+                stack.enter_context(materialised(_head(self.unlearned)))
+                stack.enter_context(materialised(_head(self.vanilla)))
             yield
 
     def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
@@ -102,12 +105,12 @@ def _is_linear(head: nn.Module) -> bool:
 
 def _scale(body: Anatomy) -> float | None:
     """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
+    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=torch.float32 if device_of(body.model).type == "mps" else torch.float64)
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
-    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=dtype)
-    with answering({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
+    with override_forward({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
     factors = (given.double().cpu() / probe.double()).flatten()
-    return float(factors[0]) if torch.allclose(factors, factors[0], rtol=1e-3, atol=0) else None
+    return float(factors[0]) if torch.allclose(factors, factors[0], rtol=_FACTOR, atol=0) else None
 
 
 def _logits(body: Anatomy, states: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
@@ -127,5 +130,5 @@ def _after_decoder(body: Anatomy, states: Tensor) -> Tensor:
     out = States(last_hidden_state=states.to(at))
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
     answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
-    with answering({body.decoder: answer}):
+    with override_forward({body.decoder: answer}):
         return body.model(input_ids=tokens, use_cache=False).logits
