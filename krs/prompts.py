@@ -134,11 +134,13 @@ class TokenBatch:
         tokens: for each prompt, the ids that the models see. Never padded here.
         prompt_lengths: how many of them are the prompt.
         scored: for each prompt, the positions whose logits are compared.
+        targets: for each scored position the token that its logits predict, -1 where they predict none.
     """
 
     tokens: tuple[Ids, ...]
     prompt_lengths: tuple[int, ...]
     scored: tuple[Ids, ...]
+    targets: tuple[Ids, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -156,7 +158,8 @@ class TokenBatch:
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The prompts `start … stop-1` as a batch of their own."""
-        return TokenBatch(self.tokens[start:stop], self.prompt_lengths[start:stop], self.scored[start:stop])
+        part = slice(start, stop)
+        return TokenBatch(self.tokens[part], self.prompt_lengths[part], self.scored[part], self.targets[part])
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Int[Tensor, "prompt pos"]]:
         """`input_ids`, `attention_mask` and `position_ids`, padded on the right.
@@ -178,6 +181,11 @@ class TokenBatch:
         width = max(map(len, self.scored))
         rows = [list(s) + [s[-1]] * (width - len(s)) for s in self.scored]
         return torch.tensor(rows, device=device)
+
+    @property
+    def target_ids(self) -> Int[Tensor, " token"]:
+        """`targets` of all prompts, one after the other."""
+        return torch.tensor([t for row in self.targets for t in row], dtype=torch.long)
 
     def where(self, positions: str | Ids | None) -> Bool[Tensor, "prompt pos"] | None:
         """The positions to restore as a mask; `None` means all.
@@ -224,7 +232,7 @@ def next_token_batch(prompts: tuple[Ids, ...], answers: tuple[Ids, ...]) -> Toke
     """
     tokens = tuple(p + a[:-1] for p, a in zip(prompts, answers, strict=True))
     scored = tuple(tuple(range(len(p) - 1, len(t))) for p, t in zip(prompts, tokens, strict=True))
-    return TokenBatch(tokens, tuple(map(len, prompts)), scored)
+    return TokenBatch(tokens, tuple(map(len, prompts)), scored, answers)
 
 
 def paper_code_batch(
@@ -252,4 +260,8 @@ def paper_code_batch(
         length = min(max(len(kept) - (longest - len(prompt)), 1), len(row))
         tokens.append(row)
         scored.append(tuple(range(len(row) - length, len(row))))
-    return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored))
+    targets = tuple(
+        tuple(row[p + 1] if p + 1 < len(row) else -1 for p in positions)
+        for row, positions in zip(tokens, scored, strict=True)
+    )
+    return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored), targets)

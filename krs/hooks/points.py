@@ -15,12 +15,15 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import index
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from krs.errors import KrsError
+
+
+P = TypeVar("P", bound="Point")
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +67,7 @@ class Point:
     def __add__(self, other: Point | Setting) -> Setting:
         return Setting((self,)) + other
 
-    def units(self, *units: int) -> Self:
+    def units(self: P, *units: int) -> P:
         """This point at some entries of the last axis only (rows, for a weight), as a point of its own.
 
         >>> from krs import MLP_COEF
@@ -73,7 +76,7 @@ class Point:
         """
         return self._choose("units", units)
 
-    def _choose(self, what: Literal["units", "heads"], given: tuple[int, ...]) -> Self:
+    def _choose(self: P, what: Literal["units", "heads"], given: tuple[int, ...]) -> P:
         if self.chosen is not None:
             raise KrsError(f"{self.name} has its {self.chosen.what} chosen already: choose once, from the whole point")
         numbers = tuple(sorted(set(_indices(given) or ())))
@@ -114,7 +117,7 @@ class ActivationPoint(Point):
     heads_of: Literal["query", "key"] | None = field(default=None, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "activation"
 
-    def heads(self, *heads: int) -> Self:
+    def heads(self: P, *heads: int) -> P:
         """This point at some attention heads only, as a point of its own.
 
         >>> from krs import HEAD_OUT

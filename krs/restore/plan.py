@@ -110,6 +110,13 @@ class Plan:
         )
 
 
+def for_prompts(positions: Positions, rows: slice) -> Positions:
+    """Positions for some prompts of a batch: of indices for each prompt, those of these prompts."""
+    if isinstance(positions, tuple) and positions and isinstance(positions[0], tuple):
+        return positions[rows]
+    return positions
+
+
 def check_settings(
     given: Iterable[str | Point | Setting] | str | Point | Setting | None,
 ) -> tuple[Setting, ...]:

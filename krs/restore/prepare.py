@@ -24,10 +24,10 @@ from krs.prompts import (
     next_token_batch,
     paper_code_batch,
 )
-from krs.restore.engines import CHOICES
+from krs.restore.engines import engine_names
 
 Model: TypeAlias = nn.Module | str | Path
-Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
+Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
 
 
@@ -35,8 +35,8 @@ def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
     """Raise `KrsError` for a scoring or an engine that there is not, and for no tokens to score."""
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if engine not in CHOICES:
-        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, CHOICES))}")
+    if engine not in engine_names():
+        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, engine_names()))}")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
 

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from krs.errors import KrsError
 from krs.hooks.points import Setting, setting
 from krs.restore.losses import Losses
@@ -67,7 +69,8 @@ def load_result(path: str | Path) -> SweepResult:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["krs"])
-            losses = Losses(**{name: file.get_tensor(name) for name in _ARRAYS})
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            losses = Losses(**arrays, donor=np.zeros_like(arrays["baseline"]))
     except (SafetensorError, KeyError, json.JSONDecodeError) as reason:
         raise KrsError(f"{str(path)!r} is not a result that krs saved ({reason})") from None
     if header["format"] > _FORMAT:

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import greedy
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
+from krs.metrics.measures import LOGIT_MSE
 from krs.models.pair import check_pair
 from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.prompts import Answer, Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode, encode_answers
 from krs.restore.engines import execute
+from krs.restore.job import Job
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.plan import Plan, check_positions, check_settings
@@ -155,7 +159,8 @@ def _run(
         return _Keeper(shown, result, file)
 
     try:
-        execute(engine, plan, v, u, batch, result.losses, room, progress, keeper, made)
+        job = Job(plan, u, v, v, batch, (LOGIT_MSE,), room, _done(result.losses))
+        execute(engine, job, result.losses, progress, keeper, made)
     except BaseException as stop:
         stop.partial = result  # type: ignore[attr-defined]
         if file is not None:
@@ -168,6 +173,10 @@ def _run(
     if file is not None:
         result.save(file, overwrite=True)
     return result
+
+
+def _done(losses: Losses) -> np.ndarray:
+    return (np.isfinite(losses.restored) | ~losses.mask).all(axis=-1)
 
 
 class _Keeper:

@@ -26,77 +26,69 @@ import torch
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.interventions import Intervention
+from krs.hooks.interventions import Intervention, Positions
 from krs.hooks.offload import is_offloaded
-from krs.prompts import TokenBatch
-from krs.restore.losses import Losses
-from krs.restore.plan import Plan, Restoration
+from krs.restore.job import Chunk, Job, NotExactError, Progress
+from krs.restore.plan import Plan, Restoration, for_prompts
 from krs.restore.wave.allocator import freed_memory_kept
 from krs.restore.wave.attention import CannotPackError, can_pack
-from krs.restore.wave.heads import Heads
-from krs.restore.wave.runner import NotExactError
+from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layout import packed, padded
-from krs.restore.wave.passes import Counted, Pass, per_device
+from krs.restore.wave.passes import Pass, per_device
 from krs.restore.wave.schedule import schedule
-
-NAME = "wavefront"
 
 _GROUP_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of the prompts that one pass takes; a pass is also what an interrupted sweep goes on from."""
 
 
-def run(
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    budget: int,
-    shown: Any,
-) -> None:
-    """Fill `losses`, a group of prompts at a time, in one pass through the layers a group.
+class WavefrontEngine:
+    """Every restoration in one pass through the layers, a group of prompts at a time."""
 
-    What `losses` holds already is not computed again. `shown` is a progress bar of `steps(…)` steps. Raises
-    `NotExactError`, having left the losses of unfinished groups as they were, where the pass would not be exact.
-    """
-    refuse(vanilla, unlearned)
-    heads: Heads | None = None
-    total = _layer_runs(plan, range(len(plan)))
-    for rows in groups(plan, vanilla, batch, budget):
-        todo = [r for r in range(len(plan)) if not losses.done(r, rows)]
-        shown.update(total - _layer_runs(plan, todo))
-        if not todo:
-            continue
-        with torch.no_grad(), freed_memory_kept():
-            heads = heads or Heads(unlearned, vanilla)
-            part = batch.rows(rows.start, rows.stop)
-            _group(plan, todo, vanilla, unlearned, part, losses, rows, heads, budget, shown)
+    name = "wavefront"
 
+    def run(self, job: Job) -> Iterator[Chunk | Progress]:
+        """Yields a chunk a group, and progress a layer.
 
-def steps(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
-    """How many times `run` will update its progress bar: once a row and layer."""
-    return _layer_runs(plan, range(len(plan))) * sum(1 for _ in groups(plan, vanilla, batch, budget))
+        Raises `NotExactError`, the groups before it yielded, where a pass would not be exact.
+        """
+        refuse(job.donor, job.recipient)
+        scorer: Scorer | None = None
+        total = _layer_runs(job.plan, range(len(job.plan)))
+        with freed_memory_kept():
+            for rows in groups(job):
+                todo = job.todo(rows)
+                yield Progress(total - _layer_runs(job.plan, todo))
+                if not todo:
+                    continue
+                with torch.no_grad():
+                    scorer = scorer or Scorer(job)
+                yield from _group(job, todo, rows, scorer)
+
+    def steps(self, job: Job) -> int:
+        """One a row and layer."""
+        return _layer_runs(job.plan, range(len(job.plan))) * sum(1 for _ in groups(job))
 
 
-def refuse(vanilla: Anatomy, unlearned: Anatomy) -> None:
+def refuse(*bodies: Anatomy) -> None:
     """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them."""
-    for body in (vanilla, unlearned):
+    for body in bodies:
         for name, module in body.model.named_modules():
             if module._forward_hooks or module._forward_pre_hooks:
                 raise NotExactError(f"there are hooks on {name or 'the model'!r}")
 
 
-def groups(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iterator[slice]:
+def groups(job: Job) -> Iterator[slice]:
     """Prompts in runs whose rows take up to half of the budget (the layers' own tensors have the other half).
 
     At least one prompt a run. Of an offloaded model's prompts as many as fit are in a run, for each run reads all its
     weights once.
     """
-    rows = max(map(len, schedule(plan)[0]))
+    batch = job.batch
+    rows = max(map(len, schedule(job.plan)[0]))
     longest = max(map(len, batch.tokens))
-    tokens = budget // 2 // (rows * _bytes_per_state(vanilla))
-    if not is_offloaded(vanilla.model):
-        tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(vanilla.model)))
+    tokens = job.budget // 2 // (rows * _bytes_per_state(job.donor))
+    if not is_offloaded(job.donor.model):
+        tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(job.donor.model)))
     n = math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
@@ -114,39 +106,49 @@ def _layer_runs(plan: Plan, todo: Sequence[int]) -> int:
     return sum(map(len, schedule(plan, [restorations[r] for r in todo])[0])) if todo else 0
 
 
-def _group(
-    plan: Plan,
-    todo: Sequence[int],
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    rows: slice,
-    heads: Heads,
-    budget: int,
-    shown: Any,
-) -> None:
+def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[Chunk | Progress]:
     """One pass for some prompts: packed if the models can attend so, padded otherwise."""
-    restorations = list(plan)
-    rows_by_layer, last = schedule(plan, [restorations[r] for r in todo])
-    positions = dict.fromkeys(restorations[r].positions for r in todo)
-    checked = _one_of_each([restorations[r] for r in todo], last)
-    layouts = [packed, padded] if can_pack(vanilla.layers[0]) and can_pack(unlearned.layers[0]) else [padded]
+    every = list(job.plan)
+    restorations = [every[r] for r in todo]
+    rows_by_layer, last = schedule(job.plan, restorations)
+    batch = job.batch.rows(rows.start, rows.stop)
+    checked = _one_of_each(restorations, last)
+    positions = _masks(restorations, rows)
+    layouts = [padded]
+    if can_pack(job.donor.layers[0]) and can_pack(job.recipient.layers[0]):
+        layouts = [packed, padded]
     for lay_out in layouts:
-        counted = Counted(shown)
+        done = 0
         try:
-            made = Pass(vanilla, unlearned, batch, lay_out(batch, positions), rows_by_layer, checked, budget, counted)
-            base, power, restored = made.losses(heads)
-            break
+            with torch.no_grad():
+                made = Pass(job, batch, lay_out(batch, positions), rows_by_layer, checked, positions)
+            for step in _without_gradients(made.run()):
+                done += step
+                yield Progress(step)
+            with torch.no_grad():
+                values, power = made.values(scorer, last)
+            yield Chunk(WavefrontEngine.name, todo, rows, values, power)
+            return
         except (CannotPackError, NotExactError):
-            shown.update(-counted.n)
+            yield Progress(-done)
             if lay_out is layouts[-1]:
                 raise
-    mask, width = batch.mask, batch.n_scored
-    losses.power[rows, :width][mask] = power
-    losses.baseline[rows, :width][mask] = base
-    for r, row in zip(todo, last, strict=True):
-        losses.restored[r, rows, :width][mask] = base if row == 0 else restored[row - 1]
+
+
+def _without_gradients(steps: Iterator[int]) -> Iterator[int]:
+    """Each step of a pass without gradients, which the caller has again while a step is handed out."""
+    while True:
+        with torch.no_grad():
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
+
+
+def _masks(restorations: Sequence[Restoration], rows: slice) -> dict[Positions, Positions]:
+    """Each way to say positions, and what it says of these prompts."""
+    return {r.positions: for_prompts(r.positions, rows) for r in restorations}
 
 
 def _one_of_each(restorations: Sequence[Restoration], rows: Sequence[int]) -> list[tuple[Restoration, int]]:

@@ -1,13 +1,14 @@
-"""From final states to losses: by inner products where the heads are linear, by logits in chunks otherwise."""
+"""From final states to measures: by inner products where these are enough, by logits in chunks otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from krs.generation.forward import device_of
@@ -16,7 +17,8 @@ from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
-from krs.restore.wave.runner import NotExactError
+from krs.metrics.measures import LOGIT_MSE, ReferenceTokens, ScoredTokens
+from krs.restore.job import Job, NotExactError, Values
 
 _LOGIT_BYTES = 64 * 2**20
 _FACTOR = 1e-5
@@ -56,30 +58,114 @@ class Heads:
                 stack.enter_context(materialised(_head(self.vanilla)))
             yield
 
-    def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
-        """Logit MSE of each token, float64, on the CPU."""
+    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
+        """Logit MSE of each token, float64."""
         if self.distance is not None:
             at = self.distance.a.device
-            return self.distance.mse(ours.to(at), theirs.to(at)).cpu()
-        rows = ours.reshape(-1, *theirs.shape)
-        return torch.stack([self._by_logits(row, theirs) for row in rows]).reshape(ours.shape[:-1])
+            return self.distance.mse(ours.to(at), theirs.to(at))
+        return self._by_logits(ours, theirs)
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
-        """Mean squared vanilla logit of each token, float64, on the CPU."""
+        """Mean squared vanilla logit of each token, float64."""
         if self.distance is not None:
-            return self.distance.power(theirs.to(self.distance.a.device)).cpu()
-        return torch.cat([logit_power(_logits(self.vanilla, part)).cpu() for part in self._chunks(theirs)])
+            return self.distance.power(theirs.to(self.distance.a.device))
+        return torch.cat([logit_power(_logits(self.vanilla, part)) for part in self._chunks(theirs)])
 
     def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
         found = []
         for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
             a = _logits(self.unlearned, mine)
-            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)).cpu())
+            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)))
         return torch.cat(found)
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
-        vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]
-        return states.split(max(1, _LOGIT_BYTES // (8 * vocabulary)))
+        return states.split(tokens_at_once(self.unlearned))
+
+
+class Scorer:
+    """The measures of a job, from the states that heads get.
+
+    Attributes:
+        job: whose measures.
+        heads: of the recipient against the reference.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.heads = Heads(job.recipient, job.reference)
+        self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference)
+
+    @contextmanager
+    def materialised(self) -> Iterator[None]:
+        """Inside, heads that are called for logits are in memory."""
+        with ExitStack() as stack:
+            for heads in (self.heads, self.donor_heads):
+                if heads is not None:
+                    stack.enter_context(heads.materialised())
+            if self.job.logit_measures:
+                for body in {id(b): b for b in (self.job.recipient, self.job.donor, self.job.reference)}.values():
+                    stack.enter_context(materialised(_head(body)))
+            yield
+
+    def values(
+        self,
+        rows: Sequence[Callable[[], Tensor]],
+        recipient: Float[Tensor, "token d"],
+        donor: Float[Tensor, "token d"],
+        reference: Float[Tensor, "token d"],
+        target_ids: Int[Tensor, " token"],
+    ) -> tuple[dict[str, Values], np.ndarray]:
+        """Every measure, and the reference's power.
+
+        Args:
+            rows: for each row the states that the head gets, when they are called for.
+            recipient: those of the recipient as it is.
+            donor: those of the donor as it is.
+            reference: those of the reference.
+            target_ids: what is predicted.
+        """
+        own = self.heads.mse(recipient, reference)
+        given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
+        restored = [self.heads.mse(row(), reference) for row in rows]
+        found = {LOGIT_MSE.name: _values(restored, own, given)}
+        if self.job.logit_measures:
+            found |= self._by_logits(rows, recipient, donor, reference, target_ids)
+        return found, self.heads.power(reference).cpu().numpy()
+
+    def _by_logits(
+        self,
+        rows: Sequence[Callable[[], Tensor]],
+        recipient: Tensor,
+        donor: Tensor,
+        reference: Tensor,
+        target_ids: Tensor,
+    ) -> dict[str, Values]:
+        """A chunk of tokens after the other, the reference's logits once a chunk."""
+        job = self.job
+        found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in range(len(rows) + 2)] for m in job.logit_measures}
+        for part in torch.arange(len(target_ids)).split(tokens_at_once(job.recipient)):
+            chunk = slice(int(part[0]), int(part[-1]) + 1)
+            theirs = _logits(job.reference, reference[chunk]).to(device_of(job.recipient.model))
+            against = ReferenceTokens(theirs, target_ids[chunk].to(theirs.device))
+            for i, row in enumerate([lambda: recipient, lambda: donor, *rows]):
+                logits = _logits(job.donor if i == 1 else job.recipient, row()[chunk]).to(theirs.device)
+                tokens = ScoredTokens(logits, against)
+                for m in job.logit_measures:
+                    found[m.name][i].append(m(tokens))
+        whole = {name: [torch.cat(parts) for parts in each] for name, each in found.items()}
+        return {name: _values(each[2:], each[0], each[1]) for name, each in whole.items()}
+
+
+def _values(restored: Sequence[Tensor], recipient: Tensor, donor: Tensor) -> Values:
+    """Numbers on the host, in one transfer."""
+    together = torch.stack([recipient, donor, *restored]).cpu().numpy()
+    return Values(together[2:], together[0], together[1])
+
+
+def tokens_at_once(body: Anatomy) -> int:
+    """For how many tokens logits are computed together."""
+    vocabulary: int = core(body.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]
+    return max(1, _LOGIT_BYTES // (8 * vocabulary))
 
 
 def _head(body: Anatomy) -> nn.Module:

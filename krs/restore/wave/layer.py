@@ -18,7 +18,8 @@ from krs.hooks.overrides import ForwardOverride, override_forward
 from krs.hooks.points import ActivationPoint, WeightPoint
 from krs.restore.wave.overrides import Branch, Change, Seen, override, replaced, scored_only, swapped
 from krs.restore.wave.reference import distance, tolerance
-from krs.restore.wave.runner import LayerwiseRunner, NotExactError
+from krs.restore.job import NotExactError
+from krs.restore.wave.runner import LayerwiseRunner
 from krs.restore.wave.schedule import Interventions
 
 ATTENTION, MLP = "attn_out_proj", "mlp_out_proj"

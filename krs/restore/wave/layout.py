@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from krs.hooks.interventions import Positions
 from krs.prompts import TokenBatch
+from krs.restore.plan import for_prompts
 from krs.restore.wave.packing import Packed, pack
 
 _FEWER = 3
+_EVERYWHERE: Mapping[Positions, Positions] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ class Layout:
         return {name: value.repeat(rows, 1) for name, value in self.inputs.items()}
 
 
-def packed(batch: TokenBatch, positions: Iterable[Positions] = ()) -> Layout:
+def packed(batch: TokenBatch, positions: Mapping[Positions, Positions] = _EVERYWHERE) -> Layout:
     """One sequence that holds every distinct token of the batch once.
 
     A token that several prompts share is laid out once only where each of `positions` means it in all of them or in
     none.
+
+    Args:
+        batch: the prompts.
+        positions: for each way to say positions, what it says of these prompts.
     """
-    masks = {p: None if (mask := batch.where(p)) is None else mask.tolist() for p in positions}
+    masks = {p: None if (mask := batch.where(said)) is None else mask.tolist() for p, said in positions.items()}
     marking = [mask for mask in masks.values() if mask is not None]
     marks = None
     if marking:
@@ -74,18 +81,19 @@ def packed(batch: TokenBatch, positions: Iterable[Positions] = ()) -> Layout:
     return Layout({"input_ids": ids, "position_ids": depths}, torch.tensor(scored), where, tree)
 
 
-def padded(batch: TokenBatch, positions: Iterable[Positions] = ()) -> Layout:
+def padded(batch: TokenBatch, positions: Mapping[Positions, Positions] = _EVERYWHERE) -> Layout:
     """A row a prompt, padded on the right."""
     inputs = batch.inputs()
     length = inputs["input_ids"].shape[1]
     scored = [i * length + p for i, wanted in enumerate(batch.scored) for p in wanted]
-    where = {None: None} | {p: batch.where(p) for p in positions}
+    where = {None: None} | {p: batch.where(said) for p, said in positions.items()}
     return Layout(inputs, torch.tensor(scored), where, None)
 
 
-def alone(batch: TokenBatch, prompt: int, positions: Iterable[Positions] = ()) -> Layout:
+def alone(batch: TokenBatch, prompt: int, positions: Mapping[Positions, Positions] = _EVERYWHERE) -> Layout:
     """One prompt by itself, as anyone would call a model: what other layouts are checked against."""
-    return padded(batch.rows(prompt, prompt + 1), positions)
+    own = slice(prompt, prompt + 1)
+    return padded(batch.rows(prompt, prompt + 1), {p: for_prompts(said, own) for p, said in positions.items()})
 
 
 def in_company(batch: TokenBatch, prompt: int) -> Layout:

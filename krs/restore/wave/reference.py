@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,13 +22,33 @@ from krs.hooks.weights import read_weight, replace_weight, replace_whole
 from krs.prompts import TokenBatch
 from krs.restore.plan import Restoration
 from krs.restore.wave.layout import alone, in_company
-from krs.restore.wave.runner import LayerwiseRunner, NotExactError
+from krs.restore.job import NotExactError
+from krs.restore.wave.runner import LayerwiseRunner
 
-_TIMES = 8.0
-"""How many times as far as rounding moves a token's state, in the median token, the pass may be from the reference."""
+_TIMES = 3.0
+"""How many times as far as rounding moves a state the pass may be from the reference."""
 
-_FLOOR = 16
-"""In units of the dtype's epsilon: what rounding may do to any token even where it was seen to do less."""
+_FLOOR = {"median": 1.0, "largest": 8.0}
+"""In units of the dtype's epsilon: what rounding may do even where it was seen to do less."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How far states of tokens may be off and still be equal up to rounding, relative to their size."""
+
+    median: float
+    largest: float
+
+    def hold(self, found: Tensor) -> bool:
+        """Whether distances are within it, the median token and each one by itself."""
+        return bool((found.median() <= self.median) & (found <= self.largest).all())
+
+
+def _allowed(noise: Tensor, states: Tensor) -> Allowed:
+    """From the distances that rounding made; beyond a dtype's bound it is no rounding, but a model that minds company."""
+    eps, most = torch.finfo(states.dtype).eps, tolerance(states)
+    median = max(_TIMES * float(noise.median()), _FLOOR["median"] * eps)
+    return Allowed(min(median, most), min(max(_TIMES * float(noise.max()), _FLOOR["largest"] * eps), most))
 
 
 class ReferenceRun:
@@ -36,20 +57,20 @@ class ReferenceRun:
     Attributes:
         runner: the model on the prompt alone.
         places: where the pass has the prompt's tokens, among `sequence * pos`.
-        allowed: how far a state may be off, relative to its size, after the layer last run.
+        allowed: how far states may be off after the layer last run.
     """
 
     def __init__(self, runner: LayerwiseRunner, batch: TokenBatch, prompt: int) -> None:
         self.beside = runner
         self.runner = LayerwiseRunner(runner.body, alone(batch, prompt))
-        self.company = LayerwiseRunner(runner.body, in_company(batch, prompt))
+        self.company = LayerwiseRunner(runner.body, in_company(batch, prompt), eager=True)
         self.length = max(batch.scored[prompt]) + 1
         self.scored = torch.tensor(batch.scored[prompt])
         length = runner.layout.shape[1]
         tree = runner.layout.tree
         self.places = torch.tensor(tree.places[prompt] if tree else range(prompt * length, (prompt + 1) * length))
         self.places = self.places[: self.length]
-        self.allowed = 0.0
+        self.allowed = Allowed(0.0, 0.0)
         self.before = self.runner.states
 
     def step(self, layer: int) -> None:
@@ -59,10 +80,10 @@ class ReferenceRun:
         self.company.states = self.company.call(layer, self.company.states)
         mine = self.runner.states[0, : self.length]
         noise = distances(self.company.states[0, : self.length], mine)
-        self.allowed = max(_TIMES * float(noise.median()), 2 * float(noise.max()), _FLOOR * torch.finfo(mine.dtype).eps)
+        self.allowed = _allowed(noise, mine)
         flat = self.beside.states.reshape(self.beside.layout.n_tokens, -1)
         theirs = flat[self.places.to(flat.device)].to(mine.device)
-        if not bool((distances(theirs, mine) <= self.allowed).all()):
+        if not self.allowed.hold(distances(theirs, mine)):
             raise NotExactError(f"states after layer {layer} are not those of a prompt by itself")
 
 
@@ -142,7 +163,7 @@ class RestoredReference:
         scored = self.recipient.scored
         mine = self.states[0, scored.to(self.states.device)]
         theirs = row[self.recipient.places[scored].to(row.device)].to(mine.device)
-        if not bool((distances(theirs, mine) <= 4 * self.recipient.allowed).all()):
+        if not self.recipient.allowed.hold(distances(theirs, mine)):
             raise NotExactError(f"{self.restoration.setting.name} restored is not what hooks make of a prompt by itself")
 
 

@@ -19,12 +19,9 @@ from krs.generation.forward import accepted, device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
-from krs.restore.wave.attention import attending, switches
+from krs.restore.job import NotExactError
+from krs.restore.wave.attention import attending, attending_eagerly, can_pack, switches
 from krs.restore.wave.layout import Layout, repeated
-
-
-class NotExactError(Exception):
-    """The wavefront engine cannot do this model, or this plan, exactly; the message says why."""
 
 
 class _OtherFormError(Exception):
@@ -48,10 +45,12 @@ class LayerwiseRunner:
     Attributes:
         body: the model.
         layout: how the batch lies in the tensors.
+        eager: whether attention is `transformers`' plain one, whatever the model is set to.
         states: the hidden states before layer 0, `[sequence, pos, d]`; mutable: the caller moves them on.
     """
 
-    def __init__(self, body: Anatomy, layout: Layout) -> None:
+    def __init__(self, body: Anatomy, layout: Layout, *, eager: bool = False) -> None:
+        self.eager = eager and can_pack(body.layers[0])
         self.body = body
         self.layout = layout
         self._switches = switches(body.model)
@@ -83,6 +82,8 @@ class LayerwiseRunner:
     def attention(self) -> Iterator[None]:
         """Inside, the model attends as the layout needs it."""
         with ExitStack() as stack:
+            if self.eager:
+                stack.enter_context(attending_eagerly(self._switches))
             if self.layout.tree is not None:
                 stack.enter_context(attending(self._switches, self.layout.tree))
             yield
