@@ -16,16 +16,21 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.generation.greedy import greedy
 from krs.hooks import ActivationPoint, WeightPoint, anatomy, family_of, patched, register_family
-from krs.progress import bar
+from krs.metrics.measures import LOGIT_MSE
 from krs.prompts import next_token_batch
-from krs.restore import plain, wavefront
+from krs.restore.engines import write
+from krs.restore.job import Chunk, Job, NotExactError
 from krs.restore.losses import Losses
+from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
 from krs.restore.wave import passes
 from krs.restore.wave.attention import can_pack
-from krs.restore.wave.runner import LayerwiseRunner, NotExactError
+from krs.restore.wave.heads import Heads
+from krs.restore.wave.runner import LayerwiseRunner
+from krs.restore.wavefront import WavefrontEngine
 from tests.tiny import FAMILIES, build, pair, perturbed, same_state, state
 
+plain, wavefront = PlainEngine(), WavefrontEngine()
 PROMPTS = ((5, 9, 11), (5, 9, 22, 8, 40, 2), (13,), (5, 9, 11, 4))
 SETTINGS = [
     MLP_COEF,
@@ -49,8 +54,10 @@ def _run(engine, v, u, plan, prompts=PROMPTS, budget=2**30, n_tokens=6):
     v, u = anatomy(v), anatomy(u)
     batch = next_token_batch(prompts, greedy(v.model, prompts, n_tokens, progress=False))
     losses = Losses.empty(plan, batch)
-    with bar(1, "", show=False) as shown:
-        engine.run(plan, v, u, batch, losses, budget, shown)
+    job = Job(plan, u, v, v, batch, (LOGIT_MSE,), budget, np.zeros((len(plan), len(batch)), dtype=bool))
+    for step in engine.run(job):
+        if isinstance(step, Chunk):
+            write(step, job, losses)
     return losses
 
 
@@ -123,9 +130,9 @@ def test_the_models_attention_function_is_theirs_again(attention):
 
 def test_soft_capped_logits_are_compared_as_logits():
     v, u = _pair("gemma2")
-    heads = passes.Heads(anatomy(u), anatomy(v))
+    heads = Heads(anatomy(u), anatomy(v))
     assert not heads.linear
-    assert passes.Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
+    assert Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
 
 
 def test_further_points_of_both_kinds():
@@ -228,9 +235,9 @@ def test_attention_that_asks_for_what_packed_attention_does_not_do_is_padded(mon
     seen = []
     real = passes.Pass.__init__
 
-    def spy(self, vanilla, unlearned, batch, layout, *rest):
+    def spy(self, job, batch, layout, *rest):
         seen.append(layout.tree is None)
-        real(self, vanilla, unlearned, batch, layout, *rest)
+        real(self, job, batch, layout, *rest)
 
     monkeypatch.setattr(passes.Pass, "__init__", spy)
     for model in (v, u):
