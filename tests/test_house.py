@@ -14,6 +14,7 @@ MODULES = sorted(
 )
 FLOORS = {
     "errors": 0,
+    "writing": 0,
     "progress": 0,
     "_typing": 0,
     "hooks": 1,

@@ -93,7 +93,7 @@ def test_provenance_traces_the_result(models, swept):
     assert made["engine"] == "wavefront"
     assert "engine_note" not in made
     assert made["vanilla"]["dtype"] == "float32"
-    assert made["vanilla"]["weights_sample_sha256"] != made["unlearned"]["weights_sample_sha256"]
+    assert made["vanilla"]["identity"]["weights"] != made["unlearned"]["identity"]["weights"]
     assert made["versions"]["torch"] == torch.__version__
     assert swept.answers[0].startswith("The Harry Potter books are")
 
