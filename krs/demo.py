@@ -13,16 +13,19 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.generation.greedy import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF
+from krs.models.identity import differing, identity
 from krs.models.load import BUNDLED, load
-from krs.models.provenance import weights_digest
-from krs.plots import save_figure
+from krs.plots import can_draw, save_figure
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
+from krs.writing import check_folder, write_text
 
 METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
 _RECIPE = "krs_demo.json"
 _SWEEP = "sweep.krs"
+_SIZE = 700_000_000
+"""Bytes of what is written, the checkpoint above all."""
 
 
 def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
@@ -32,7 +35,12 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. Three to four minutes on two cores.
     """
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    there = (folder / "unlearned" / _RECIPE).is_file()
+    check_folder(
+        folder, [_SWEEP, "krs.csv", "fig1.png", "answers.md", f"unlearned/{_RECIPE}"], size=0 if there else _SIZE
+    )
+    if not can_draw():
+        raise KrsError("the demo draws a figure, which needs matplotlib: pip install 'krs[plot]'")
     started = time.monotonic()
     concept = load_concept("harry_potter")
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
@@ -90,12 +98,20 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         "method": METHOD,
         "settings": SETTINGS,
         "questions": [concept.questions, concept.retain_questions],
-        "vanilla": weights_digest(vanilla),
+        "vanilla": identity(vanilla),
     }
+    recipe = json.loads(json.dumps(recipe))
     mark = folder / _RECIPE
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == json.loads(json.dumps(recipe)):
+    made = _made(mark)
+    if {name: made.get(name) for name in recipe} == recipe and "unlearned" in made:
         _say(f"2/4  The unlearned model: the checkpoint of an earlier run, {folder}/.")
-        return load(folder)[0]
+        model = load(folder)[0]
+        if parts := differing(made["unlearned"], identity(model)):
+            raise KrsError(
+                f"{str(folder)!r} is not as the demo left it ({', '.join(parts)}): remove it, or give another "
+                "directory with -o"
+            )
+        return model
     if folder.exists() and any(folder.iterdir()) and not mark.is_file():
         raise KrsError(f"{str(folder)!r} holds something that the demo did not make: give another directory with -o")
     _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
@@ -115,8 +131,17 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         progress=progress,
         **SETTINGS,
     )
-    mark.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    write_text(mark, json.dumps(recipe | {"unlearned": identity(model)}, indent=2))
     return model
+
+
+def _made(mark: Path) -> dict[str, Any]:
+    """What an earlier run noted beside its checkpoint; nothing where there is none that can be read."""
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _answers(
@@ -144,7 +169,7 @@ def _answers(
         "unlearned": generate(vanilla, unlearned, other, **options),
     }
     text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
-    file.write_text(f"# Answers of three models\n{text}", encoding="utf-8")
+    write_text(file, f"# Answers of three models\n{text}")
     _say(text)
 
 
@@ -160,7 +185,7 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
 
 
 def _write(result: SweepResult, folder: Path) -> None:
-    result.to_frame().to_csv(folder / "krs.csv", index=False)
+    write_text(folder / "krs.csv", result.to_frame().to_csv(index=False))
     save_figure(result, folder / "fig1.png")
 
 

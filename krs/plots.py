@@ -13,6 +13,7 @@ from krs.errors import KrsError
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
+from krs.writing import replacing
 
 _COLOURS = (
     "#1f6fb4",
@@ -152,7 +153,8 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
         plot_tradeoff(result, axes)
     else:
         plot_sweep(result, axes)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def _x_label(result: SweepResult, numeric: bool) -> str:
@@ -170,8 +172,13 @@ def _new_axes() -> Axes:
     return plt.subplots(figsize=_SIZE, layout="constrained")[1]
 
 
-def _require_matplotlib() -> None:
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
     from importlib.util import find_spec
 
-    if find_spec("matplotlib") is None:
+    return find_spec("matplotlib") is not None
+
+
+def _require_matplotlib() -> None:
+    if not can_draw():
         raise KrsError("figures need matplotlib: pip install 'krs[plot]'")

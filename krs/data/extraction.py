@@ -17,6 +17,7 @@ from krs.data.kept import FORMAT, Counts, Kept, Paths, file_hash, read_json, ref
 from krs.data.mentions import Mentions, paragraphs
 from krs.errors import KrsError
 from krs.progress import bar
+from krs.writing import check_writable
 
 _GIVE_UP = 10_000
 _PROBLEMS = 5
@@ -144,6 +145,8 @@ def extract(
         "sources": [each.identity() for each in sources],
     }
     about = json.loads(json.dumps(about))
+    for path in (paths.part, paths.state, paths.meta):
+        check_writable(path, "output")
     if overwrite:
         paths.remove()
     if paths.output.exists():

@@ -11,7 +11,7 @@ somebody who makes two on purpose that collide. Nothing is remembered between ca
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def identity(model: nn.Module) -> dict[str, Any]:
         if copy in found and found[copy] == found.get(original):
             del found[copy]
     config = getattr(plain, "config", None)
-    return _identity("loaded", found, {} if config is None else config.to_dict(), _adapters(plain))
+    return _identity("loaded", found, {} if config is None else config.to_dict(), adapters(plain))
 
 
 def file_identity(folder: str | Path) -> dict[str, Any]:
@@ -116,9 +116,9 @@ def combined(parts: Mapping[str, Any], more: Any = None) -> str:
     return xxhash.xxh3_128(json.dumps([sorted(parts.items()), more], sort_keys=True).encode()).hexdigest()
 
 
-def named_digests(model: nn.Module) -> dict[str, str]:
-    """Of each parameter and persistent buffer, tied ones once: a digest of its shape, dtype and bytes."""
-    return {name: combined(_told(value)) for name, value in _tensors(model)}
+def named_digests(model: nn.Module, of: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
+    """Of each parameter and persistent buffer whose name is wanted: a digest of its shape, dtype and bytes."""
+    return {name: combined(_told(value)) for name, value in _tensors(model, of)}
 
 
 def config_that_counts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,12 +156,12 @@ def _told(value: Any) -> dict[str, Any]:
     return told | {"digest": tensor_digest(value), "bytes": value.numel() * value.element_size()}
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _tensors(model: nn.Module, of: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
     """The state dict's entries; of several names for one tensor the first, offloaded ones read from where they are."""
     seen: set[int] = set()
     away = _offloaded(model)
     for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) in seen:
+        if id(value) in seen or not of(name):
             continue
         if isinstance(value, Tensor):
             seen.add(id(value))
@@ -192,8 +192,8 @@ def _offloaded(model: nn.Module) -> dict[str, tuple[Any, str]]:
     return found
 
 
-def _adapters(model: nn.Module) -> dict[str, Any]:
-    """Of each module with adapters: which act, whether they are switched off or merged, and with what scale."""
+def adapters(model: nn.Module) -> dict[str, Any]:
+    """Of each module with PEFT adapters: which act, whether they are switched off or merged, and with what scale."""
     found = {}
     for path, module in model.named_modules():
         if not hasattr(module, "active_adapters") or not hasattr(module, "base_layer"):

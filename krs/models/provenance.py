@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from krs.models.identity import identity
+from krs.models.identity import combined, identity
 from krs.models.pair import dtype_of
 
 NUMBERS = 1
@@ -34,6 +34,11 @@ def describe_model(given: object, model: nn.Module) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "identity": identity(model),
     }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """All of `krs.models.identity.identity` in one string."""
+    return combined(identity(model))
 
 
 def tokenizer_name(tokenizer: Any) -> str | None:
