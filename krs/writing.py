@@ -51,7 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Replace a file by a text (UTF-8) in one step; see `replacing`."""
     with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -71,9 +71,9 @@ def check_writable(path: str | Path, what: str, size: int = 0) -> None:
         size: how many bytes it will have, as far as that is known.
     """
     final = Path(os.path.realpath(path))
-    if final.is_dir():
+    if os.path.isdir(final):  # unlike Path's, not an error for an impossible name
         raise KrsError(f"{what}: {str(path)!r} is a directory: give the name of a file")
-    missing = [folder for folder in final.parents if not folder.exists()]
+    missing = [folder for folder in final.parents if not os.path.exists(folder)]
     probe = _beside(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def check_writable(path: str | Path, what: str, size: int = 0) -> None:
 
 def check_folder(folder: str | Path, names: list[str], what: str = "output", size: int = 0) -> None:
     """`check_writable` for the files of a directory that the caller is going to write."""
-    if Path(folder).exists() and not Path(folder).is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise KrsError(f"{what}: {str(folder)!r} is a file: give a directory")
     for name in names:
         check_writable(Path(folder) / name, what, size)

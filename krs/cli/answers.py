@@ -9,6 +9,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Output, Quiet, Unlearned, Vanilla
+from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app
 from krs.errors import KrsError
 
@@ -27,30 +28,34 @@ def answers(
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
+    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png.
+
+    Interrupted, the same command goes on from answers.part.json.
+    """
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     names = ["answers.json", "answers.csv", "fig2.png"]
     if (output / names[0]).exists() and not overwrite:
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
 
     import krs
-    from krs.plots import save_figure
 
-    found = krs.metrics.answers(
-        vanilla,
-        unlearned,
-        *asked,
-        n_tokens=n_tokens,
-        bleu=bleu,  # type: ignore[arg-type]
-        reuse=None if reuse is None else krs.metrics.load_answers(reuse),
-        progress=not quiet,
-    )
-    output.mkdir(parents=True, exist_ok=True)
+    names = writable(output, names[:2], names[2] if unrelated is not None else None)
+    unfinished = output / "answers.part.json"
+    with interruptible():
+        found = krs.metrics.answers(
+            vanilla,
+            unlearned,
+            *asked,
+            n_tokens=n_tokens,
+            bleu=bleu,  # type: ignore[arg-type]
+            reuse=None if reuse is None else krs.metrics.load_answers(reuse),
+            progress=not quiet,
+            checkpoint=unfinished,
+        )
     found.save(output / "answers.json")
-    found.frame.to_csv(output / "answers.csv", index=False)
+    unfinished.unlink()
+    write_table(found.frame, output / "answers.csv")
     print(found)
-    if unrelated is not None:
-        save_figure({"": [found]}, output / names[2])
-    else:
-        (output / names.pop()).unlink(missing_ok=True)
+    (output / "fig2.png").unlink(missing_ok=True)  # of an earlier call
+    draw({"": [found]}, output, "fig2.png", names)
     print(f"written to {output}/: {', '.join(names)}")

@@ -11,6 +11,7 @@ somebody who makes two on purpose that collide. Nothing is remembered between ca
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,32 @@ def _identity(
 
 
 def _told(value: Any) -> dict[str, Any]:
-    """Shape, dtype and digest of one entry of a state dict; of a packed tensor, of what it is made of."""
-    if not isinstance(value, Tensor):  # a module's `extra_state`
-        return {"value": repr(value), "bytes": 0}
-    told: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
+    """Shape, dtype and digest of one entry of a state dict; of a packed one, of what it is made of."""
+    if isinstance(value, Tensor):
+        about: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
+        if (parts := _parts(value)) is None:
+            return about | {"digest": tensor_digest(value), "bytes": value.numel() * value.element_size()}
+        return about | _told(parts)
+    if isinstance(value, Mapping | tuple | list):  # a module's `extra_state`, such as packed weights
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        told = {str(name): _told(part) for name, part in items}
+        return {"parts": told, "bytes": sum(part["bytes"] for part in told.values())}
+    plain = isinstance(value, str | bytes | int | float | None | torch.dtype | torch.Size | torch.qscheme)
+    return {"value": repr(value) if plain else f"nobody knows: {uuid.uuid4()}", "bytes": 0}
+
+
+def _parts(value: Tensor) -> dict[str, Any] | None:
+    """What a tensor that is packed is made of; `None` for one that has its bytes itself."""
+    if value.is_quantized:
+        scheme = value.qscheme()
+        if scheme in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            return {"values": value.int_repr(), "scale": value.q_scale(), "zero": value.q_zero_point()}
+        scales = {"scales": value.q_per_channel_scales(), "zeros": value.q_per_channel_zero_points()}
+        return {"values": value.int_repr(), **scales, "axis": value.q_per_channel_axis()}
     if hasattr(value, "__tensor_flatten__"):
         names, settings = value.__tensor_flatten__()
-        parts = {name: _told(getattr(value, name)) for name in names}
-        return told | {"parts": parts, "settings": repr(settings), "bytes": sum(p["bytes"] for p in parts.values())}
-    return told | {"digest": tensor_digest(value), "bytes": value.numel() * value.element_size()}
+        return {"settings": settings, **{name: getattr(value, name) for name in names}}
+    return None
 
 
 def _tensors(model: nn.Module, of: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Any]]:
