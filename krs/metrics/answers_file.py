@@ -186,6 +186,8 @@ def finish(found: Answers, file: Path | None) -> None:
         save(found, file)
     except KrsError as reason:
         where = rescued(found.save, file)
-        failed = KrsError(f"all answers are there, and {where}; the exception's attribute `partial` has them. {reason}")
+        failed = KrsError(
+            f"all answers are there, but {reason}. They are in the exception's attribute `partial`, and {where}"
+        )
         failed.partial = found  # type: ignore[attr-defined]
         raise failed from reason

@@ -245,7 +245,7 @@ def carried_out(result: SweepResult, file: Path | None, run: Callable[[Keeper], 
         except KrsError as reason:
             where = rescued(result.save, file)
             failed = KrsError(
-                f"the sweep is complete, and {where}; the exception's attribute `partial` has it. {reason}"
+                f"the sweep is complete, but {reason}. It is in the exception's attribute `partial`, and {where}"
             )
             failed.partial = result  # type: ignore[attr-defined]
             raise failed from reason
@@ -274,7 +274,7 @@ def _keep_what_is_done(result: SweepResult, file: Path | None, stop: BaseExcepti
     if file is None:
         stop.add_note("what was done is in the exception's attribute `partial`; checkpoint= would also save it")
         return
-    what = f"{done:.0%} of the sweep" if done else "the vanilla answers, and no restoration yet,"
+    what = f"{done:.0%} of the sweep," if done else "the vanilla answers, and no restoration yet,"
     try:
         result.save(file, overwrite=True)
         stop.add_note(f"what was done, {what} is in {str(file)!r}; the same call goes on from there")

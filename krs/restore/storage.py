@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,8 @@ def _plan(header: dict[str, Any]) -> Plan:
     for window in listed:
         name = _entry(window, "name", lambda v: _is_count(v) or isinstance(v, str))
         layers = _entry(window, "layers", _is_list_of(_is_count))
-        _need(bool(layers) and max(layers) < n_layers, f"the window {name!r} has layers {layers} of {n_layers}")
+        ascending = all(a < b for a, b in pairwise(layers))
+        _need(layers and ascending and layers[-1] < n_layers, f"the window {name!r} has layers {layers} of {n_layers}")
         windows.append(Window(name, tuple(layers)))
     positions = _entry(header, "positions", _is_positions)
     positions = tuple(positions) if isinstance(positions, list) else positions
