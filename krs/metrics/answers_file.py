@@ -189,5 +189,5 @@ def finish(found: Answers, file: Path | None) -> None:
         failed = KrsError(
             f"all answers are there, but {reason}. They are in the exception's attribute `partial`, and {where}"
         )
-        failed.partial = found  # type: ignore[attr-defined]
+        failed.partial = found
         raise failed from reason

@@ -247,8 +247,11 @@ def carried_out(result: SweepResult, file: Path | None, run: Callable[[Keeper], 
             failed = KrsError(
                 f"the sweep is complete, but {reason}. It is in the exception's attribute `partial`, and {where}"
             )
-            failed.partial = result  # type: ignore[attr-defined]
+            failed.partial = result
             raise failed from reason
+        except BaseException as stop:
+            stop.partial = result  # type: ignore[attr-defined]
+            raise
     return result
 
 
