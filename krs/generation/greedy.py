@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.batching import neighbours_matter
 from krs.generation.forward import accepted, device_of, head_at
+from krs.hooks.anatomy import anatomy
+from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
+from krs.hooks.rope import start_afresh, switches_at
 from krs.models.load import find_tokenizer
 from krs.models.pair import check_pair
 from krs.progress import bar
@@ -79,6 +84,9 @@ def generate(
         prompts: as in `krs.sweep`.
         restore: what to put back; nothing gives the unlearned model's own answers.
         n_tokens: at most so many tokens an answer.
+
+    Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
+    that are NaN or infinite, of either model or of the restored one.
     """
     placements = [restore] if isinstance(restore, Placement) else list(restore)
     if any(p.positions is not None for p in placements):
@@ -109,16 +117,26 @@ def greedy(
     restore: Sequence[Placement] = (),
     progress: bool = True,
     doing: str = "answers",
+    side: str = "vanilla",
 ) -> tuple[Ids, ...]:
-    """Greedy answers as token ids, each ending with its EOS if it came. See `generate`."""
+    """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
+
+    `side` is what messages call the first model; the second one is the unlearned model.
+    """
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     eos = eos_ids(vanilla)
     answers: list[Ids] = []
-    batches = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
-    with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown, torch.no_grad():
-        for batch in batches:
-            answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, shown)
+    models = [vanilla] if unlearned is None else [vanilla, unlearned]
+    with plain_numerics(), plain_calls(*models):
+        size = 1 if any(neighbours_matter(model, prompts) for model in models) else _BATCH
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown:
+            for batch in batches:
+                try:
+                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, shown)
+                except _NotFiniteError as found:
+                    _explain(found, models, (side, "unlearned"), len(answers))
     return tuple(answers)
 
 
@@ -150,6 +168,9 @@ def _lockstep(
         for step in range(n_tokens):
             for speaker in speakers:
                 logits = speaker.step(said)
+                if not (finite := torch.isfinite(logits).all(-1)).all():
+                    row = int((~finite).nonzero()[0])
+                    raise _NotFiniteError(speaker.model, row, (*prompts[row], *said[row]))
             for i, token in enumerate(logits.argmax(-1).tolist()):
                 said[i].append(token)
                 if going[i] and token in eos:
@@ -173,6 +194,31 @@ def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Pl
                 stack.enter_context(patched(unlearned, one.set(acts)))
 
 
+class _NotFiniteError(Exception):
+    """A model gave NaN or infinity: which model, on which row of the batch, after which tokens."""
+
+    def __init__(self, model: nn.Module, row: int, tokens: Ids) -> None:
+        super().__init__(model, row, tokens)
+        self.model, self.row, self.tokens = model, row, tokens
+
+
+def _explain(found: _NotFiniteError, models: list[nn.Module], sides: tuple[str, str], before: int) -> NoReturn:
+    """Raise `KrsError` that says which model is at fault, now that nothing is restored in it any more."""
+    where = f" on prompt {before + found.row}"
+    for model, side in zip(models, sides, strict=False):
+        inputs = {"input_ids": torch.tensor([found.tokens], device=device_of(model))}
+        refuse_not_finite(anatomy(model, side), side, inputs, where)
+    if len(models) == 1:
+        raise KrsError(
+            f"the logits of {sides[0]} are NaN or infinite{where}, but only in a batch with others: give the prompts "
+            "one at a time"
+        )
+    raise KrsError(
+        f"the restored model's logits are NaN or infinite{where}, though neither model's own are: what is restored "
+        f"overflows together with what is not. {WIDER[0].upper()}{WIDER[1:]}, or restore something else"
+    )
+
+
 def _until_end(tokens: list[int], eos: frozenset[int]) -> Ids:
     end = next((i for i, t in enumerate(tokens) if t in eos), len(tokens) - 1)
     return tuple(tokens[: end + 1])
@@ -191,6 +237,9 @@ class _Speaker:
         self.model = model
         self.cache: Any = None
         self.device = device_of(model)
+        self.prompts = prompts
+        self.switch = switches_at(model)
+        start_afresh(model)
         longest = max(map(len, prompts))
         self.ids: Int[Tensor, "batch pos"] = torch.zeros(len(prompts), longest, dtype=torch.long)
         self.mask: Int[Tensor, "batch pos"] = torch.zeros_like(self.ids)
@@ -204,6 +253,8 @@ class _Speaker:
         if said[0]:
             ids = torch.tensor([[tokens[-1]] for tokens in said])
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+            if self.switch is not None and self.mask.shape[1] == self.switch + 1:  # a prompt by itself, see `batching`
+                self.cache, ids = None, torch.tensor([[*self.prompts[0], *said[0]]])
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {
             "input_ids": ids.to(self.device),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
+from krs.hooks.finite import patches_open
 from krs.hooks.changes import activation_change, new_weight
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
@@ -65,11 +67,14 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         stack = ExitStack()
         try:
             with interrupt_deferred():
+                stack.enter_context(patches_open(self._body.model))
                 stack.callback(self._watch.attach(self._body.decoder).remove)
+                stack.callback(torch.clear_autocast_cache)  # runs when the weights are back
                 for patch in self._patches:
                     for point in patch.placement.points:
                         for layer in patch.placement.layers:
                             self._apply(patch, point, layer, stack)
+                torch.clear_autocast_cache()  # autocast keeps casts of weights, and would not see the new ones
         except BaseException:
             with interrupt_deferred():
                 stack.close()

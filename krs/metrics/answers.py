@@ -152,7 +152,7 @@ def answers(
     }
     said = {
         "vanilla": _vanilla_answers(v, prompts, n_tokens, reuse, provenance, progress),
-        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)"),
+        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)", side="unlearned"),
     }
     texts = {name: [decode(a, reader, skip_special_tokens=True) for a in rows] for name, rows in said.items()}
     rows = [

@@ -106,9 +106,9 @@ def sweep(
     check_tokens(ids, n_tokens, v, given)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
-    for body in (v, u):
+    for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
-            self_check(body.model, Setting(plan.points))
+            self_check(body.model, Setting(plan.points), side=side)
     said = given or greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
     batch = batch_of(scoring, ids, said, tokenizer, v)
     made = {
