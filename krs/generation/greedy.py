@@ -23,7 +23,7 @@ from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
 from krs.hooks.rope import start_afresh, switches_at
 from krs.models.load import find_tokenizer
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids
 from krs.progress import bar
 from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
 
@@ -63,6 +63,7 @@ def generate(
     restore: Placement | Sequence[Placement] = (),
     n_tokens: int = 30,
     tokenizer: Tokenizer | None = None,
+    vocabulary: Vocabulary = "same",
     progress: bool = True,
 ) -> Generated:
     """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
@@ -84,6 +85,7 @@ def generate(
         prompts: as in `krs.sweep`.
         restore: what to put back; nothing gives the unlearned model's own answers.
         n_tokens: at most so many tokens an answer.
+        vocabulary: as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
     that are NaN or infinite, of either model or of the restored one.
@@ -96,7 +98,7 @@ def generate(
             raise KrsError("restore= needs the unlearned model to restore into: generate(vanilla, unlearned, …)")
         models: tuple[nn.Module, ...] = (_plain(vanilla),)
     else:
-        v, u = check_pair(vanilla, unlearned)
+        v, u = check_pair(vanilla, unlearned, vocabulary)
         for p in placements:
             u.require(p.points, p.layers)
         models = (v.model, u.model)
@@ -118,26 +120,36 @@ def greedy(
     progress: bool = True,
     doing: str = "answers",
     side: str = "vanilla",
+    n_ids: int | None = None,
 ) -> tuple[Ids, ...]:
     """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
 
-    `side` is what messages call the first model; the second one is the unlearned model.
+    `side` is what messages call the first model; the second one is the unlearned model. Ids from
+    `n_ids` on are not said: those that a model does not have, if not given.
     """
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     eos = eos_ids(vanilla)
     answers: list[Ids] = []
     models = [vanilla] if unlearned is None else [vanilla, unlearned]
+    n_ids = shared_ids(models[0], models[-1]) if n_ids is None else n_ids
+    _check_ids(prompts, n_ids)
     with plain_numerics(), plain_calls(*models):
         size = 1 if any(neighbours_matter(model, prompts) for model in models) else _BATCH
         batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown:
             for batch in batches:
                 try:
-                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, shown)
+                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown)
                 except _NotFiniteError as found:
                     _explain(found, models, (side, "unlearned"), len(answers))
     return tuple(answers)
+
+
+def _check_ids(prompts: tuple[Ids, ...], n_ids: int) -> None:
+    for i, prompt in enumerate(prompts):
+        if bad := [t for t in prompt if not 0 <= t < n_ids]:
+            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {n_ids} entries")
 
 
 def eos_ids(model: nn.Module) -> frozenset[int]:
@@ -156,6 +168,7 @@ def _lockstep(
     prompts: tuple[Ids, ...],
     n_tokens: int,
     eos: frozenset[int],
+    n_ids: int,
     shown: Any,
 ) -> list[Ids]:
     speakers = [_Speaker(vanilla, prompts)] if unlearned is None or restore else []
@@ -167,7 +180,7 @@ def _lockstep(
             _restore_from(vanilla, unlearned, restore, stack)
         for step in range(n_tokens):
             for speaker in speakers:
-                logits = speaker.step(said)
+                logits = speaker.step(said)[:, :n_ids]
                 if not (finite := torch.isfinite(logits).all(-1)).all():
                     row = int((~finite).nonzero()[0])
                     raise _NotFiniteError(speaker.model, row, (*prompts[row], *said[row]))

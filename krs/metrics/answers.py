@@ -14,11 +14,15 @@ from torch import nn
 
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
-from krs.generation.forward import device_of, logits_at
+from krs.generation.batching import neighbours_matter
+from krs.generation.forward import accepted, device_of, logits_at
 from krs.generation.greedy import greedy
+from krs.hooks.anatomy import Anatomy
+from krs.hooks.context import plain_numerics
+from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
 from krs.models.load import find_tokenizer, load
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import describe_model, now, versions
 from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
 
@@ -94,6 +98,7 @@ def load_answers(path: str | Path) -> Answers:
         ) from None
 
 
+@plain_numerics()
 def answers(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
@@ -105,6 +110,7 @@ def answers(
     bleu: BleuKind = "sacrebleu",
     refusals: Sequence[str] = REFUSALS,
     reuse: Answers | None = None,
+    vocabulary: Vocabulary = "same",
     progress: bool = True,
 ) -> Answers:
     """Ask both models the same questions and compare their greedy answers.
@@ -126,12 +132,15 @@ def answers(
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
+        vocabulary: as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
     """
     check_kind(bleu)
     models = [load(m) if isinstance(m, str | Path) else (m, None) for m in (vanilla, unlearned)]
-    v, u = (body.model for body in check_pair(models[0][0], models[1][0]))
+    bodies = check_pair(models[0][0], models[1][0], vocabulary)
+    v, u = (body.model for body in bodies)
+    n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
     reader = tokenizer or models[0][1] or find_tokenizer(v)
     if reader is None:
         raise KrsError(
@@ -151,8 +160,10 @@ def answers(
         "made": now(),
     }
     said = {
-        "vanilla": _vanilla_answers(v, prompts, n_tokens, reuse, provenance, progress),
-        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)", side="unlearned"),
+        "vanilla": _vanilla_answers(v, prompts, n_tokens, reuse, provenance, progress, n_ids),
+        "unlearned": greedy(
+            u, prompts, n_tokens, progress=progress, doing="answers (unlearned)", side="unlearned", n_ids=n_ids
+        ),
     }
     texts = {name: [decode(a, reader, skip_special_tokens=True) for a in rows] for name, rows in said.items()}
     rows = [
@@ -161,16 +172,23 @@ def answers(
             ((side, p) for side in ids for p in asked[side]), texts["vanilla"], texts["unlearned"], strict=True
         )
     ]
-    nll = {name: _nll(model, prompts, said["vanilla"]) for name, model in (("nll_vanilla", v), ("nll", u))}
+    parts = (("nll_vanilla", bodies[0], "vanilla"), ("nll", bodies[1], "unlearned"))
+    nll = {name: _nll(body, side, prompts, said["vanilla"], n_rows) for name, body, side in parts}
     frame = _frame(rows, bleu, refusals).assign(**nll)
     return Answers(frame, {name: list(found) for name, found in said.items()}, provenance)
 
 
 def _vanilla_answers(
-    v: nn.Module, prompts: tuple[Ids, ...], n_tokens: int, reuse: Answers | None, ours: dict[str, Any], progress: bool
+    v: nn.Module,
+    prompts: tuple[Ids, ...],
+    n_tokens: int,
+    reuse: Answers | None,
+    ours: dict[str, Any],
+    progress: bool,
+    n_ids: int,
 ) -> tuple[Ids, ...]:
     if reuse is None:
-        return greedy(v, prompts, n_tokens, progress=progress, doing="answers (vanilla)")
+        return greedy(v, prompts, n_tokens, progress=progress, doing="answers (vanilla)", n_ids=n_ids)
     theirs = reuse.provenance
     same = {
         "prompts": theirs["prompts_sha256"] == ours["prompts_sha256"],
@@ -199,13 +217,17 @@ def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) 
     return pd.DataFrame([row | figures(row) for row in rows])
 
 
-def _nll(model: nn.Module, prompts: tuple[Ids, ...], said: tuple[Ids, ...]) -> list[float]:
-    """Mean negative log-likelihood a token, in nats, that a model gives each answer."""
-    batch = next_token_batch(prompts, said)
+def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ...], n_rows: int) -> list[float]:
+    """Mean negative log-likelihood a token, in nats, that a model gives each answer, over `n_rows` vocabulary rows."""
+    model, batch = body.model, next_token_batch(prompts, said)
+    at_once = 1 if neighbours_matter(model, batch.tokens) else _ROWS
     found: list[float] = []
-    for start in range(0, len(batch), _ROWS):
-        part, answer = batch.rows(start, start + _ROWS), said[start : start + _ROWS]
-        logits = logits_at(model, part.inputs(device_of(model)), part.scored_index())
+    for start in range(0, len(batch), at_once):
+        part, answer = batch.rows(start, start + at_once), said[start : start + at_once]
+        inputs = part.inputs(device_of(model))
+        logits = logits_at(model, inputs, part.scored_index())[..., :n_rows]
+        if not is_finite(logits):
+            refuse_not_finite(body, side, accepted(model, inputs))
         for row, ids in zip(logits, answer, strict=True):
             scores = torch.log_softmax(row[: len(ids)].float(), dim=-1)
             found.append(float(-scores.gather(-1, torch.tensor(ids, device=scores.device)[:, None]).mean()))

@@ -20,7 +20,7 @@ from krs.hooks.components import COMPONENTS, component_of
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import REMEDY
 from krs.models.load import load
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +68,9 @@ class Drift:
 
 
 @plain_numerics()
-def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) -> Drift:
+def drift(
+    vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path, *, vocabulary: Vocabulary = "same"
+) -> Drift:
     """Compare two models' weights.
 
     >>> import krs
@@ -82,12 +84,13 @@ def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) ->
     Args:
         vanilla: as in `krs.sweep`.
         unlearned: as in `krs.sweep`.
+        vocabulary: as in `krs.sweep`; with `"shared"`, embedding and head are compared in the rows of both models.
 
     Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), for offloaded
     weights, and for weights that are NaN or infinite.
     """
     models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
-    v, u = check_pair(*models)
+    v, u = check_pair(*models, vocabulary)
     return _compare(v, u)
 
 
@@ -102,7 +105,8 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
         if theirs.device.type == "meta" or ours[name].device.type == "meta":
             raise KrsError(f"{name!r} is offloaded: load both models without offload")
         key = component_of(v, name)
-        found = _sums(theirs, ours[name])
+        rows = min(len(theirs), len(ours[name])) if theirs.dim() else None
+        found = _sums(theirs[:rows], ours[name][:rows])
         _require_finite(name, found)
         sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + found
     head = v.model.get_output_embeddings()  # type: ignore[operator]

@@ -20,6 +20,7 @@ from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
 from krs.hooks.weights import read_weight
 from krs.metrics.logits import logit_mse, logit_power
+from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
 from krs.restore.finite import check_base
 from krs.restore.losses import Losses, computed
@@ -87,14 +88,16 @@ def _chunk(
     index = batch.scored_index()
     where = batch.where(plan.positions)
     known, acts = _vanilla_side(plan, vanilla, batch, index)
-    target = known.to(device_of(unlearned.model))
+    n_rows = shared_rows(vanilla.model, unlearned.model)
+    target = known[..., :n_rows].to(device_of(unlearned.model))
     width = index.shape[1]
     inputs = batch.inputs(device_of(unlearned.model))
 
     def mse() -> np.ndarray:
-        return logit_mse(logits_at(unlearned.model, inputs, index).to(target.device), target).cpu().numpy()
+        logits = logits_at(unlearned.model, inputs, index)[..., :n_rows].to(target.device)
+        return logit_mse(logits, target).cpu().numpy()
 
-    losses.power[rows, :width] = logit_power(known).cpu().numpy()
+    losses.power[rows, :width] = logit_power(target).cpu().numpy()
     losses.baseline[rows, :width] = mse()
     check_base(vanilla, unlearned, batch, losses, rows)
     restorations = list(plan)

@@ -14,7 +14,7 @@ from krs.generation.greedy import greedy
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.prompts import Answer, Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode, encode_answers
 from krs.restore.engines import execute
@@ -47,6 +47,7 @@ def sweep(
     checkpoint: str | Path | None = None,
     answers: Sequence[Answer] | None = None,
     offload: Offload | None = None,
+    vocabulary: Vocabulary = "same",
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -88,28 +89,31 @@ def sweep(
         answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
         offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
+        vocabulary: `"shared"` scores the vocabulary rows that both models have, where one of them has more at its end
+            (a token was added, a head padded to a multiple); nothing beyond them is said or scored.
 
-    Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
-    attribute `partial`, the `SweepResult` of what was done.
+    Raises `KrsError` for bad input, before any model runs, and for models whose logits are NaN or infinite. An
+    interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done.
     """
     check_prompts(prompts)
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload)
-    v, u = check_pair(v_model, u_model)
+    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload, vocabulary)
+    v, u = check_pair(v_model, u_model, vocabulary)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens)
-    check_tokens(ids, n_tokens, v, given)
+    n_ids = shared_ids(v.model, u.model)
+    check_tokens(ids, n_tokens, v, given, n_ids)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
             self_check(body.model, Setting(plan.points), side=side)
-    said = given or greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
+    said = given or greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
     batch = batch_of(scoring, ids, said, tokenizer, v)
     made = {
         "made_by": "krs.sweep",
@@ -118,6 +122,7 @@ def sweep(
         "n_tokens": n_tokens,
         "answers": "vanilla, greedy" if given is None else "given",
         "seed": None,
+        "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
         "unlearned": describe_model(unlearned, u.model),
         "tokenizer": tokenizer_name(tokenizer),
