@@ -138,11 +138,15 @@ def greedy(
         size = 1 if any(neighbours_matter(model, prompts) for model in models) else _BATCH
         batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown:
-            for batch in batches:
+            while batches:
+                batch = batches.pop(0)
                 try:
                     answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown)
                 except _NotFiniteError as found:
-                    _explain(found, models, (side, "unlearned"), len(answers))
+                    if len(batch) == 1:
+                        _explain(found, models, (side, "unlearned"), len(answers))
+                    batches[:0] = [(prompt,) for prompt in batch]  # padding may be what is not finite (Gemma2, float64)
+                    shown.total += (len(batch) - 1) * n_tokens
     return tuple(answers)
 
 
@@ -221,14 +225,10 @@ def _explain(found: _NotFiniteError, models: list[nn.Module], sides: tuple[str, 
     for model, side in zip(models, sides, strict=False):
         inputs = {"input_ids": torch.tensor([found.tokens], device=device_of(model))}
         refuse_not_finite(anatomy(model, side), side, inputs, where)
-    if len(models) == 1:
-        raise KrsError(
-            f"the logits of {sides[0]} are NaN or infinite{where}, but only in a batch with others: give the prompts "
-            "one at a time"
-        )
+    what = "the restored model's logits" if len(models) > 1 else f"the logits of {sides[0]}, token by token,"
     raise KrsError(
-        f"the restored model's logits are NaN or infinite{where}, though neither model's own are: what is restored "
-        f"overflows together with what is not. {WIDER[0].upper()}{WIDER[1:]}, or restore something else"
+        f"{what} are NaN or infinite{where}, though neither model's own are in one forward: what is put together "
+        f"overflows. {WIDER[0].upper()}{WIDER[1:]}, or restore something else"
     )
 
 

@@ -19,10 +19,11 @@ LONG = {
     "original_max_position_embeddings": 8,
 }
 BY_LAYER = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
     "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
-    }
+    },
 }
 
 
