@@ -15,7 +15,6 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
 from krs.generation.forward import accepted, device_of, head_at
-from krs.hooks.anatomy import anatomy
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
@@ -224,7 +223,7 @@ def _explain(found: _NotFiniteError, models: list[nn.Module], sides: tuple[str, 
     where = f" on prompt {before + found.row}"
     for model, side in zip(models, sides, strict=False):
         inputs = {"input_ids": torch.tensor([found.tokens], device=device_of(model))}
-        refuse_not_finite(anatomy(model, side), side, inputs, where)
+        refuse_not_finite(model, side, inputs, where)
     what = "the restored model's logits" if len(models) > 1 else f"the logits of {sides[0]}, token by token,"
     raise KrsError(
         f"{what} are NaN or infinite{where}, though neither model's own are in one forward: what is put together "

@@ -77,7 +77,7 @@ def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> Self
     if tokens.device.type == "meta":
         tokens = torch.arange(_TOKENS)[None]
     if not is_finite(_logits(body.model, tokens)):
-        refuse_not_finite(body, side, {"input_ids": tokens})
+        refuse_not_finite(body.model, side, {"input_ids": tokens})
     _fires_once(body, what, tokens)
     with record(body.model, what) as acts:
         plain = _logits(body.model, tokens)

@@ -74,9 +74,17 @@ def numerics() -> dict[str, Any]:
     """For provenance: what may still change how this process rounds."""
     return {
         "autocast": "off",
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": _matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set for one backend, and torch refuses to put that into one word
+        backends: Any = torch.backends
+        return f"cuda: {backends.cuda.matmul.fp32_precision}, cpu: {backends.mkldnn.matmul.fp32_precision}"
 
 
 def _enter(models: tuple[nn.Module, ...]) -> list[nn.Module]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.anatomy import Anatomy
+from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.points import Point
 from krs.hooks.unwrap import core
 
@@ -67,24 +67,24 @@ def refuse_recorded(body: Anatomy, values: Mapping[tuple[Point, int], tuple[Tens
     raise KrsError(f"{what}, though all weights are finite: {_overflow(body.model)}")
 
 
-def refuse_not_finite(body: Anatomy, side: str, inputs: Mapping[str, Any], where: str = "") -> None:
+def refuse_not_finite(model: nn.Module, side: str, inputs: Mapping[str, Any], where: str = "") -> None:
     """Raise `KrsError` that says why a model's logits are not finite; does nothing if they are.
 
     Args:
-        body: the model.
+        model: a plain model, of a known family or not.
         side: what to call it.
         inputs: what its forward is called with; it runs once more, watched layer by layer.
         where: added to the message, such as `" on prompt 3"`.
     """
     with torch.no_grad():
-        place = _first_overflow(body, inputs)
+        place = _first_overflow(model, inputs)
     if place is None:
         return
-    if broken := broken_weight(body.model):
+    if broken := broken_weight(model):
         raise KrsError(f"the logits of {side} are NaN or infinite{where}: {broken}. {REMEDY}")
     raise KrsError(
         f"the logits of {side} are NaN or infinite{where}, though all its weights are finite: "
-        f"{_overflow(body.model, f', first {place}')}"
+        f"{_overflow(model, f', first {place}')}"
     )
 
 
@@ -96,7 +96,7 @@ def _overflow(model: nn.Module, place: str = "") -> str:
     return f"it overflows in {dtype}{place}. Its weights are out of all proportion: take a checkpoint from before"
 
 
-def _first_overflow(body: Anatomy, inputs: Mapping[str, Any]) -> str | None:
+def _first_overflow(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     """Where, in one forward, a value is first not finite; `None` if the logits are finite."""
     bad: list[str] = []
 
@@ -107,8 +107,7 @@ def _first_overflow(body: Anatomy, inputs: Mapping[str, Any]) -> str | None:
 
     with ExitStack() as stack:
         first = True
-        for i, layer in enumerate(body.layers):
-            path = f"{body.family.layers}.{i}"
+        for i, (path, layer) in enumerate(_layers(model)):
 
             def after(_: nn.Module, __: Any, output: Any, name: str = f"in layer {i} ({path!r})") -> None:
                 look(name, output)
@@ -121,10 +120,19 @@ def _first_overflow(body: Anatomy, inputs: Mapping[str, Any]) -> str | None:
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
                 first = False
             stack.callback(layer.register_forward_hook(after).remove)
-        logits = body.model(**inputs, use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     if is_finite(logits):
         return None
-    return bad[0] if bad else "in the final norm or the LM head"
+    return bad[0] if bad else "behind the layers"
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The decoder layers with their paths; none in a model of an unknown family."""
+    try:
+        body = anatomy(model)
+    except KrsError:
+        return []
+    return [(f"{body.family.layers}.{i}", layer) for i, layer in enumerate(body.layers)]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

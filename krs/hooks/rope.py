@@ -54,7 +54,7 @@ def own_factors(model: nn.Module) -> Iterator[None]:
     """Inside, a model's factors start afresh; afterwards they are what they were."""
     modules = following(model)
     before = [(m, dict(m._buffers), {k: v for k, v in vars(m).items() if not k.startswith("_")}) for m in modules]
-    values = [{k: v.clone() for k, v in buffers.items() if v is not None} for _, buffers, _ in before]
+    values = [[(v, v.clone()) for v in buffers.values() if v is not None] for _, buffers, _ in before]
     start_afresh(model)
     try:
         yield
@@ -64,9 +64,9 @@ def own_factors(model: nn.Module) -> Iterator[None]:
                 module._buffers.clear()
                 module._buffers.update(buffers)
                 vars(module).update(plain)
-                for name, tensor in value.items():
-                    if not torch.equal(buffers[name], tensor):
-                        buffers[name].copy_(tensor)
+                for buffer, had in value:
+                    if not torch.equal(buffer, had):  # longrope writes in place
+                        buffer.copy_(had)
 
 
 def _types(module: nn.Module) -> list[str]:

@@ -227,7 +227,7 @@ def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ..
         inputs = part.inputs(device_of(model))
         logits = logits_at(model, inputs, part.scored_index())[..., :n_rows]
         if not is_finite(logits):
-            refuse_not_finite(body, side, accepted(model, inputs))
+            refuse_not_finite(model, side, accepted(model, inputs))
         for row, ids in zip(logits, answer, strict=True):
             scores = torch.log_softmax(row[: len(ids)].float(), dim=-1)
             found.append(float(-scores.gather(-1, torch.tensor(ids, device=scores.device)[:, None]).mean()))

@@ -90,7 +90,7 @@ def drift(
     weights, and for weights that are NaN or infinite.
     """
     models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
-    v, u = check_pair(*models, vocabulary)
+    v, u = check_pair(models[0], models[1], vocabulary)
     return _compare(v, u)
 
 
@@ -105,8 +105,8 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
         if theirs.device.type == "meta" or ours[name].device.type == "meta":
             raise KrsError(f"{name!r} is offloaded: load both models without offload")
         key = component_of(v, name)
-        rows = min(len(theirs), len(ours[name])) if theirs.dim() else None
-        found = _sums(theirs[:rows], ours[name][:rows])
+        shared = min(len(theirs), len(ours[name])) if theirs.dim() else None
+        found = _sums(theirs[:shared], ours[name][:shared])
         _require_finite(name, found)
         sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + found
     head = v.model.get_output_embeddings()  # type: ignore[operator]

@@ -102,7 +102,7 @@ def _head_rows(model: nn.Module) -> int:
     if head is None:
         return vocabulary_of(model)
     holder = core(head)
-    return int(getattr(holder, "out_features", 0) or holder.weight.shape[0])  # type: ignore[union-attr, index]
+    return int(getattr(holder, "out_features", 0) or holder.weight.shape[0])  # type: ignore[index]
 
 
 def _embedding(model: nn.Module) -> Tensor:

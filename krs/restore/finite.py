@@ -29,7 +29,7 @@ def check_prompt(vanilla: Anatomy, unlearned: Anatomy, prompt: TokenBatch, numbe
     for side, body in (("vanilla", vanilla), ("unlearned", unlearned)):
         inputs = prompt.inputs(device_of(body.model))
         if not is_finite(logits_at(body.model, inputs, index)):
-            refuse_not_finite(body, side, accepted(body.model, inputs), f" on prompt {number}")
+            refuse_not_finite(body.model, side, accepted(body.model, inputs), f" on prompt {number}")
 
 
 def check_base(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch, losses: Losses, rows: slice) -> bool:

@@ -73,7 +73,7 @@ def resolve(
         models.append(model)
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
-        _same_vocabulary(*found, vocabulary)
+        _same_vocabulary(found[0], found[1], vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
     if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
         raise KrsError(

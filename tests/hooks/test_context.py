@@ -11,7 +11,7 @@ import torch
 import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.hooks import patched, record, self_check
-from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.context import numerics, plain_calls, plain_numerics
 from tests.tiny import build, pair, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -187,6 +187,16 @@ def test_another_thread_with_the_same_model_is_refused_and_later_let_in():
     thread.start()
     thread.join()
     assert len(refused) == 1
+
+
+def test_matmul_precision_is_told_by_backend_where_it_was_set_so():
+    backend = torch.backends.cuda.matmul
+    before, backend.fp32_precision = backend.fp32_precision, "tf32"
+    try:
+        assert numerics()["float32_matmul_precision"].startswith("cuda: tf32, cpu: ")
+    finally:
+        backend.fp32_precision = before
+    assert numerics()["float32_matmul_precision"] == "highest"
 
 
 def _fails(model):

@@ -153,3 +153,11 @@ def test_a_token_that_is_broken_in_one_prompt_only_is_found_there():
     u.get_input_embeddings().weight.data[7] = float("nan")
     with pytest.raises(KrsError, match=r"unlearned are NaN or infinite on prompt 1: its weight 'model.embed_tokens"):
         krs.sweep(v, u, [[5, 9, 11, 8, 2], [7, 3]], answers=[[4], [4]], settings=VALUE_VECTORS, progress=False)
+
+
+def test_a_model_of_an_unknown_family_that_answers_alone_is_told_apart_from_a_broken_one():
+    model = build("llama")
+    model.config.model_type = "llamb"
+    model.get_parameter(WEIGHT).data[3, 5] = float("nan")
+    with pytest.raises(KrsError, match=rf"the logits of vanilla are NaN or infinite on prompt 0: {SAYS}"):
+        krs.generate(model, None, PROMPTS, n_tokens=2, progress=False)
