@@ -12,14 +12,17 @@ from krs.prompts import Ids, next_token_batch
 _NOISE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Relative change of a token's logits that is rounding: kernels of another shape, experts with other tokens."""
 
+_ENOUGH = 8
+"""So many tokens of a prompt are run to find out."""
+
 
 def neighbours_matter(model: nn.Module, prompts: tuple[Ids, ...]) -> str:
     """Why a prompt's logits depend on what it is batched with in this model; empty where they do not.
 
     Rotary embeddings that follow the longest sequence are known by their type. Anything else (expert capacity,
-    activations quantised by the whole tensor) is found by running the shortest prompt beside two neighbours, itself
-    and the longest one, in batches of the same shape: its logits have to be the same. Models whose weights are
-    offloaded are asked for their type only, because each forward reads them all.
+    activations quantised by the whole tensor) is found by running the beginning of the shortest prompt beside two
+    neighbours, itself and other tokens, in batches of the same shape: its logits have to be the same. Models whose
+    weights are offloaded are asked for their type only, because each forward reads them all.
 
     >>> import krs
     >>> model, _ = krs.load("smollm2")
@@ -32,8 +35,10 @@ def neighbours_matter(model: nn.Module, prompts: tuple[Ids, ...]) -> str:
         return "its rotary embeddings follow the longest sequence of a batch"
     if any(p.device.type == "meta" for p in model.parameters()):
         return ""
-    short = min(prompts, key=len)
-    other = max((p for p in prompts if p != short), key=len)
+    short = min(prompts, key=len)[:_ENOUGH]
+    other = max(prompts, key=len)[::-1]  # backwards, for prompts may begin alike
+    if type(model).__module__.startswith("transformers."):  # in code of others anything may follow the length
+        other = other[: 2 * _ENOUGH]
     if _change(model, short, other) > _NOISE.get(_dtype(model), 1e-4):
         return "a prompt's logits change with the prompts that are batched with it"
     return ""

@@ -11,25 +11,27 @@ from krs.prompts import TokenBatch
 from krs.restore.losses import Losses
 
 
-def check_longest(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch) -> None:
-    """Raise `KrsError` if either model gives NaN or infinity on the longest prompt: asked before the long work."""
+def check_longest(unlearned: Anatomy, batch: TokenBatch) -> None:
+    """Raise `KrsError` if the unlearned model gives NaN or infinity on the longest prompt: asked before the long work.
+
+    The vanilla model has answered the prompts by then; where answers were given, `check_base` finds it out.
+    """
     longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
-    check_prompt(vanilla, unlearned, batch.rows(longest, longest + 1), longest)
+    _check_prompt("unlearned", unlearned, batch, longest)
 
 
 def check_each(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch) -> None:
-    """The same of every prompt, to find out why an engine could not do its work."""
+    """The same of both models and every prompt, to find out why an engine could not do its work."""
     for i in range(len(batch)):
-        check_prompt(vanilla, unlearned, batch.rows(i, i + 1), i)
+        _check_prompt("vanilla", vanilla, batch, i)
+        _check_prompt("unlearned", unlearned, batch, i)
 
 
-def check_prompt(vanilla: Anatomy, unlearned: Anatomy, prompt: TokenBatch, number: int) -> None:
-    """Raise `KrsError` that names the model and what in it is wrong, if it gives NaN or infinity on one prompt."""
-    index = prompt.scored_index()
-    for side, body in (("vanilla", vanilla), ("unlearned", unlearned)):
-        inputs = prompt.inputs(device_of(body.model))
-        if not is_finite(logits_at(body.model, inputs, index)):
-            refuse_not_finite(body.model, side, accepted(body.model, inputs), f" on prompt {number}")
+def _check_prompt(side: str, body: Anatomy, batch: TokenBatch, i: int, before: int = 0) -> None:
+    prompt = batch.rows(i, i + 1)
+    inputs = prompt.inputs(device_of(body.model))
+    if not is_finite(logits_at(body.model, inputs, prompt.scored_index())):
+        refuse_not_finite(body.model, side, accepted(body.model, inputs), f" on prompt {before + i}")
 
 
 def check_base(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch, losses: Losses, rows: slice) -> bool:
@@ -40,5 +42,6 @@ def check_base(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch, losses: 
     mask = losses.mask[rows]
     wrong = ~(np.isfinite(losses.power[rows]) & np.isfinite(losses.baseline[rows])) & mask
     for i in np.flatnonzero(wrong.any(axis=1)):
-        check_prompt(vanilla, unlearned, batch.rows(int(i), int(i) + 1), rows.start + int(i))
+        _check_prompt("vanilla", vanilla, batch, int(i), rows.start)
+        _check_prompt("unlearned", unlearned, batch, int(i), rows.start)
     return not wrong.any()

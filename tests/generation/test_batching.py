@@ -121,6 +121,13 @@ def test_neighbours_do_not_matter_in_any_family(name):
     assert neighbours_matter(build(name), (tuple(SHORT), tuple(LONGER))) == ""
 
 
+def test_prompts_that_begin_and_end_alike_are_told_apart_too():
+    model, _ = MODELS["shared scale"]()
+    begin, end = tuple(range(10, 25)), tuple(range(30, 45))
+    prompts = ((*begin, 3, *end), (*begin, 4, 5, *end))
+    assert neighbours_matter(model, prompts) == "a prompt's logits change with the prompts that are batched with it"
+
+
 def test_the_wavefront_refuses_what_only_a_prompt_at_a_time_can_do():
     v, u = MODELS["shared scale"]()
     with pytest.raises(KrsError, match=r"what a row gives depends on the other rows that are computed with it"):
