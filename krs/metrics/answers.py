@@ -14,12 +14,16 @@ from torch import nn
 
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
-from krs.generation.forward import device_of, logits_at
+from krs.generation.batching import neighbours_matter
+from krs.generation.forward import accepted, device_of, logits_at
 from krs.generation.greedy import eos_ids, greedy
+from krs.hooks.anatomy import Anatomy
+from krs.hooks.context import plain_numerics
+from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.metrics import answers_file
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
 from krs.models.load import find_tokenizer, load
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, describe_model, now, versions
 from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
 from krs.writing import check_writable
@@ -74,6 +78,7 @@ class Answers:
         return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0))
 
 
+@plain_numerics()
 def answers(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
@@ -86,6 +91,7 @@ def answers(
     refusals: Sequence[str] = REFUSALS,
     reuse: Answers | None = None,
     checkpoint: str | Path | None = None,
+    vocabulary: Vocabulary = "same",
     progress: bool = True,
 ) -> Answers:
     """Ask both models the same questions and compare their greedy answers.
@@ -109,6 +115,7 @@ def answers(
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
         checkpoint: a file for the answers so far, written after each model has answered; called again with the same
             models, prompts and length, the call goes on from it. It holds the result in the end.
+        vocabulary: as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
     An interrupted call raises what interrupted it with the attribute `partial`, the `Answers` there are, which `reuse=`
@@ -119,7 +126,9 @@ def answers(
     if file is not None:
         check_writable(file, "checkpoint")
     models = [load(m) if isinstance(m, str | Path) else (m, None) for m in (vanilla, unlearned)]
-    v, u = (body.model for body in check_pair(models[0][0], models[1][0]))
+    bodies = check_pair(models[0][0], models[1][0], vocabulary)
+    v, u = (body.model for body in bodies)
+    n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
     reader = tokenizer or models[0][1] or find_tokenizer(v)
     if reader is None:
         raise KrsError(
@@ -155,9 +164,11 @@ def answers(
     try:
         for name, model in (("vanilla", v), ("unlearned", u)):
             if name not in said:
-                said[name] = greedy(model, prompts, n_tokens, progress=progress, doing=f"answers ({name})")
+                doing = f"answers ({name})"
+                said[name] = greedy(model, prompts, n_tokens, progress=progress, doing=doing, side=name, n_ids=n_ids)
                 answers_file.keep(so_far(), file)
-        nll = {name: _nll(model, prompts, said["vanilla"]) for name, model in (("nll_vanilla", v), ("nll", u))}
+        parts = (("nll_vanilla", bodies[0], "vanilla"), ("nll", bodies[1], "unlearned"))
+        nll = {name: _nll(body, side, prompts, said["vanilla"], n_rows) for name, body, side in parts}
     except BaseException as stop:
         if said:
             answers_file.leave(so_far(), file, stop)
@@ -187,13 +198,17 @@ def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) 
     return pd.DataFrame([row | figures(row) for row in rows]).assign(nll_vanilla=float("nan"), nll=float("nan"))
 
 
-def _nll(model: nn.Module, prompts: tuple[Ids, ...], said: tuple[Ids, ...]) -> list[float]:
-    """Mean negative log-likelihood a token, in nats, that a model gives each answer."""
-    batch = next_token_batch(prompts, said)
+def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ...], n_rows: int) -> list[float]:
+    """Mean negative log-likelihood a token, in nats, that a model gives each answer, over `n_rows` vocabulary rows."""
+    model, batch = body.model, next_token_batch(prompts, said)
+    at_once = 1 if neighbours_matter(model, batch.tokens) else _ROWS
     found: list[float] = []
-    for start in range(0, len(batch), _ROWS):
-        part, answer = batch.rows(start, start + _ROWS), said[start : start + _ROWS]
-        logits = logits_at(model, part.inputs(device_of(model)), part.scored_index())
+    for start in range(0, len(batch), at_once):
+        part, answer = batch.rows(start, start + at_once), said[start : start + at_once]
+        inputs = part.inputs(device_of(model))
+        logits = logits_at(model, inputs, part.scored_index())[..., :n_rows]
+        if not is_finite(logits):
+            refuse_not_finite(model, side, accepted(model, inputs))
         for row, ids in zip(logits, answer, strict=True):
             scores = torch.log_softmax(row[: len(ids)].float(), dim=-1)
             found.append(float(-scores.gather(-1, torch.tensor(ids, device=scores.device)[:, None]).mean()))

@@ -213,7 +213,7 @@ class Keeper:
         losses, number = self.result.losses, self.result.part
         assert number is not None
         parts = self.result.provenance["parts"]
-        new = (np.isfinite(losses.restored) | ~losses.mask).all(-1) & (number < 0)
+        new = (~np.isnan(losses.restored) | ~losses.mask).all(-1) & (number < 0)
         if not new.any():
             return
         if self.part not in parts:

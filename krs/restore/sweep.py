@@ -10,7 +10,7 @@ from krs._typing import Tokenizer
 from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, describe_model, machine, now, tokenizer_name, versions
 from krs.prompts import Answer, Prompt, Scoring, check_prompts, check_reach, decode, encode, encode_answers
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
@@ -43,6 +43,7 @@ def sweep(
     checkpoint: str | Path | None = None,
     answers: Sequence[Answer] | None = None,
     offload: Offload | None = None,
+    vocabulary: Vocabulary = "same",
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -84,9 +85,11 @@ def sweep(
         answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
         offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
+        vocabulary: `"shared"` scores the vocabulary rows that both models have, where one of them has more at its end
+            (a token was added, a head padded to a multiple); nothing beyond them is said or scored.
 
-    Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
-    attribute `partial`, the `SweepResult` of what was done.
+    Raises `KrsError` for bad input, before any model runs, and for models whose logits are NaN or infinite. An
+    interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done.
     """
     check_prompts(prompts)
     check_choices(scoring, engine, n_tokens)
@@ -95,14 +98,15 @@ def sweep(
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
         check_writable(file, "checkpoint")
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload)
-    v, u = check_pair(v_model, u_model)
+    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload, vocabulary)
+    v, u = check_pair(v_model, u_model, vocabulary)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens)
-    check_tokens(ids, n_tokens, v, given)
+    n_ids = shared_ids(v.model, u.model)
+    check_tokens(ids, n_tokens, v, given, n_ids)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
@@ -115,6 +119,7 @@ def sweep(
         "answers": "vanilla, greedy" if given is None else "given",
         "ends": sorted(eos_ids(v.model)),
         "seed": None,
+        "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
         "unlearned": describe_model(unlearned, u.model),
         "tokenizer": tokenizer_name(tokenizer),
@@ -125,14 +130,14 @@ def sweep(
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
     dated = template_date(tokenizer, prompts)
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
-    for body in (v, u):
+    for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
-            self_check(body.model, Setting(plan.points))
+            self_check(body.model, Setting(plan.points), side=side)
     said = given
     if said is None and found is not None:
         said = tuple(answer for _, answer in found.token_ids)
     if said is None:
-        said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
+        said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
     batch = batch_of(scoring, ids, said, tokenizer, v)
     result = SweepResult(
         plan,
