@@ -11,7 +11,7 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, generate
 from krs.models.load import load
-from krs.unlearn.memit.requests import requests_from
+from krs.unlearn.memit.requests import Request, requests_from
 
 
 def prepare(
@@ -68,12 +68,15 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     _lines(folder / "forget.jsonl", forget)
     _lines(folder / "retain.jsonl", asked(others))
-    _lines(
-        folder / "requests.jsonl", [{"subject": r.subject, "prompt": r.prompt, "object": r.object} for r in requests]
-    )
+    _lines(folder / "requests.jsonl", [_request(r) for r in requests])
     (folder / "target.txt").write_text("".join(f"{q}\n" for q in found.questions), encoding="utf-8")
     (folder / "unrelated.txt").write_text("".join(f"{q}\n" for q in found.unrelated_questions), encoding="utf-8")
     return found
+
+
+def _request(request: Request) -> dict[str, Any]:
+    found = {"subject": request.subject, "prompt": request.prompt, "object": request.object}
+    return found | ({"occurrence": request.occurrence} if request.occurrence else {})
 
 
 def _without(questions: Sequence[str], concept: Concept) -> tuple[str, ...]:
