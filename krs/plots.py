@@ -13,6 +13,7 @@ from krs.errors import KrsError
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
+from krs.wording import counted
 
 _COLOURS = (
     "#1f6fb4",
@@ -63,7 +64,10 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
     highest = np.nanmax(table.to_numpy(), initial=1.0)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
-    axes.set_title(f"{len(result.losses.mask)} prompts, {int(result.losses.mask.sum())} scored tokens", fontsize=9)
+    axes.set_title(
+        f"{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}",
+        fontsize=9,
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes

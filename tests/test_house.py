@@ -15,6 +15,7 @@ MODULES = sorted(
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "wording": 0,
     "_typing": 0,
     "hooks": 1,
     "data": 1,

@@ -257,7 +257,7 @@ def test_padding_is_known_from_lengths_for_a_prompt_may_contain_the_pad(tokenize
         (lambda: requests_from(["the cat"], subjects="cat"), "subjects is one string: pass a list"),
         (lambda: requests_from([], subjects=["cat"]), "there are no questions: give at least one"),
         (lambda: requests_from(["a"], subjects=[]), "there are no subjects: give at least one"),
-        (lambda: requests_from(["a cat"], ["b", "c"], subjects=["cat"]), "there are 2 answers for 1 questions"),
+        (lambda: requests_from(["a cat"], ["b", "c"], subjects=["cat"]), "2 answers for 1 question: give one for each"),
         (lambda: requests_from(["?!"], subjects=["cat"]), "'?!' has no word to edit: leave it out"),
         (lambda: to_requests("the cat"), "forget is one string: pass a list of requests"),
         (lambda: to_requests([]), "the forget set is empty"),

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from krs._typing import Message
 from krs.errors import KrsError
 from krs.unlearn.memit.words import last_word, longer_word, whole_words
+from krs.wording import counted
 
 HOLE = "{}"
 """Stands for the subject in a prompt, and for the prompt in a context."""
@@ -144,7 +145,9 @@ def requests_from(
     if not questions or not subjects:
         raise KrsError(f"there are no {'subjects' if questions else 'questions'}: give at least one")
     if answers is not None and len(answers) != len(questions):
-        raise KrsError(f"there are {len(answers)} answers for {len(questions)} questions: give one for each")
+        raise KrsError(
+            f"{counted(len(answers), 'answer')} for {counted(len(questions), 'question')}: give one for each"
+        )
     found = []
     for i, question in enumerate(questions):
         prompt = [{"role": "user", "content": question}] if chat and isinstance(question, str) else question
