@@ -12,6 +12,7 @@ import typer
 
 from krs import files
 from krs.errors import KrsError
+from krs.wording import counted
 
 app = typer.Typer(
     help="Has an unlearned language model forgotten, or only learned not to say?",
@@ -63,7 +64,7 @@ def sweep(
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
     import krs
-    from krs.plots import save_figure
+    from krs.plots import save_figure_or_say
 
     asked = files.questions(prompts, chat)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,8 +85,8 @@ def sweep(
     )
     result.to_frame().to_csv(output / "krs.csv", index=False)
     print(result)
-    save_figure(result, output / "fig1.png")
-    print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
+    drawn = save_figure_or_say(result, output / "fig1.png")
+    print(f"written to {output}/: {', '.join(['sweep.krs', 'krs.csv', *drawn])}")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def unlearn(
     did = f"value vectors edited at layers {report.get('edited_layers')}"
     if "steps" in report:
         ended = f", stopped: {report['stopped']}" if report["stopped"] else ""
-        did = f"{report['steps']} steps, last loss {report['log'][-1]['loss']:.4g}{ended}"
+        did = f"{counted(report['steps'], 'step')}, last loss {report['log'][-1]['loss']:.4g}{ended}"
     print(f"{method}: {did}; {report['seconds']:.0f} s; written to {output}/")
 
 
@@ -184,10 +185,10 @@ def answers(
 ) -> None:
     """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
     import krs
-    from krs.plots import save_figure
+    from krs.plots import save_figure_or_say
 
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
-    names = ["answers.json", "answers.csv", "fig2.png"]
+    names = ["answers.json", "answers.csv"]
     if (output / names[0]).exists() and not overwrite:
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
     found = krs.metrics.answers(
@@ -203,10 +204,9 @@ def answers(
     found.save(output / "answers.json")
     found.frame.to_csv(output / "answers.csv", index=False)
     print(found)
+    (output / "fig2.png").unlink(missing_ok=True)
     if unrelated is not None:
-        save_figure({"": [found]}, output / names[2])
-    else:
-        (output / names.pop()).unlink(missing_ok=True)
+        names += save_figure_or_say({"": [found]}, output / "fig2.png")
     print(f"written to {output}/: {', '.join(names)}")
 
 
@@ -218,15 +218,15 @@ def drift(
 ) -> None:
     """How far the weights of two models are apart, by component (and by layer in the files)."""
     import krs
-    from krs.plots import save_figure
+    from krs.plots import save_figure_or_say
 
     found = krs.metrics.drift(vanilla, unlearned)
     print(found)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         found.frame.to_csv(output / "drift.csv", index=False)
-        save_figure(found, output / "drift.png")
-        print(f"written to {output}/: drift.csv, drift.png")
+        drawn = save_figure_or_say(found, output / "drift.png")
+        print(f"written to {output}/: {', '.join(['drift.csv', *drawn])}")
 
 
 @app.command()

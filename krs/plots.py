@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
+from krs.extras import installed, missing, require
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
@@ -145,7 +147,7 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
 
     The ending of the file's name says which kind of picture it is.
     """
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
@@ -159,6 +161,18 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
     figure.savefig(path, dpi=150)
 
 
+def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> list[str]:
+    """`save_figure` where matplotlib is installed; otherwise the error output says that the figure was left out.
+
+    Returns the names of the files that were written.
+    """
+    if not installed("matplotlib"):
+        sys.stderr.write(f"{path.name} was left out: {missing('matplotlib', 'plot', 'a figure')}\n")
+        return []
+    save_figure(result, path)
+    return [path.name]
+
+
 def _x_label(result: SweepResult, numeric: bool) -> str:
     widest = max(len(w) for w in result.plan.windows)
     if not numeric:
@@ -168,14 +182,7 @@ def _x_label(result: SweepResult, numeric: bool) -> str:
 
 def _new_axes() -> Axes:
     """Axes of a pyplot figure, which a notebook shows by itself."""
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=_SIZE, layout="constrained")[1]
-
-
-def _require_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise KrsError("figures need matplotlib: pip install 'krs[plot]'")

@@ -14,6 +14,7 @@ MODULES = sorted(
 )
 FLOORS = {
     "errors": 0,
+    "extras": 0,
     "progress": 0,
     "wording": 0,
     "_typing": 0,

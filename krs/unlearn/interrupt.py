@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,15 +35,15 @@ class Interrupt:
         self.step = 0
         self.unsaved: str | None = None
 
-    def raise_if_stopped(self, model: nn.Module) -> None:
-        """Raise `KeyboardInterrupt` if training was stopped; where nothing could be written, `partial` is the model."""
+    def raise_if_stopped(self, model: Callable[[], nn.Module]) -> None:
+        """Raise `KeyboardInterrupt` if training was stopped; where nothing could be written, `partial` is `model()`."""
         if not self.stopped:
             return
         if self.unsaved is None:
             raise _said(
                 f"stopped after step {self.step}, a checkpoint was written; the same call goes on from there", None
             )
-        raise _said(f"stopped after step {self.step}, and no checkpoint could be written: {self.unsaved}", model)
+        raise _said(f"stopped after step {self.step}, and no checkpoint could be written: {self.unsaved}", model())
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.extras import require
 from krs.models.load import quiet
 from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.methods import Edit, Plugin
@@ -26,14 +26,9 @@ def check_extras(made: Plugin) -> None:
     """Raise `KrsError` if a library that the method needs is not installed."""
     if isinstance(made, Edit):
         return
-    needed = ["accelerate", *(["peft"] if made.config.parameters == "lora" else [])]
-    for library in needed:
-        if find_spec(library) is None:
-            what = "parameters='lora'" if library == "peft" else made.name
-            raise KrsError(
-                f"{what} needs {library}, which is not installed: pip install 'krs[unlearn]' (in a clone of krs: "
-                'pip install -e ".[unlearn]")'
-            )
+    require("accelerate", "unlearn", f"training ({made.name})")
+    if made.config.parameters == "lora":
+        require("peft", "unlearn", "parameters='lora'")
 
 
 def check_finite(model: nn.Module) -> None:

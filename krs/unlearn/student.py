@@ -81,7 +81,8 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
         parameter.requires_grad_(before[n].requires_grad)
     first = next(vanilla.parameters())
     done = student.to(device=first.device, dtype=first.dtype).eval()
-    done.config.use_cache = vanilla.config.use_cache  # the trainer switches it off
+    config: Any = done.config
+    config.use_cache = getattr(vanilla.config, "use_cache", True)  # the trainer switches it off
     for n, value in broken(done):
         raise KrsError(
             f"{name}: {n!r} holds {value} after training: lower the learning rate, or take fewer steps"

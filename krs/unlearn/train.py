@@ -59,6 +59,10 @@ def train(
     interrupt = interrupt or Interrupt(saves=False)
     needs = method.reference
     adapter = config.parameters == "lora"
+
+    def fresh() -> nn.Module:
+        return make_student(vanilla, config)
+
     pairs, asked = Pairs(forget, retain), StopWhenAsked(interrupt)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = _arguments(method, vanilla, folder / checkpoints.FOLDER if folder else Path(scratch), options)
@@ -84,8 +88,8 @@ def train(
         with quiet():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         interrupt.unsaved = trainer.unsaved
-        interrupt.raise_if_stopped(trainer.model)
-        trained = trainer.gathered(lambda: make_student(vanilla, config))
+        interrupt.raise_if_stopped(lambda: finish(trainer.gathered(fresh), vanilla, method.name))
+        trained = trainer.gathered(fresh)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trained is None:
         return copy.deepcopy(vanilla), log, {}

@@ -164,7 +164,7 @@ class UnlearnTrainer(Trainer):
                 raise
             self.unsaved = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
             step = self.state.global_step
-            shutil.rmtree(Path(self.args.output_dir) / f"checkpoint-{step}", ignore_errors=True)
+            shutil.rmtree(Path(str(self.args.output_dir)) / f"checkpoint-{step}", ignore_errors=True)
             said = f"the checkpoint of step {step} could not be written ({self.unsaved}): training goes on without it"
             tqdm.write(said, file=sys.stderr)
 

@@ -283,6 +283,30 @@ def test_ctrl_c_in_the_last_step_saves_the_model_that_is_complete(tmp_path, plug
     assert not (tmp_path / "u" / "checkpoints").exists()
 
 
+def test_ctrl_c_at_the_step_that_reaches_the_target_ends_a_complete_run(tmp_path, plugin):
+    """A checkpoint there would be gone on from, beyond the target."""
+    plugin("pressed")(_Pressed)
+    _Pressed.steps, _Pressed.at = 0, 2
+    with pytest.raises(KeyboardInterrupt):
+        _run(build("llama"), "pressed", output_dir=tmp_path / "u", stop_forget_nll=0.0, check_every=2, **FAST)
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert report["steps"] == 2
+    assert report["stopped"].startswith("forget NLL")
+
+
+def test_targets_that_were_looked_at_before_an_interruption_are_in_the_report(tmp_path, plugin):
+    plugin("pressed")(_Pressed)
+    _Pressed.steps, _Pressed.at = 0, 2
+    options = FAST | {"output_dir": tmp_path / "u", "stop_forget_nll": 1e9}
+    with pytest.raises(KeyboardInterrupt):
+        _run(build("llama"), "pressed", **options)
+    assert not (tmp_path / "u" / "krs_unlearn.json").exists()
+    _run(build("llama"), "pressed", **options)
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert [seen["step"] for seen in report["targets"]] == [1, 2, 3]
+    assert len(report["log"]) == 3
+
+
 def test_ctrl_c_where_no_checkpoint_can_be_written_hands_over_the_model(tmp_path, plugin, capsys):
     plugin("pressed")(_Pressed)
     _Pressed.steps, _Pressed.at = 0, 2
