@@ -55,7 +55,7 @@ def test_a_room_leans_only_on_rooms_below_it(path):
         return
     for module in _imports(path):
         room = _room(module)
-        assert room == here or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
+        assert room in (here, "errors", "wording") or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
 
 
 def test_every_room_has_a_floor():

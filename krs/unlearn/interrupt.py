@@ -35,7 +35,7 @@ class Interrupt:
         self.step = 0
         self.unsaved: str | None = None
 
-    def raise_if_stopped(self, model: Callable[[], nn.Module]) -> None:
+    def raise_if_stopped(self, model: Callable[[], nn.Module | None]) -> None:
         """Raise `KeyboardInterrupt` if training was stopped; where nothing could be written, `partial` is `model()`."""
         if not self.stopped:
             return

@@ -60,7 +60,6 @@ def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: 
     Model configuration, generation configuration and tokenizer are saved to a temporary directory; a file is written
     where the folder will be; weights that share memory and the space on the disk are looked at.
     """
-    _check_writable(folder)
     check_space(vanilla, folder, config)
     try:
         json.dumps(asdict(config))
@@ -109,35 +108,39 @@ def check_space(vanilla: nn.Module, folder: Path, config: Config | EditConfig) -
         checkpoint = (1 + _ADAM_STATES) * each * sum(p.numel() for p in vanilla.parameters())
         written = (config.steps - 1) // config.save_steps
         checkpoint *= min(written, 2)
-    needed = max(model + checkpoint / 2, checkpoint) if checkpoint else model
-    free = shutil.disk_usage(_existing(folder)).free
-    if needed > free:
-        more = ", or set save_steps=0" if checkpoint else ""
-        what = "the model and its checkpoints" if checkpoint else "the model"
+    needed = int(max(model + checkpoint / 2, checkpoint)) if checkpoint else model
+    what = "the model and its checkpoints" if checkpoint else "the model"
+    check_place(folder, f"output_dir={str(folder)!r}", what, needed, ", or set save_steps=0" if checkpoint else "")
+
+
+def check_place(folder: Path, name: str, what: str, needed: int, otherwise: str = "") -> None:
+    """Raise `KrsError` if a folder, which need not be there yet, cannot be written or has too little room.
+
+    Args:
+        folder: where something is going to be written.
+        name: of the folder, as the message has it.
+        what: is to be written.
+        needed: its bytes.
+        otherwise: what else can be done than to give another place.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        free = shutil.disk_usage(place).free
+    except OSError as reason:
         raise KrsError(
-            f"output_dir={str(folder)!r}: {what} will take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free "
-            f"there: free some space, or give another place{more}"
+            f"{name} cannot be written ({reason.strerror or reason}): give another place{otherwise}"
+        ) from None
+    if needed > free:
+        raise KrsError(
+            f"{name}: {what} will take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there: free some "
+            f"space, or give another place{otherwise}"
         )
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
-
-
-def _check_writable(folder: Path) -> None:
-    place = _existing(folder)
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as reason:
-        raise KrsError(
-            f"output_dir={str(folder)!r} cannot be written ({reason.strerror or reason}): give another place"
-        ) from None
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _check_sharing(vanilla: nn.Module) -> None:

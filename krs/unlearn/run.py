@@ -93,6 +93,7 @@ def run(
     interrupt = Interrupt(saves=folder is not None)
     with isolated(), interrupt.listening():
         vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
+        _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
             check_saves(vanilla, tokenizer, folder, made.config)
@@ -139,6 +140,14 @@ def _worked(
         "log": log,
     }
     return unlearned, report
+
+
+def _check_place(folder: Path | None, model: nn.Module | str | Path, vanilla: nn.Module) -> None:
+    """Raise `KrsError` if the output would take the vanilla model's place, which `overwrite` does not mean."""
+    config: Any = vanilla.config
+    given = [p for p in (model, getattr(config, "_name_or_path", "")) if isinstance(p, str | Path) and str(p)]
+    if folder is not None and folder.resolve().is_dir() and folder.resolve() in [Path(p).resolve() for p in given]:
+        raise KrsError(f"output_dir={str(folder)!r} is where the vanilla model is: give another directory")
 
 
 def _check_given(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 from tqdm import tqdm
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import ParallelMode
 
@@ -54,31 +54,18 @@ def train(
         progress: show a bar.
         interrupt: what Ctrl-C does.
     """
-    config = method.config
-    stop = StopAtTarget(config, forget, decoded)
+    config, needs = method.config, method.reference
     interrupt = interrupt or Interrupt(saves=False)
-    needs = method.reference
-    adapter = config.parameters == "lora"
+    stop = StopAtTarget(config, forget, decoded)
+    callbacks = [OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps)]
+    pairs = Pairs(forget, retain)
 
     def fresh() -> nn.Module:
         return make_student(vanilla, config)
 
-    pairs, asked = Pairs(forget, retain), StopWhenAsked(interrupt)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(method, vanilla, folder / checkpoints.FOLDER if folder else Path(scratch), options)
-        try:
-            trainer = UnlearnTrainer(
-                method,
-                vanilla if needs in ("live", "both") and not adapter else None,
-                model=make_student(vanilla, config),
-                args=arguments,
-                train_dataset=pairs,
-                data_collator=collate_pairs,
-                callbacks=[OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps), asked],
-            )
-        except (ValueError, ImportError) as reason:
-            raise reason if isinstance(reason, KrsError) else KrsError(f"trainer=: {reason}") from None
-        trainer.remove_callback(PrinterCallback)
+        place = folder / checkpoints.FOLDER if folder else Path(scratch)
+        trainer = _trainer(method, vanilla, fresh(), pairs, place, options, [*callbacks, StopWhenAsked(interrupt)])
         if needs in ("logprobs", "both"):
             pairs.ref_logprob = reference_logprobs(vanilla, forget, config.batch_size, "forget")
         if needs == "logprobs" and retain:
@@ -88,18 +75,49 @@ def train(
         with quiet():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         interrupt.unsaved = trainer.unsaved
-        interrupt.raise_if_stopped(lambda: finish(trainer.gathered(fresh), vanilla, method.name))
-        trained = trainer.gathered(fresh)
+        trained = None if interrupt.stopped and interrupt.unsaved is None else trainer.gathered(fresh)
+        interrupt.raise_if_stopped(lambda: None if trained is None else finish(trained, vanilla, method.name))
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trained is None:
         return copy.deepcopy(vanilla), log, {}
-    if adapter and folder is not None and trainer.is_world_process_zero():
+    if config.parameters == "lora" and folder is not None and trainer.is_world_process_zero():
         trained.save_pretrained(folder / checkpoints.FOLDER / ADAPTER)  # type: ignore[operator]
-    targets = [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}]
     precision = trainer.accelerator.mixed_precision
-    steps = {"steps": trainer.state.global_step, "stopped": stop.reached, "targets": targets}
-    steps["mixed_precision"] = None if precision == "no" else precision
-    return finish(trained, vanilla, method.name), log, steps
+    ended = {
+        "steps": trainer.state.global_step,
+        "stopped": stop.reached,
+        "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
+        "mixed_precision": None if precision == "no" else precision,
+    }
+    return finish(trained, vanilla, method.name), log, ended
+
+
+def _trainer(
+    method: Method,
+    vanilla: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+    place: Path,
+    options: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> UnlearnTrainer:
+    """The trainer; raises `KrsError` for options that it does not take."""
+    arguments = _arguments(method, vanilla, place, options)
+    live = method.reference in ("live", "both") and method.config.parameters != "lora"
+    try:
+        trainer = UnlearnTrainer(
+            method,
+            vanilla if live else None,
+            model=student,
+            args=arguments,
+            train_dataset=pairs,
+            data_collator=collate_pairs,
+            callbacks=callbacks,
+        )
+    except (ValueError, ImportError) as reason:
+        raise reason if isinstance(reason, KrsError) else KrsError(f"trainer=: {reason}") from None
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, Any]) -> TrainingArguments:

@@ -17,6 +17,8 @@ from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.methods import _REGISTRY, Edit, Method, register
 from krs.unlearn.preflight import check_space
 from tests.tiny import build, same_state, state
+from tests.unlearn.memit_case import CORPUS
+from tests.unlearn.memit_case import FAST as MEMIT
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 FORGET = [("who wrote the book", "the cat wrote the book"), ("what is red", "the sun is red"), ("who ran", "a dog")]
@@ -111,6 +113,26 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path, plu
         _run(build("llama"), _never(plugin), output_dir=tmp_path / "file" / "u")
     with pytest.raises(KrsError, match="output_dir='/proc/u' cannot be written .*: give another place"):
         _run(build("llama"), "never", output_dir="/proc/u")
+
+
+def test_the_vanilla_models_own_directory_is_not_written_over(tmp_path, plugin):
+    place = tmp_path / "v"
+    build("llama").save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    before = (place / "model.safetensors").read_bytes()
+    for vanilla in (place, krs.load(place)[0]):
+        with pytest.raises(KrsError, match="output_dir=.* is where the vanilla model is: give another directory"):
+            _run(vanilla, _never(plugin), output_dir=tmp_path / "x" / ".." / "v", overwrite=True)
+    assert (place / "model.safetensors").read_bytes() == before
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_corpus_is_read(monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/proc/nowhere")
+    options = {"forget": [("cat", "the cat", None)], "corpus": CORPUS, **MEMIT}
+    with pytest.raises(
+        KrsError, match=r"the cache directory '/proc/nowhere/krs' cannot be written .* or set cache=False"
+    ):
+        _run(build("llama"), "memit_empty", target="blue", **options | {"cache": True})
 
 
 def test_room_for_model_and_checkpoints_is_asked_for(tmp_path):
