@@ -11,11 +11,12 @@ from typing import Any
 
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
+from krs.extras import require
 from krs.generation.greedy import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF
 from krs.models.identity import differing, identity
 from krs.models.load import BUNDLED, load
-from krs.plots import can_draw, save_figure
+from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
 from krs.writing import check_folder, write_text
@@ -34,13 +35,12 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an
     interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. Three to four minutes on two cores.
     """
+    require("accelerate", "unlearn", "unlearning")
     folder = Path(output)
     there = (folder / "unlearned" / _RECIPE).is_file()
     check_folder(
         folder, [_SWEEP, "krs.csv", "fig1.png", "answers.md", f"unlearned/{_RECIPE}"], size=0 if there else _SIZE
     )
-    if not can_draw():
-        raise KrsError("the demo draws a figure, which needs matplotlib: pip install 'krs[plot]'")
     started = time.monotonic()
     concept = load_concept("harry_potter")
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
@@ -50,7 +50,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
     _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress, checkpoint=folder / _SWEEP)
-    _write(result, folder)
+    written = [*_write(result, folder), "sweep.krs", "krs.csv", "answers.md", "unlearned/"]
     best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
     layers = range(int(best.first_layer), int(best.last_layer) + 1)
     _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
@@ -61,7 +61,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
-    _say(f"Written to {folder}/: fig1.png, sweep.krs, krs.csv, answers.md, unlearned/")
+    _say(f"Written to {folder}/: {', '.join(written)}")
     _say(f"Took {time.monotonic() - started:.0f} s.")
     return result
 
@@ -184,9 +184,10 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
     return "\n".join(lines) + "\n"
 
 
-def _write(result: SweepResult, folder: Path) -> None:
+def _write(result: SweepResult, folder: Path) -> list[str]:
+    """The table and the figure; returns the figure's name if there is one."""
     write_text(folder / "krs.csv", result.to_frame().to_csv(index=False))
-    save_figure(result, folder / "fig1.png")
+    return save_figure_or_say(result, folder / "fig1.png")
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
+from krs.extras import installed, missing, require
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
+from krs.wording import counted
 from krs.writing import replacing
 
 _COLOURS = (
@@ -64,7 +67,10 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
     highest = np.nanmax(table.to_numpy(), initial=1.0)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
-    axes.set_title(f"{len(result.losses.mask)} prompts, {int(result.losses.mask.sum())} scored tokens", fontsize=9)
+    axes.set_title(
+        f"{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}",
+        fontsize=9,
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
@@ -142,7 +148,7 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
 
     The ending of the file's name says which kind of picture it is.
     """
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
@@ -157,6 +163,18 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
         figure.savefig(unfinished, dpi=150)
 
 
+def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> list[str]:
+    """`save_figure` where matplotlib is installed; otherwise the error output says that the figure was left out.
+
+    Returns the names of the files that were written.
+    """
+    if not installed("matplotlib"):
+        sys.stderr.write(f"{path.name} was left out: {missing('matplotlib', 'plot', 'a figure')}\n")
+        return []
+    save_figure(result, path)
+    return [path.name]
+
+
 def _x_label(result: SweepResult, numeric: bool) -> str:
     widest = max(len(w) for w in result.plan.windows)
     if not numeric:
@@ -166,19 +184,7 @@ def _x_label(result: SweepResult, numeric: bool) -> str:
 
 def _new_axes() -> Axes:
     """Axes of a pyplot figure, which a notebook shows by itself."""
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=_SIZE, layout="constrained")[1]
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is there."""
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
-def _require_matplotlib() -> None:
-    if not can_draw():
-        raise KrsError("figures need matplotlib: pip install 'krs[plot]'")

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from krs.extras import installed, missing
 from krs.writing import check_folder, write_text
 
 _INTERRUPTED = 130
@@ -31,11 +32,9 @@ def writable(folder: Path, names: Sequence[str], figure: str | None) -> list[str
 
     The figure is left out, and said so, where there is no matplotlib.
     """
-    from krs.plots import can_draw
-
     wanted = [*names, *([figure] if figure is not None else [])]
-    if figure is not None and not can_draw():
-        print(f"krs: there will be no {figure}, which needs matplotlib: pip install 'krs[plot]'", file=sys.stderr)
+    if figure is not None and not installed("matplotlib"):
+        print(f"krs: there will be no {figure}: {missing('matplotlib', 'plot', 'a figure')}", file=sys.stderr)
         wanted.remove(figure)
     check_folder(folder, wanted, "--output")
     return wanted

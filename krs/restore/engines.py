@@ -17,6 +17,7 @@ from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 from krs.restore.wave.answers import is_offloaded
 from krs.restore.wave.lane import NotExactError
+from krs.wording import counted
 
 
 class Executor(Protocol):
@@ -100,7 +101,7 @@ def _execute(
 ) -> None:
     for executor in _ENGINES[engine]:
         made["engine"] = executor.NAME
-        doing = f"sweep: {len(plan.settings)} settings x {len(plan.windows)} windows"
+        doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
         total = executor.steps(plan, vanilla, batch, budget)
         try:
             with bar(total, doing, show=progress, unit="step") as shown:

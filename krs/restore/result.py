@@ -14,6 +14,7 @@ from krs.prompts import Ids, Scoring
 from krs.restore import storage
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
+from krs.wording import counted
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -131,9 +132,10 @@ class SweepResult:
         made = self.provenance
         base = self.losses.baseline[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
+        size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
         return (
-            f"SweepResult: {len(self.plan.settings)} settings x {len(self.plan.windows)} windows, "
-            f"{len(self.losses.mask)} prompts, {int(self.losses.mask.sum())} scored tokens, "
+            f"SweepResult: {size}, "
+            f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "
             f"scoring {self.scoring}, engine {made.get('engine', '?')}, baseline MSE {base:.4g}{state}"
         )
 

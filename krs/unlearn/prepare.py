@@ -11,7 +11,7 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, generate
 from krs.models.load import load
-from krs.unlearn.memit.requests import requests_from
+from krs.unlearn.memit.requests import Request, requests_from
 from krs.writing import check_folder, write_text
 
 _FILES = ("forget.jsonl", "retain.jsonl", "requests.jsonl", "target.txt", "unrelated.txt")
@@ -72,13 +72,16 @@ def prepare(
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
     retain = asked(others)
     _lines(folder / "retain.jsonl", retain)
-    _lines(
-        folder / "requests.jsonl", [{"subject": r.subject, "prompt": r.prompt, "object": r.object} for r in requests]
-    )
+    _lines(folder / "requests.jsonl", [_request(r) for r in requests])
     write_text(folder / "target.txt", "".join(f"{q}\n" for q in found.questions))
     write_text(folder / "unrelated.txt", "".join(f"{q}\n" for q in found.unrelated_questions))
     _lines(folder / "forget.jsonl", forget)  # the last: an interrupted call has not written it
     return found
+
+
+def _request(request: Request) -> dict[str, Any]:
+    found = {"subject": request.subject, "prompt": request.prompt, "object": request.object}
+    return found | ({"occurrence": request.occurrence} if request.occurrence else {})
 
 
 def _without(questions: Sequence[str], concept: Concept) -> tuple[str, ...]:

@@ -17,13 +17,14 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.points import MLP_COEF
-from krs.models.cache import build_once, is_cached
+from krs.models.cache import build_once, cache_root, is_cached
 from krs.models.identity import combined, config_that_counts, named_digests
 from krs.models.pair import dtype_of
 from krs.models.provenance import NUMBERS, versions, versions_that_count
 from krs.progress import bar
 from krs.prompts import Ids, TokenBatch
 from krs.unlearn.memit.forward import visit
+from krs.unlearn.preflight import check_place
 from krs.writing import replacing, write_text
 
 _FORMAT = 2
@@ -106,7 +107,7 @@ def covariance(
         progress: show a bar.
 
     Sums are kept in float64. What follows the last of the layers is not computed. Raises `KrsError` for a corpus that
-    is too small, and for a matrix that is singular.
+    is too small, for a cache that cannot be written, and for a matrix that is singular.
     """
     body = anatomy(model)
     body.require([MLP_COEF], layers)
@@ -114,6 +115,10 @@ def covariance(
     check_size(sum(map(len, pieces)), min_tokens, _width(body, layers[0]), ridge)
     names = _names(body, pieces, layers) if cache else {}
     missing = [layer for layer in layers if not cache or not is_cached(names[layer])]
+    if cache and missing:
+        size = 8 * len(missing) * _width(body, layers[0]) ** 2
+        named = f"the cache directory {str(cache_root())!r}"
+        check_place(cache_root(), named, "the second moments", size, " ($HF_HOME), or set cache=False")
     sums = _sums(body, pieces, missing, progress) if missing else {}
     found = {}
     for layer in layers:
