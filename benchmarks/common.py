@@ -20,8 +20,8 @@ import krs
 from krs.data.concepts import as_chat, load_concept
 from krs.generation.greedy import greedy
 from krs.hooks import anatomy
-from krs.prompts import TokenBatch, encode, next_token_batch
 from krs.metrics.measures import measures
+from krs.prompts import TokenBatch, encode, next_token_batch
 from krs.restore.engines import write
 from krs.restore.job import Chunk, Job
 from krs.restore.losses import Losses

@@ -135,12 +135,14 @@ class TokenBatch:
         prompt_lengths: how many of them are the prompt.
         scored: for each prompt, the positions whose logits are compared.
         targets: for each scored position the token that its logits predict, -1 where they predict none.
+        alone: whether prompts must not share a forward (models in which neighbours matter).
     """
 
     tokens: tuple[Ids, ...]
     prompt_lengths: tuple[int, ...]
     scored: tuple[Ids, ...]
     targets: tuple[Ids, ...] = ()
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -159,7 +161,9 @@ class TokenBatch:
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The prompts `start … stop-1` as a batch of their own."""
         part = slice(start, stop)
-        return TokenBatch(self.tokens[part], self.prompt_lengths[part], self.scored[part], self.targets[part])
+        return TokenBatch(
+            self.tokens[part], self.prompt_lengths[part], self.scored[part], self.targets[part], self.alone
+        )
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Int[Tensor, "prompt pos"]]:
         """`input_ids`, `attention_mask` and `position_ids`, padded on the right.

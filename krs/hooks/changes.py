@@ -99,13 +99,18 @@ def _source_weight(source: Any, point: Point, layer: int, which: int) -> Tensor:
     if isinstance(source, nn.Module):
         other = anatomy(source, "the source model")
         return read_weight(other.modules(point, layer)[which], other.path(point, layer, which))
-    return torch.as_tensor(source)
+    return _tensor(source)
+
+
+def _tensor(source: Any) -> Tensor:
+    """A tensor as it is; numbers and arrays on the CPU, whatever the default device."""
+    return source if isinstance(source, Tensor) else torch.as_tensor(source, device="cpu")
 
 
 def _source_value(source: Any, point: Point, layer: int, value: Tensor, watch: CallWatch) -> Tensor | None:
     """What to put, broadcastable to `value`; `None` where a recording has ended."""
     if not isinstance(source, Recording):
-        given = torch.as_tensor(source).to(value)
+        given = _tensor(source).to(value)
         if given.dim() > value.dim() or any(
             a not in (1, b) for a, b in zip(given.shape[::-1], value.shape[::-1], strict=False)
         ):

@@ -89,9 +89,9 @@ def find(part: Part, has: Callable[[str], bool], config: Any) -> tuple[str, Unit
         return _OWN[part], None
     for name, layout in _FUSED.items():
         if has(name):
-            layout = falcon if config.model_type == "falcon" else layout
-            return name, layout(part, HeadCounts.of(config), config)
+            chosen = falcon if config.model_type == "falcon" else layout
+            return name, chosen(part, HeadCounts.of(config), config)
     raise KrsError(
-        f"krs does not know where {config.model_type} attention projects its {part}: make a point of the module's path, "
-        'ActivationPoint(…, role=".self_attn.my_proj", side="output").units(…)'
+        f"krs does not know where {config.model_type} attention projects its {part}: make a point of the module's "
+        'path, ActivationPoint(…, role=".self_attn.my_proj", side="output").units(…)'
     )

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from krs.errors import KrsError
 
-
 P = TypeVar("P", bound="Point")
 
 
@@ -323,7 +322,9 @@ before a norm on them. The slice of a fused projection where the family has one.
 ATTN_KEY = ActivationPoint("attn_key", role="attn_key", label="Keys of the attention", side="output", heads_of="key")
 """The keys of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
 
-ATTN_VALUE = ActivationPoint("attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key")
+ATTN_VALUE = ActivationPoint(
+    "attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key"
+)
 """The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
 
 KEYS = WeightPoint("keys", role="mlp_in", label="Keys")

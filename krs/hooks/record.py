@@ -11,6 +11,7 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.calls import CallWatch
+from krs.hooks.finite import refuse_recorded
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Point, Setting, setting
@@ -78,7 +79,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
 
     A second forward replaces what the first one left. Inside `patched`, the patched values are recorded.
     Raises `KrsError` before anything runs for a point or layer the model does not have, and at the end of
-    the block when the model ran but a point never fired.
+    the block when the model ran but a point never fired, or when a value is NaN or infinite and no patch put it there.
     """
     body = anatomy(model)
     points = setting(what).points
@@ -97,6 +98,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
     finally:
         with interrupt_deferred():
             handles.close()
+    refuse_recorded(body, acts._values)
     missing = [(p, layer) for p in points for layer in chosen if (p, layer) not in acts]
     if watch.calls and missing:
         raise KrsError(body.never_fired(*missing[0]))
@@ -116,9 +118,9 @@ def _listen(body: Anatomy, point: Point, layer: int, acts: Recording, watch: Cal
 
     def keep(value: Tensor) -> None:
         whole, _ = watch.by_position(value.detach(), modules[0])
-        acts._values[point, layer] = (
-            whole.clone() if index is None else whole.index_select(-1, index.to(whole.device)),
-        )
+        with torch.inference_mode(False):  # a clone that may be used outside the caller's inference mode
+            kept = whole.clone() if index is None else whole.index_select(-1, index.to(whole.device))
+            acts._values[point, layer] = (kept,)
         acts.offset = watch.offset
 
     handles.callback(on_value(modules, point, keep).remove)

@@ -62,8 +62,8 @@ def by_position(value: Tensor, batch: int, length: int, module: nn.Module) -> tu
         axes = [_AXES[module]]
     if len(axes) == 2:
         raise KrsError(
-            f"{type(module).__name__}: its value is {list(value.shape)}, in which heads and positions are equally many: "
-            "run krs.hooks.self_check with this point first, or call the model with another number of tokens"
+            f"{type(module).__name__}: its value is {list(value.shape)}, in which heads and positions are equally "
+            "many: run krs.hooks.self_check with this point first, or call the model with another number of tokens"
         )
     if not axes:
         raise KrsError(
@@ -77,9 +77,7 @@ def by_position(value: Tensor, batch: int, length: int, module: nn.Module) -> tu
     return value.transpose(1, 2), lambda new: new.transpose(1, 2)
 
 
-def put(
-    own: Tensor, other: Tensor, where: Tensor | None = None, units: Sequence[int] | Tensor | None = None
-) -> Tensor:
+def put(own: Tensor, other: Tensor, where: Tensor | None = None, units: Sequence[int] | Tensor | None = None) -> Tensor:
     """`other` in place of `own`, `[batch, position, …, unit]`, at some positions and units; `own` is not written to.
 
     >>> put(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.tensor([[False, True]]), [0])

@@ -17,12 +17,14 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
 from krs.models.gguf import converted
 
 BUNDLED = "smollm2"
 
 
+@plain_numerics()
 def load(
     name: str | Path,
     *,

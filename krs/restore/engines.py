@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 
 from krs.errors import KrsError
+from krs.generation.batching import neighbours_matter
+from krs.hooks.context import numerics, plain_calls, plain_numerics
+from krs.hooks.offload import is_offloaded
+from krs.metrics.measures import LOGIT_MSE
 from krs.progress import bar
+from krs.restore.finite import check_base, check_each, check_longest
 from krs.restore.job import Chunk, Engine, Job, NotExactError
-from krs.restore.losses import Losses
+from krs.restore.losses import Losses, computed
 from krs.restore.plain import PlainEngine
 from krs.restore.wavefront import WavefrontEngine
+from krs.wording import counted
 
 _ENGINES: dict[str, Engine] = {}
 _AUTO = ("wavefront", "plain")
@@ -67,13 +74,33 @@ def execute(
         losses: where the numbers go.
         progress: show a bar.
         keeper: makes of a progress bar one that also saves.
-        made: provenance; gets the engine's name, and in `engine_note` why it is not the fast one.
+        made: provenance; gets the engine's name, in `engine_note` why it is not the fast one, in `numerics` what may
+            change how it rounds, and in `batching` why prompts were run one at a time, if they were.
 
     Raises `KrsError` with the reason when an engine was asked for by name and it is not exact here.
     """
+    with plain_numerics(), plain_calls(*{id(b): b.model for b in job.models}.values()):
+        made["numerics"] = numerics()
+        if not is_offloaded(job.recipient.model):
+            check_longest(job.recipient, job.batch)
+        _execute(engine, _apart(job, made), losses, progress, keeper, made)
+
+
+def _apart(job: Job, made: dict[str, Any]) -> Job:
+    """The job, marked to be run a prompt at a time where a prompt's numbers would depend on its neighbours."""
+    for body in job.models:
+        if why := neighbours_matter(body.model, job.batch.tokens):
+            made["batching"] = f"a prompt at a time: {job.name_of(body)}: {why}"
+            return replace(job, batch=replace(job.batch, alone=True))
+    return job
+
+
+def _execute(
+    engine: str, job: Job, losses: Losses, progress: bool, keeper: Callable[[Any], Any], made: dict[str, Any]
+) -> None:
     names = _AUTO if engine == "auto" else (engine,)
     plan = job.plan
-    doing = f"sweep: {len(plan.settings)} settings x {len(plan.windows)} windows"
+    doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
     for name in names:
         chosen = _find(name)
         made["engine"] = name
@@ -84,6 +111,7 @@ def execute(
         except NotExactError as reason:
             made["engine_note"] = f"not the {name} engine: {reason}"
             if name == names[-1]:
+                check_each(job.donor, job.recipient, job.batch)
                 raise KrsError(
                     f"engine={name!r} is not exact here: {reason}. Use engine='auto', which takes the plain engine"
                 ) from None
@@ -95,6 +123,9 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
         for step in steps:
             if isinstance(step, Chunk):
                 write(step, job, losses)
+                part = job.batch.rows(step.prompts.start, step.prompts.stop)
+                if not check_base(job.donor, job.recipient, part, losses, step.prompts):
+                    raise NotExactError("its base row is NaN or infinite where the model by itself is not")
             else:
                 if step.what:
                     shown.set_postfix_str(step.what)
@@ -116,6 +147,6 @@ def write(chunk: Chunk, job: Job, losses: Losses) -> None:
         into.donor[rows][mask] = values.donor
         for r, found in zip(chunk.restorations, values.restored, strict=True):
             if fresh[r]:
-                into.restored[r, rows][mask] = found
+                into.restored[r, rows][mask] = computed(found) if name == LOGIT_MSE.name else found
     losses.power[rows][mask] = chunk.power
     job.done[np.ix_(chunk.restorations, np.arange(rows.start, rows.stop))] = True

@@ -22,6 +22,7 @@ from jaxtyping import Float
 
 from krs.hooks.anatomy import Anatomy
 from krs.metrics.measures import Measure
+from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
 from krs.restore.plan import Plan
 
@@ -49,6 +50,20 @@ class Job:
     measures: tuple[Measure, ...]
     budget: int
     done: np.ndarray
+
+    @property
+    def models(self) -> tuple[Anatomy, ...]:
+        """Donor, recipient and reference, each once."""
+        return tuple({id(b): b for b in (self.donor, self.recipient, self.reference)}.values())
+
+    def name_of(self, body: Anatomy) -> str:
+        """What messages call one of them."""
+        return "vanilla" if body is self.donor else "unlearned" if body is self.recipient else "the reference"
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """How many rows of the vocabulary all of them have."""
+        return min(shared_rows(self.donor.model, body.model) for body in self.models)
 
     @property
     def logit_measures(self) -> tuple[Measure, ...]:

@@ -34,7 +34,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Losses:
-    """What was measured, filled in as an engine goes; NaN where nothing was computed.
+    """What was measured, filled in as an engine goes.
+
+    NaN where nothing was computed yet; a logit MSE is infinite where the restored model's logits were NaN or infinite.
 
     `restored` and `baseline` are the logit MSEs against the reference, which Eq. 3 is made of; other measures stand in
     `measured`.
@@ -71,9 +73,20 @@ class Losses:
 
     def done(self, restoration: int, rows: slice) -> bool:
         """Whether a restoration is computed for these prompts."""
-        return bool(np.isfinite(self.restored[restoration, rows][self.mask[rows]]).all())
+        return not np.isnan(self.restored[restoration, rows][self.mask[rows]]).any()
+
+    @property
+    def computed(self) -> np.ndarray:
+        """Bool `[restoration, prompt]`: what is computed, of every measure."""
+        every = (self.restored, *(m.restored for m in self.measured.values()))
+        return np.stack([(~np.isnan(values) | ~self.mask).all(axis=-1) for values in every]).all(axis=0)
 
     @property
     def complete(self) -> bool:
         """Whether every restoration is computed for every prompt."""
         return all(self.done(r, slice(None)) for r in range(len(self.restored)))
+
+
+def computed(values: np.ndarray) -> np.ndarray:
+    """Losses as `Losses.restored` keeps them: whatever is no number is infinite, for NaN means not computed yet."""
+    return np.where(np.isfinite(values), values, np.inf)

@@ -47,6 +47,7 @@ class PlainEngine:
 def chunks(job: Job) -> Iterator[slice]:
     """Prompts in runs whose recorded activations and logits fit into the budget; at least one prompt a run."""
     size = max(1, min(len(job.batch), job.budget // _bytes_per_prompt(job.plan, job.donor, job.batch)))
+    size = 1 if job.batch.alone else size
     n = math.ceil(len(job.batch) / size)
     for part in np.array_split(np.arange(len(job.batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
@@ -69,10 +70,10 @@ def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | 
     def scored(body: Anatomy) -> Tensor:
         """Logits of the scored tokens, prompt after prompt, `[token, vocab]`, where the recipient is."""
         logits = logits_at(body.model, batch.inputs(device_of(body.model)), index)
-        return logits[mask.to(logits.device)].to(device_of(job.recipient.model))
+        return logits[mask.to(logits.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
 
     known, acts = _donor_side(job, batch, index)
-    donor_logits = known[mask.to(known.device)].to(device_of(job.recipient.model))
+    donor_logits = known[mask.to(known.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
     recipient_logits = scored(job.recipient)
     sides = {id(job.donor): donor_logits, id(job.recipient): recipient_logits}
     against = sides.get(id(job.reference))

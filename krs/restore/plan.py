@@ -16,6 +16,7 @@ from krs.hooks.interventions import Intervention, Positions
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
 from krs.prompts import Ids
 from krs.restore.windows import Shape, Window, shape
+from krs.wording import counted
 
 PAPER_SETTINGS: tuple[Setting, ...] = (
     Setting((MLP_COEF,)),
@@ -37,9 +38,7 @@ class Restoration:
     @property
     def interventions(self) -> frozenset[Intervention]:
         """What is done in each layer of the window."""
-        return frozenset(
-            Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points
-        )
+        return frozenset(Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points)
 
     @property
     def placement(self) -> Placement:
@@ -105,8 +104,10 @@ class Plan:
         where = "" if self.positions is None else f"; positions {self.positions}"
         first, last = self.windows[0], self.windows[-1]
         return (
-            f"Plan: {len(self.settings)} settings ({names}) x {len(self.windows)} windows ({first!r} … {last!r})"
-            f" = {len(self)} restorations{where}; {full} layer runs as full forwards, {needed} from each window up"
+            f"Plan: {counted(len(self.settings), 'setting')} ({names}) x "
+            f"{counted(len(self.windows), 'window')} ({first!r} … {last!r})"
+            f" = {counted(len(self), 'restoration')}{where}; "
+            f"{full} layer runs as full forwards, {needed} from each window up"
         )
 
 

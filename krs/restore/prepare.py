@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,8 +12,10 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
+from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.load import find_tokenizer, load, locate
+from krs.models.pair import Vocabulary, vocabulary_of
 from krs.prompts import (
     Ids,
     Prompt,
@@ -48,6 +50,7 @@ def resolve(
     tokenizer: Tokenizer | None,
     scoring: Scoring,
     offload: Offload | None = None,
+    vocabulary: Vocabulary = "same",
 ) -> tuple[Any, Any, Tokenizer | None]:
     """Load what is given by name, and find a tokenizer if one is needed."""
     for given in (vanilla, unlearned):
@@ -71,7 +74,7 @@ def resolve(
         models.append(model)
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
-        _same_vocabulary(*found)
+        _same_vocabulary(found[0], found[1], vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
     if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
         raise KrsError(
@@ -81,19 +84,26 @@ def resolve(
     return models[0], models[1], chosen
 
 
-def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
+def _same_vocabulary(a: Tokenizer, b: Tokenizer, vocabulary: Vocabulary) -> None:
     ours, theirs = a.get_vocab(), b.get_vocab()
-    if differing := [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]:
+    asked = ours.keys() & theirs.keys() if vocabulary == "shared" else ours.keys() | theirs.keys()
+    if differing := [t for t in asked if ours.get(t) != theirs.get(t)]:
         raise KrsError(
             f"the tokenizers of vanilla and unlearned differ in {len(differing)} tokens (such as {min(differing)!r}): "
             "pass the one to use as tokenizer="
         )
 
 
-def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy, answers: tuple[Ids, ...] | None = None) -> None:
-    """Raise `KrsError` for ids outside the vocabulary and prompts that do not fit into the context."""
+def check_tokens(
+    ids: tuple[Ids, ...],
+    n_tokens: int,
+    body: Anatomy,
+    answers: tuple[Ids, ...] | None = None,
+    rows: int | None = None,
+) -> None:
+    """Raise `KrsError` for ids outside the vocabulary (or its first `rows`) and prompts longer than the context."""
     config: Any = body.model.config
-    vocabulary = body.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = vocabulary_of(body.model) if rows is None else rows
     for i, row in enumerate(answers or ()):
         if bad := [t for t in row if not 0 <= t < vocabulary]:
             raise KrsError(f"answer {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
@@ -107,6 +117,16 @@ def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy, answers: tu
                 f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
                 f"{context}: shorten it or lower n_tokens"
             )
+
+
+def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
+    """Raise `KrsError` for a measure of the answer where a scored position predicts none of its tokens."""
+    of_answer = [m.name for m in measures if m.of_answer]
+    if of_answer and any(t < 0 for row in batch.targets for t in row):
+        raise KrsError(
+            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after the "
+            "last one too, which predict none: use scoring='next-token'"
+        )
 
 
 def batch_of(

@@ -26,8 +26,10 @@ import torch
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.idle import acting_hooks
 from krs.hooks.interventions import Intervention, Positions
 from krs.hooks.offload import is_offloaded
+from krs.hooks.rope import following, start_afresh
 from krs.restore.job import Chunk, Job, NotExactError, Progress
 from krs.restore.plan import Plan, Restoration, for_prompts
 from krs.restore.wave.allocator import freed_memory_kept
@@ -51,7 +53,7 @@ class WavefrontEngine:
 
         Raises `NotExactError`, the groups before it yielded, where a pass would not be exact.
         """
-        refuse(job.donor, job.recipient)
+        refuse(job)
         scorer: Scorer | None = None
         total = _layer_runs(job.plan, range(len(job.plan)))
         with freed_memory_kept():
@@ -69,12 +71,17 @@ class WavefrontEngine:
         return _layer_runs(job.plan, range(len(job.plan))) * sum(1 for _ in groups(job))
 
 
-def refuse(*bodies: Anatomy) -> None:
-    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them."""
-    for body in bodies:
-        for name, module in body.model.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise NotExactError(f"there are hooks on {name or 'the model'!r}")
+def refuse(job: Job) -> None:
+    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them.
+
+    Also for models in which the rows of a forward act on each other, other than by how long they are: rows of one
+    prompt are all of one length.
+    """
+    if job.batch.alone and not (following(job.donor.model) or following(job.recipient.model)):
+        raise NotExactError("what a row gives depends on the other rows that are computed with it")
+    for body in (job.donor, job.recipient):
+        for where in acting_hooks(body.model):
+            raise NotExactError(f"there are hooks on {where}")
 
 
 def groups(job: Job) -> Iterator[slice]:
@@ -89,7 +96,7 @@ def groups(job: Job) -> Iterator[slice]:
     tokens = job.budget // 2 // (rows * _bytes_per_state(job.donor))
     if not is_offloaded(job.donor.model):
         tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(job.donor.model)))
-    n = math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
+    n = len(batch) if batch.alone else math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
 
@@ -108,6 +115,8 @@ def _layer_runs(plan: Plan, todo: Sequence[int]) -> int:
 
 def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[Chunk | Progress]:
     """One pass for some prompts: packed if the models can attend so, padded otherwise."""
+    start_afresh(job.donor.model)
+    start_afresh(job.recipient.model)
     every = list(job.plan)
     restorations = [every[r] for r in todo]
     rows_by_layer, last = schedule(job.plan, restorations)

@@ -15,7 +15,7 @@ def _values(name):
     model = build(name)
     with record(model, ATTN_QUERY + ATTN_KEY + ATTN_VALUE, layers=[1]) as acts, torch.no_grad():
         model(input_ids=IDS)
-    return model, acts
+    return acts
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -42,7 +42,7 @@ def test_the_parts_of_a_fused_projection_are_all_of_it_once(name):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "falcon", "phi3"])
 def test_queries_and_keys_are_told_apart(name):
     """A change of the queries' unit moves the queries only: the attention's scores change, its values do not."""
-    model, acts = _values(name)
+    acts = _values(name)
     for point in (ATTN_QUERY, ATTN_KEY, ATTN_VALUE):
         assert acts[point, 1].shape[-1] % 8 == 0
     assert not torch.equal(acts[ATTN_QUERY, 1][..., :8], acts[ATTN_KEY, 1][..., :8])

@@ -43,7 +43,7 @@ def test_heads_as_many_as_positions_are_told_apart_by_what_was_seen_before():
 
 
 def test_a_value_without_positions_is_refused():
-    with pytest.raises(KrsError, match=r"Identity: its value is \[2, 4\], which has no axis of 5 positions in a batch of 2"):
+    with pytest.raises(KrsError, match=r"its value is \[2, 4\], which has no axis of 5 positions in a batch of 2"):
         by_position(torch.randn(2, 4), 2, 5, nn.Identity())
 
 

@@ -29,9 +29,7 @@ def test_the_built_in_measures_against_torch(tokens):
     torch.testing.assert_close(KL(tokens), F.kl_div(q, p, log_target=True, reduction="none").sum(-1))
     torch.testing.assert_close(REVERSE_KL(tokens), F.kl_div(p, q, log_target=True, reduction="none").sum(-1))
     torch.testing.assert_close(LOGIT_MSE(tokens), F.mse_loss(ours, theirs, reduction="none").mean(-1))
-    torch.testing.assert_close(
-        ANSWER_LOGPROB(tokens), -F.cross_entropy(ours, tokens.target_ids, reduction="none")
-    )
+    torch.testing.assert_close(ANSWER_LOGPROB(tokens), -F.cross_entropy(ours, tokens.target_ids, reduction="none"))
     order = ours.argsort(-1, descending=True)
     expected = [order[i].tolist().index(int(theirs[i].argmax())) for i in range(4)]
     assert RANK(tokens).tolist() == expected

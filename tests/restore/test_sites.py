@@ -130,7 +130,8 @@ def test_norms_without_weights_are_refused():
 
 def test_the_residual_stream_as_input_of_gpt2_by_hand():
     v, u = _pair("gpt2")
-    result = krs.sweep(v, u, PROMPTS[:2], settings=[RESID_PRE], windows=windows.of([[1], [3]]), n_tokens=5, progress=False)
+    chosen = windows.of([[1], [3]])
+    result = krs.sweep(v, u, PROMPTS[:2], settings=[RESID_PRE], windows=chosen, n_tokens=5, progress=False)
     expected = _residual_by_hand(v, u, PROMPTS[:2], (1, 3), 5)
     np.testing.assert_allclose(result.krs["resid_pre"], expected, rtol=0, atol=1e-9)
     assert result.provenance["engine"] == "wavefront"

@@ -18,6 +18,7 @@ from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.measures import LOGIT_MSE, ReferenceTokens, ScoredTokens
+from krs.models.pair import shared_rows
 from krs.restore.job import Job, NotExactError, Values
 
 _LOGIT_BYTES = 64 * 2**20
@@ -35,6 +36,7 @@ class Heads:
     def __init__(self, unlearned: Anatomy, vanilla: Anatomy) -> None:
         self.unlearned, self.vanilla = unlearned, vanilla
         self.distance: HeadDistance | None = None
+        self.rows = n = shared_rows(vanilla.model, unlearned.model)
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
         with materialised(ours), materialised(theirs):
@@ -42,7 +44,8 @@ class Heads:
                 weight, bias = _parameters(ours)
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
                 assert their_weight is not None
-                self.distance = HeadDistance(weight, their_weight, bias, their_bias, our_scale, their_scale)
+                bias, their_bias = (x if x is None else x[:n] for x in (bias, their_bias))
+                self.distance = HeadDistance(weight[:n], their_weight[:n], bias, their_bias, our_scale, their_scale)
 
     @property
     def linear(self) -> bool:
@@ -69,14 +72,18 @@ class Heads:
         """Mean squared vanilla logit of each token, float64."""
         if self.distance is not None:
             return self.distance.power(theirs.to(self.distance.a.device))
-        return torch.cat([logit_power(_logits(self.vanilla, part)) for part in self._chunks(theirs)])
+        return torch.cat([logit_power(self._logits(self.vanilla, part)) for part in self._chunks(theirs)])
 
     def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
         found = []
         for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
-            a = _logits(self.unlearned, mine)
-            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)))
+            a = self._logits(self.unlearned, mine)
+            found.append(logit_mse(a, self._logits(self.vanilla, other).to(a.device)))
         return torch.cat(found)
+
+    def _logits(self, body: Anatomy, states: Tensor) -> Tensor:
+        """The logits of the vocabulary rows that both models have."""
+        return _logits(body, states)[..., : self.rows]
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
         return states.split(tokens_at_once(self.unlearned))
@@ -145,11 +152,11 @@ class Scorer:
         found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in range(len(rows) + 2)] for m in job.logit_measures}
         for part in torch.arange(len(target_ids)).split(tokens_at_once(job.recipient)):
             chunk = slice(int(part[0]), int(part[-1]) + 1)
-            theirs = _logits(job.reference, reference[chunk]).to(device_of(job.recipient.model))
+            theirs = _logits(job.reference, reference[chunk])[..., : job.vocabulary_rows].to(recipient.device)
             against = ReferenceTokens(theirs, target_ids[chunk].to(theirs.device))
             for i, row in enumerate([lambda: recipient, lambda: donor, *rows]):
                 logits = _logits(job.donor if i == 1 else job.recipient, row()[chunk]).to(theirs.device)
-                tokens = ScoredTokens(logits, against)
+                tokens = ScoredTokens(logits[..., : job.vocabulary_rows], against)
                 for m in job.logit_measures:
                     found[m.name][i].append(m(tokens))
         whole = {name: [torch.cat(parts) for parts in each] for name, each in found.items()}
@@ -191,7 +198,8 @@ def _is_linear(head: nn.Module) -> bool:
 
 def _scale(body: Anatomy) -> float | None:
     """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
-    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=torch.float32 if device_of(body.model).type == "mps" else torch.float64)
+    widest = torch.float32 if device_of(body.model).type == "mps" else torch.float64
+    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=widest)
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
     with override_forward({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))

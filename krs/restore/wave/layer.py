@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from krs.hooks.interventions import Intervention
 from krs.hooks.overrides import ForwardOverride, override_forward
 from krs.hooks.points import ActivationPoint, WeightPoint
+from krs.restore.job import NotExactError
 from krs.restore.wave.overrides import Branch, Change, Seen, override, replaced, scored_only, swapped
 from krs.restore.wave.reference import distance, tolerance
-from krs.restore.job import NotExactError
 from krs.restore.wave.runner import LayerwiseRunner
 from krs.restore.wave.schedule import Interventions
 
@@ -138,9 +138,8 @@ class LayerInterventions:
             raise NotExactError(f"{path!r} in layer {self.layer} is called {terminal.calls} times a forward")
         branch = Branch(terminal, path.rpartition(".")[0])
         around = self.own.get(branch.inside) if branch.inside else None
-        if around is not None and around.calls == 1 and around.output is not None and terminal.output is not None:
-            if around.output.shape == terminal.output.shape and torch.equal(around.output, terminal.output):
-                branch.block, branch.block_returned = around.module, around.returned
+        if around is not None and around.calls == 1 and _equal(around.output, terminal.output):
+            branch.block, branch.block_returned = around.module, around.returned
         return branch
 
     # The general way
@@ -263,3 +262,6 @@ class LayerInterventions:
             branch.written = value._version != version
         return distance(again, runner.states) < tolerance(again)
 
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)

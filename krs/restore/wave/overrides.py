@@ -135,9 +135,7 @@ class Change:
         return own
 
 
-def override(
-    before: Change | None, run: ForwardOverride | None, after: Change | None
-) -> ForwardOverride:
+def override(before: Change | None, run: ForwardOverride | None, after: Change | None) -> ForwardOverride:
     """A forward whose input is changed, which runs something else, and whose output is changed."""
 
     def forward_with(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One prompt beside a pass, run through the models as anyone would call them, with hooks: the pass has to agree with it.
+"""One prompt beside a pass, run through the models as anyone would call them, with hooks, for the pass to agree with.
 
 How far it may be off is measured on the spot: the same prompt, batched in another way, shows what rounding does to the
 states of this model in this dtype, layer by layer.
@@ -20,9 +20,9 @@ from krs.hooks.points import ActivationPoint, WeightPoint
 from krs.hooks.values import by_position
 from krs.hooks.weights import read_weight, replace_weight, replace_whole
 from krs.prompts import TokenBatch
+from krs.restore.job import NotExactError
 from krs.restore.plan import Restoration
 from krs.restore.wave.layout import alone, in_company
-from krs.restore.job import NotExactError
 from krs.restore.wave.runner import LayerwiseRunner
 
 _TIMES = 3.0
@@ -46,11 +46,11 @@ class Allowed:
 
 
 def _allowed(noise: Tensor, states: Tensor) -> Allowed:
-    """From the distances that rounding made; beyond a dtype's bound it is no rounding, but a model that minds company."""
+    """From the distances that rounding made; beyond a dtype's bound it is not rounding: the model minds its company."""
     eps, most = max(torch.finfo(states.dtype).eps, torch.finfo(torch.float32).eps), tolerance(states)
     median, largest = _FLOOR["half" if states.dtype.itemsize < 4 else "single"]
-    bounds = (max(_TIMES * float(seen), least * eps) for seen, least in ((noise.median(), median), (noise.max(), largest)))
-    return Allowed(*(min(bound, most) for bound in bounds))
+    seen = ((noise.median(), median), (noise.max(), largest))
+    return Allowed(*(min(max(_TIMES * float(distance), least * eps), most) for distance, least in seen))
 
 
 class ReferenceRun:
@@ -166,7 +166,8 @@ class RestoredReference:
         mine = self.states[0, scored.to(self.states.device)]
         theirs = row[self.recipient.places[scored].to(row.device)].to(mine.device)
         if not self.recipient.allowed.hold(distances(theirs, mine)):
-            raise NotExactError(f"{self.restoration.setting.name} restored is not what hooks make of a prompt by itself")
+            name = self.restoration.setting.name
+            raise NotExactError(f"{name} restored is not what hooks make of a prompt by itself")
 
 
 def _call(undo: object) -> None:

@@ -28,8 +28,7 @@ def test_every_restoration_ends_in_the_row_with_its_history(listed, names):
     steps, last = schedule(plan)
     for restoration, row in zip(plan, last, strict=True):
         expected = [
-            restoration.interventions if layer in restoration.window.layers else frozenset()
-            for layer in range(5)
+            restoration.interventions if layer in restoration.window.layers else frozenset() for layer in range(5)
         ]
         assert _history(steps, row) == expected
     for step in steps:

@@ -1,0 +1,30 @@
+"""`krs drift`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs.cli.options import Unlearned, Vanilla
+from krs.cli.outcome import draw, writable, write_table
+from krs.cli.shell import app
+
+
+@app.command()
+def drift(
+    vanilla: Vanilla,
+    unlearned: Unlearned,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+) -> None:
+    """How far the weights of two models are apart, by component (and by layer in the files)."""
+    import krs
+
+    names = [] if output is None else writable(output, ["drift.csv"], "drift.png")
+    found = krs.metrics.drift(vanilla, unlearned)
+    print(found)
+    if output is not None:
+        write_table(found.frame, output / "drift.csv")
+        draw(found, output, "drift.png", names)
+        print(f"written to {output}/: {', '.join(names)}")
