@@ -19,7 +19,7 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
 from krs.models.load import find_tokenizer, load
-from krs.models.provenance import describe_model, now, versions, weights_digest
+from krs.models.provenance import NUMBERS, describe_model, now, versions, versions_that_count, weights_digest
 from krs.prompts import decode
 from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, to_examples
@@ -109,6 +109,7 @@ def run(
             "method": made.name,
             "settings": asdict(made.config),
             "vanilla model": weights_digest(vanilla),
+            "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
             **{f"{side} texts": texts for side, texts in sides.items()},
         }
         with checkpoints.tidied(folder, main):
