@@ -124,8 +124,8 @@ def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
     of_answer = [m.name for m in measures if m.of_answer]
     if of_answer and any(t < 0 for row in batch.targets for t in row):
         raise KrsError(
-            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after the "
-            "last one too, which predict none: use scoring='next-token'"
+            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
+            "the last one too, which predict none: use scoring='next-token'"
         )
 
 
