@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from krs.errors import KrsError
 from krs.generation.forward import device_of, logits_at
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.linear import widths
 from krs.hooks.patch import patched
 from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
-from krs.hooks.weights import read_weight
 from krs.metrics.logits import logit_mse, logit_power
 from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
@@ -66,10 +67,18 @@ def _bytes_per_prompt(plan: Plan, vanilla: Anatomy, batch: TokenBatch) -> int:
     units = 0
     for point in activations:
         module = vanilla.modules(point, plan.layers[0])[0]
-        units += max(read_weight(module, point.name).shape) if hasattr(module, "weight") else 0
+        units += _wider_side(module)
     head: Tensor = vanilla.model.get_output_embeddings().weight  # type: ignore[operator]
     logits = 4 * batch.n_scored * head.shape[0] * 4
     return length * units * len(plan.layers) * 4 + logits
+
+
+def _wider_side(module: nn.Module) -> int:
+    """The wider of what a module takes and returns; 0 for one that is no projection."""
+    try:
+        return max(widths(module))
+    except KrsError:
+        return 0
 
 
 def _chunk(

@@ -18,7 +18,7 @@ from krs.unlearn.preflight import broken
 _SUBSETS = {
     "value_vectors": {"value_vectors"},
     "attention": {"attention_in", "attention_out"},
-    "mlp": {"keys", "value_vectors"},
+    "mlp": {"keys", "value_vectors", "experts"},
 }
 
 
@@ -39,8 +39,13 @@ def check_trainable(vanilla: nn.Module, config: Config) -> None:
             "first step and look as if training had changed them: load it in bf16 (krs.load(name, "
             "dtype=torch.bfloat16), or --dtype bfloat16), or train in fp32"
         )
-    if config.parameters in _SUBSETS:
-        anatomy(vanilla)
+    if wanted := _SUBSETS.get(config.parameters):
+        body = anatomy(vanilla)
+        if not any(component_of(body, name)[0] in wanted for name, _ in vanilla.named_parameters()):
+            raise KrsError(
+                f"parameters={config.parameters!r}: this {body.family.name} model has none of them "
+                f"({', '.join(sorted(wanted))}): train another part, or say where they are (krs.hooks.register_family)"
+            )
 
 
 def context(vanilla: nn.Module, max_length: int) -> int:
