@@ -21,6 +21,15 @@ def has_adapters(model: nn.Module) -> bool:
     return any(is_adapter(module) for _, module in plain_modules(model))
 
 
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters that act in the model, merged or not, sorted."""
+    found: set[str] = set()
+    for _, module in plain_modules(model):
+        if is_adapter(module) and not module.disable_adapters:
+            found.update([*module.active_adapters, *getattr(module, "merged_adapters", ())])  # type: ignore[misc, operator]
+    return sorted(found)
+
+
 @torch.no_grad()
 def merged_layer(module: nn.Module, path: str) -> nn.Module:
     """A plain module that does what `module` does with its adapters as they are: active, switched off, or merged.
@@ -28,11 +37,13 @@ def merged_layer(module: nn.Module, path: str) -> nn.Module:
     Peft merges a copy of the layer; `module` stays as it is. Raises `KrsError` where the copy, merged, does something
     else: an adapter that cannot be merged (its weight depends on the input), or not exactly (a packed weight).
     """
-    narrow = [p.dtype for p in module.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
     whole = _merge(_bare_copy(module), path)
-    wide = _merge(_bare_copy(module).float(), path) if narrow else whole
-    again = _bare_copy(module).float() if narrow else _bare_copy(module)
-    if not _same(again, wide):
+    if not _is_askable(whole):
+        raise KrsError(
+            f"{path}: whether peft's merged {type(whole).__name__} does what the unmerged one does cannot be seen from "
+            f"outside: {_REMEDY}"
+        )
+    if not _merges_exactly(module, whole, path):
         raise KrsError(
             f"{path}: peft's merged {type(module).__name__} does not do what the unmerged one does, so its weight is "
             f"unknown: {_REMEDY}"
@@ -40,6 +51,7 @@ def merged_layer(module: nn.Module, path: str) -> nn.Module:
     return whole.requires_grad_(False)
 
 
+@torch.no_grad()
 def merged(model: nn.Module) -> nn.Module:
     """A copy of the model in which every adapter, as it is now, is merged; `model` stays as it is.
 
@@ -49,28 +61,44 @@ def merged(model: nn.Module) -> nn.Module:
     >>> merged(model) is model           # nothing to merge: a copy all the same
     False
 
-    Raises `KrsError` for an adapter that cannot be merged exactly.
+    Raises `KrsError` for an adapter that cannot be merged exactly, and when the copy's logits are not the model's.
     """
     plain = unwrap(model)
     memo: dict[int, Any] = {}
     for path, module in plain_modules(plain):
         if is_adapter(module):
-            memo[id(module)] = merged_layer(module, path)
+            whole = _merge(_bare_copy(module), path)
+            memo[id(module)] = merged_layer(module, path) if _is_askable(whole) else whole.requires_grad_(False)
     made = copy.deepcopy(plain, memo)
     for name in ("peft_config", "_hf_peft_config_loaded"):
         made.__dict__.pop(name, None)
-    _untie(made)
+    _retie(made)
+    if memo and not _says_the_same(plain, made):
+        raise KrsError(f"the model with its adapters merged does not say what the unmerged one says: {_REMEDY}")
     return made
 
 
-def _untie(model: nn.Module) -> None:
-    """Say in the config that the head is no longer the embedding, where merging has parted them."""
+def _retie(model: nn.Module) -> None:
+    """Tie the head to the embedding again if they are still alike, and say in the config if they are not."""
     config: Any = getattr(model, "config", None)
     if not getattr(config, "tie_word_embeddings", False):
         return
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
-    if head is not None and head.weight is not embedding.weight:
+    if head is None or head.weight is embedding.weight:
+        return
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+    else:
         config.tie_word_embeddings = False
+
+
+def _says_the_same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether logits agree to rounding, on a few tokens."""
+    embedding = core(model.get_input_embeddings()).weight  # type: ignore[operator]
+    tokens = torch.arange(8, device=embedding.device)[None] % embedding.shape[0]  # type: ignore[arg-type, index]
+    ours, theirs = (m(input_ids=tokens, use_cache=False).logits.double() for m in (model, other))
+    narrow = next(p.dtype for p in other.parameters() if p.is_floating_point()) in (torch.bfloat16, torch.float16)
+    return bool((ours - theirs).norm() <= (0.1 if narrow else 1e-4) * ours.norm())
 
 
 def _bare_copy(module: nn.Module) -> Any:
@@ -117,16 +145,23 @@ def _merged(twin: Any) -> nn.Module:
     return base
 
 
-def _same(module: nn.Module, plain: nn.Module) -> bool:
-    """Whether two modules make the same of a few inputs, to fp32's rounding."""
-    found = own_map(plain)
-    if found is not None and not isinstance(plain, nn.Embedding):
-        return agrees(found, module)
-    weight = next(plain.parameters())
-    x: Tensor
-    if isinstance(plain, nn.Embedding):
-        x = torch.arange(plain.num_embeddings, device=weight.device)
-    else:
-        x = states_for(module, weight.shape[-1], weight)
-    ours, theirs = module.forward(x).double(), plain.forward(x).double()
+def _is_askable(plain: nn.Module) -> bool:
+    """Whether it is a projection, an embedding or a norm, of which one knows what to call it with."""
+    weight = plain._parameters.get("weight")
+    return own_map(plain) is not None or isinstance(plain, nn.Embedding) or (weight is not None and weight.dim() == 1)
+
+
+def _merges_exactly(module: nn.Module, whole: nn.Module, path: str) -> bool:
+    """Whether the merged layer makes the same of a few inputs as the layer itself, in fp32 or wider."""
+    apart = _bare_copy(module)
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
+        apart, whole = apart.float(), _merge(_bare_copy(module).float(), path)
+    found = own_map(whole)
+    if found is not None and not isinstance(whole, nn.Embedding):
+        return agrees(found, apart)
+    weight = whole.weight
+    assert isinstance(weight, Tensor)
+    embedding = isinstance(whole, nn.Embedding)
+    x = torch.arange(len(weight), device=weight.device) if embedding else states_for(len(weight), weight)
+    ours, theirs = apart.forward(x).double(), whole.forward(x).double()
     return bool((ours - theirs).norm() <= 1e-5 * theirs.norm())

@@ -107,7 +107,7 @@ def asked_map(module: nn.Module, path: str) -> LinearMap:
 @torch.no_grad()
 def agrees(found: LinearMap, module: nn.Module) -> bool:
     """Whether the module makes the same of a few random states, to rounding."""
-    x = states_for(module, found.weight.shape[0], found.weight)
+    x = states_for(found.weight.shape[0], found.weight)
     return close(module.forward(x), found, x)
 
 
@@ -123,7 +123,7 @@ def close(out: Tensor, found: LinearMap, x: Tensor) -> bool:
     return bool(off <= tolerance * scale)
 
 
-def states_for(module: nn.Module, n: int, like: Tensor) -> Tensor:
+def states_for(n: int, like: Tensor) -> Tensor:
     """A few random states, `[batch, pos, n]`, some of whose entries are much larger than the rest.
 
     Those show what rounds activations: their steps are as wide as the largest entry wants them.

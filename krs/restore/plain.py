@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from krs.errors import KrsError
 from krs.generation.forward import device_of, logits_at
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.linear import widths
 from krs.hooks.patch import patched
 from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
@@ -63,22 +61,12 @@ def chunks(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iter
 
 def _bytes_per_prompt(plan: Plan, vanilla: Anatomy, batch: TokenBatch) -> int:
     length = max(map(len, batch.tokens))
-    activations = [p for p in plan.points if p.kind == "activation"]
-    units = 0
-    for point in activations:
-        module = vanilla.modules(point, plan.layers[0])[0]
-        units += _wider_side(module)
+    config: Any = vanilla.model.config
+    widest = max(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    units = widest * sum(p.kind == "activation" for p in plan.points)
     head: Tensor = vanilla.model.get_output_embeddings().weight  # type: ignore[operator]
     logits = 4 * batch.n_scored * head.shape[0] * 4
     return length * units * len(plan.layers) * 4 + logits
-
-
-def _wider_side(module: nn.Module) -> int:
-    """The wider of what a module takes and returns; 0 for one that is no projection."""
-    try:
-        return max(widths(module))
-    except KrsError:
-        return 0
 
 
 def _chunk(
