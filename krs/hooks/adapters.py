@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.linear import agrees, own_map, states_for
+from krs.hooks.linear import agrees, bare_copy, is_packed, own_map, states_for
 from krs.hooks.unwrap import core, is_adapter, plain_modules, unwrap
 
 _REMEDY = "merge the adapters yourself (merge_and_unload()) and check that the merged model says the same"
@@ -37,7 +37,7 @@ def merged_layer(module: nn.Module, path: str) -> nn.Module:
     Peft merges a copy of the layer; `module` stays as it is. Raises `KrsError` where the copy, merged, does something
     else: an adapter that cannot be merged (its weight depends on the input), or not exactly (a packed weight).
     """
-    whole = _merge(_bare_copy(module), path)
+    whole = _merge(bare_copy(module), path)
     if not _is_askable(whole):
         raise KrsError(
             f"{path}: whether peft's merged {type(whole).__name__} does what the unmerged one does cannot be seen from "
@@ -67,7 +67,12 @@ def merged(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for path, module in plain_modules(plain):
         if is_adapter(module):
-            whole = _merge(_bare_copy(module), path)
+            if is_packed(core(module)):
+                raise KrsError(
+                    f"{path} is packed (quantised), so its adapter cannot be merged exactly: load the model "
+                    "unquantised (dtype=torch.bfloat16 halves its size too), with the adapter on it"
+                )
+            whole = _merge(bare_copy(module), path)
             memo[id(module)] = merged_layer(module, path) if _is_askable(whole) else whole.requires_grad_(False)
     made = copy.deepcopy(plain, memo)
     for name in ("peft_config", "_hf_peft_config_loaded"):
@@ -99,18 +104,6 @@ def _says_the_same(model: nn.Module, other: nn.Module) -> bool:
     ours, theirs = (m(input_ids=tokens, use_cache=False).logits.double() for m in (model, other))
     narrow = next(p.dtype for p in other.parameters() if p.is_floating_point()) in (torch.bfloat16, torch.float16)
     return bool((ours - theirs).norm() <= (0.1 if narrow else 1e-4) * ours.norm())
-
-
-def _bare_copy(module: nn.Module) -> Any:
-    """A copy in eval mode, without hooks; what accelerate keeps for offloaded weights is not copied."""
-    memo = {id(m._hf_hook): m._hf_hook for m in module.modules() if hasattr(m, "_hf_hook")}
-    twin = copy.deepcopy(module, memo).eval()
-    for part in twin.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            getattr(part, name).clear()
-        for name in ("forward", "_hf_hook", "_old_forward"):
-            part.__dict__.pop(name, None)
-    return twin
 
 
 def _merge(twin: Any, path: str) -> nn.Module:
@@ -153,9 +146,9 @@ def _is_askable(plain: nn.Module) -> bool:
 
 def _merges_exactly(module: nn.Module, whole: nn.Module, path: str) -> bool:
     """Whether the merged layer makes the same of a few inputs as the layer itself, in fp32 or wider."""
-    apart = _bare_copy(module)
+    apart = bare_copy(module)
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters()):
-        apart, whole = apart.float(), _merge(_bare_copy(module).float(), path)
+        apart, whole = apart.float(), _merge(bare_copy(module).float(), path)
     found = own_map(whole)
     if found is not None and not isinstance(whole, nn.Embedding):
         return agrees(found, apart)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ _ROWS = 512
 
 _REMEDY = "load both models unquantised, with adapters merged (merge_and_unload()), or leave the weight points out"
 
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}
-"""How far a map may be off, relative to `sqrt(x² @ weight²)`; adapters compute parts in fp32 in any model. Narrower
-dtypes: two units in the last place, more than rounding of inputs, weights and outputs makes together."""
+_WIDE, _NARROW = 1e-5, 2 * torch.finfo(torch.bfloat16).eps
+"""How far a map may be off, relative to `sqrt(x² @ weight²)`. In fp32 or wider: adapters compute parts in fp32 in any
+model. In narrower dtypes, and for packed weights, which some kernels multiply in bf16 whatever they are asked for: two
+units in the last place of bf16, more than rounding of inputs, weights and outputs makes together, and less than
+rounding of activations to a byte."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,14 +84,15 @@ def asked_map(module: nn.Module, path: str) -> LinearMap:
     Exact for packed weights: a unit vector picks a row of what they are unpacked to. Raises `KrsError` for a module
     that is not linear (activations are packed too, or the result depends on more than the input).
     """
-    n, like = widths(module)[0], _like(module)
+    twin = bare_copy(module)  # some libraries repack a weight when it is first used
+    n, like = widths(twin)[0], _like(twin)
     try:
-        bias = module.forward(like.new_zeros(1, n))[0]
+        bias = twin.forward(like.new_zeros(1, n))[0]
         rows = []
         for start in range(0, n, _ROWS):
             unit = like.new_zeros(min(_ROWS, n - start), n)
             unit[torch.arange(len(unit)), torch.arange(start, start + len(unit))] = 1
-            rows.append(module.forward(unit) - bias)
+            rows.append(twin.forward(unit) - bias)
         found = LinearMap(torch.cat(rows), bias if bias.any() else None)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as reason:
         holds = "a packed weight" if is_packed(core(module)) else "no plain weight"
@@ -96,7 +100,7 @@ def asked_map(module: nn.Module, path: str) -> LinearMap:
             f"{path} ({type(module).__name__}) holds {holds} and could not be asked what it applies ({reason}): "
             f"{_REMEDY}"
         ) from None
-    if not agrees(found, module):
+    if not agrees(found, twin):
         raise KrsError(
             f"{path} ({type(module).__name__}) does not apply one weight to every input (it rounds activations, or "
             f"depends on more than its input), so it has no weight to compare, read or replace: {_REMEDY}"
@@ -108,30 +112,45 @@ def asked_map(module: nn.Module, path: str) -> LinearMap:
 def agrees(found: LinearMap, module: nn.Module) -> bool:
     """Whether the module makes the same of a few random states, to rounding."""
     x = states_for(found.weight.shape[0], found.weight)
-    return close(module.forward(x), found, x)
+    narrow = found.weight.dtype in (torch.bfloat16, torch.float16) or is_packed(core(module))
+    return _close(module.forward(x), found, x, _NARROW if narrow else _WIDE)
 
 
-def close(out: Tensor, found: LinearMap, x: Tensor) -> bool:
-    """Whether `out` is what the map makes of `x`, to the rounding of the narrowest dtype that takes part."""
-    narrowest = max((t.dtype for t in (out, found.weight, x)), key=lambda dtype: torch.finfo(dtype).eps)
-    tolerance = _TOLERANCE.get(narrowest, 2 * torch.finfo(narrowest).eps)
+def _close(out: Tensor, found: LinearMap, x: Tensor, tolerance: float) -> bool:
+    """Whether `out` is what the map makes of `x`."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight, bias = found.weight.to(wide), None if found.bias is None else found.bias.to(wide)
     wanted = nn.functional.linear(x.to(wide), weight.T, bias)
-    scale = (x.to(wide).square() @ weight.square()).sum().sqrt() + (0 if bias is None else bias.norm())
-    off = (out.to(wide).reshape(wanted.shape) - wanted).norm()
-    return bool(off <= tolerance * scale)
+    scale = (x.to(wide).square() @ weight.square()).sum(-1).sqrt() + (0 if bias is None else bias.norm())
+    off = (out.to(wide).reshape(wanted.shape) - wanted).norm(dim=-1)
+    return bool((off <= tolerance * scale).all())
 
 
 def states_for(n: int, like: Tensor) -> Tensor:
-    """A few random states, `[batch, pos, n]`, some of whose entries are much larger than the rest.
+    """A few states, `[batch, pos, n]`, that show whether a module rounds its activations.
 
-    Those show what rounds activations: their steps are as wide as the largest entry wants them.
+    In the first ones small entries stand beside large ones, so small that a byte's steps, as wide as the large ones
+    want them, make zeros of them. The others are random.
     """
     drawn = torch.Generator().manual_seed(n)
     x = torch.randn(2, 3, n, generator=drawn, dtype=torch.float64)
-    x = x.sign() * (1.5 * x.abs()).exp()
-    return (5 * x / x.abs().max()).to(like.device, like.dtype)
+    small = 5 * 0.45 / 127 * x[0, :2].sign()
+    small[0, 0] = small[1, ::64] = 5.0
+    x[0, :2] = small
+    return x.to(like.device, like.dtype)
+
+
+def bare_copy(module: nn.Module) -> Any:
+    """A copy in eval mode, without hooks; what accelerate keeps for offloaded weights is not copied."""
+    memo = {id(hook): hook for m in module.modules() if (hook := getattr(m, "_hf_hook", None)) is not None}
+    twin = copy.deepcopy(module, memo).eval()
+    for part in twin.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            getattr(part, name).clear()
+        if hasattr(part, "_hf_hook"):
+            for name in ("forward", "_hf_hook", "_old_forward"):
+                part.__dict__.pop(name, None)
+    return twin
 
 
 def widths(module: nn.Module) -> tuple[int, int]:

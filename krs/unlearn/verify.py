@@ -72,8 +72,8 @@ def check_saved(model: nn.Module, folder: Path, texts: Sequence[Ids]) -> dict[st
 
 def _not_the_same(model: nn.Module, how: str) -> KrsError:
     error = KrsError(
-        f"what was saved does not give back the model that was unlearned ({how}): its configuration does not say how the "
-        "model was built, such as a setting that was changed afterwards, or code that transformers does not have; "
+        f"what was saved does not give back the model that was unlearned ({how}): its configuration does not say how "
+        "the model was built, such as a setting that was changed afterwards, or code that transformers does not have; "
         "correct `model.config`, and save the model with it"
     )
     error.partial = model

@@ -132,6 +132,23 @@ def test_activations_that_are_rounded_too_leave_no_weight():
         linear_map(Packed(nn.Linear(24, 16), rounds=True), "it")
 
 
+def test_bitsandbytes_layers():
+    """The real ones, where they are installed: four bits are unpacked, eight round activations too and are refused."""
+    bnb = pytest.importorskip("bitsandbytes")
+    linear = nn.Linear(128, 64, bias=False)
+    four = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    four.weight = bnb.nn.Params4bit(linear.weight.detach().clone(), requires_grad=False, quant_type="nf4")
+    four = four.to("cpu").eval()
+    before = four.weight.detach().clone()
+    unpacked = bnb.functional.dequantize_4bit(four.weight.data, four.weight.quant_state).T.float()
+    torch.testing.assert_close(read_weight(four, "it"), unpacked, rtol=2**-6, atol=0)  # CPU kernels keep it in bf16
+    assert torch.equal(four.weight, before)
+    eight = bnb.nn.Linear8bitLt(128, 64, bias=False, has_fp16_weights=False)
+    eight.weight = bnb.nn.Int8Params(linear.weight.detach().half(), requires_grad=False, has_fp16_weights=False)
+    with pytest.raises(KrsError, match="rounds activations"):
+        read_weight(eight.to("cpu").eval(), "it")
+
+
 def test_a_linear_of_another_class_is_taken_at_its_forward():
     class Halved(nn.Linear):
         def forward(self, x):
