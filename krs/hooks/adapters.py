@@ -26,7 +26,7 @@ def active_adapters(model: nn.Module) -> list[str]:
     found: set[str] = set()
     for _, module in plain_modules(model):
         if is_adapter(module) and not module.disable_adapters:
-            found.update([*module.active_adapters, *getattr(module, "merged_adapters", ())])  # type: ignore[misc, operator]
+            found.update([*module.active_adapters, *getattr(module, "merged_adapters", ())])  # type: ignore[misc]
     return sorted(found)
 
 
