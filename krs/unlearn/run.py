@@ -126,7 +126,7 @@ def run(
             unlearned, report = done or _worked(work, resume, made, described, sides)
             interrupt.waits = True
             if main:
-                texts = probes(made, forget, tokenizer, context(vanilla, 10**6))
+                texts = probes(forget, tokenizer, context(vanilla, 10**6))
                 save(unlearned, tokenizer, folder, report, texts)
                 checkpoints.end(folder)
     return unlearned

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,28 @@ from krs.generation.forward import accepted, device_of
 from krs.models.load import load
 from krs.prompts import Ids
 from krs.restore.memory import budget
-from krs.unlearn.examples import to_examples
-from krs.unlearn.methods import Edit, Plugin
 
 _TEXTS, _TOKENS = 3, 64
 _NARROW = (torch.bfloat16, torch.float16)
 
 
-def probes(made: Plugin, forget: Sequence[Any], tokenizer: Tokenizer, limit: int) -> list[Ids]:
-    """Token ids of a few forget texts (or of the requests' prompts), cut to what a look at them needs."""
-    limit = min(limit, _TOKENS)
-    if isinstance(made, Edit):
-        from krs.unlearn.memit.requests import to_requests
+def probes(forget: Sequence[Any], tokenizer: Tokenizer, limit: int) -> list[Ids]:
+    """Token ids of the words of a few things to forget, whatever form they have, cut to what a look at them needs."""
+    texts = [" ".join(_words(item)) for item in list(forget)[:_TEXTS]]
+    found = [tuple(tokenizer(text)["input_ids"])[: min(limit, _TOKENS)] for text in texts]
+    return [ids for ids in found if ids]
 
-        requests = to_requests(forget, getattr(made.config, "subjects", ()))[:_TEXTS]
-        return [tuple(tokenizer(request.text)["input_ids"])[:limit] for request in requests]
-    return [example.ids[:limit] for example in to_examples(forget[:_TEXTS], tokenizer, 10**6, "forget")]
+
+def _words(item: Any) -> list[str]:
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Mapping):
+        parts: Iterable[Any] = item.values()
+    elif is_dataclass(item):
+        parts = vars(item).values()
+    else:
+        parts = item if isinstance(item, Sequence) else ()
+    return [word for part in parts for word in _words(part)]
 
 
 @torch.no_grad()
