@@ -115,3 +115,75 @@ def test_a_lora_model_over_the_vanilla_model_itself_is_refused():
 def test_the_lora_of_a_moved_base_is_no_surprise():
     v = build("llama", tie_word_embeddings=False)
     assert np.isfinite(_sweep(v, _lora(perturbed(v)))).all()
+
+
+def _prompt_learning(name):
+    import peft
+
+    return {
+        "prompt tuning": (peft.PromptTuningConfig, {"num_virtual_tokens": 3}),
+        "prefix tuning": (peft.PrefixTuningConfig, {"num_virtual_tokens": 3}),
+        "p-tuning": (peft.PromptEncoderConfig, {"num_virtual_tokens": 3, "encoder_hidden_size": 8}),
+        "multitask": (peft.MultitaskPromptTuningConfig, {"num_virtual_tokens": 3, "num_tasks": 2}),
+        "cpt": (peft.CPTConfig, {"cpt_token_ids": [3, 4]}),
+        "adaption prompt": (peft.AdaptionPromptConfig, {"adapter_len": 2, "adapter_layers": 2}),
+        "poly": (peft.PolyConfig, {"target_modules": ["down_proj"], "n_tasks": 2, "n_skills": 2}),
+        "activated lora": (peft.LoraConfig, {"target_modules": ["down_proj"], "alora_invocation_tokens": [7]}),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("prompt tuning", "virtual tokens"),
+        ("prefix tuning", "virtual tokens"),
+        ("p-tuning", "virtual tokens"),
+        ("multitask", "virtual tokens"),
+        ("cpt", "virtual tokens"),
+        ("adaption prompt", "around whole blocks"),
+        ("poly", "mixed anew"),
+        ("activated lora", "behind certain tokens only"),
+    ],
+)
+def test_what_a_peft_model_does_outside_its_modules_is_refused(name, reason):
+    from peft import get_peft_model
+
+    config, settings = _prompt_learning(name)
+    v = build("llama", tie_word_embeddings=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        u = get_peft_model(copy.deepcopy(v), config(task_type="CAUSAL_LM", **settings)).eval()
+    with pytest.raises(KrsError, match=rf"unlearned is a PEFT model with .*{reason}.*can be merged \(LoRA"):
+        krs.sweep(v, u, PROMPTS, progress=False)
+    with pytest.raises(KrsError, match=reason):
+        krs.metrics.drift(v, u)
+
+
+def test_a_model_with_virtual_tokens_switched_off_is_its_base():
+    from peft import PromptTuningConfig, get_peft_model
+
+    v = build("llama", tie_word_embeddings=False)
+    u = get_peft_model(perturbed(v), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    with u.disable_adapter():
+        assert krs.hooks.unwrap(u) is u.base_model
+
+
+def test_mixed_adapters_and_adapters_that_transformers_put_there():
+    from peft import LoHaConfig, LoraConfig, PeftMixedModel
+
+    v = build("llama", tie_word_embeddings=False).double()
+    mixed = PeftMixedModel(copy.deepcopy(v), LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+    mixed.add_adapter("other", LoHaConfig(r=2, target_modules=["down_proj", "q_proj"], init_weights=False))
+    mixed.set_adapter(["default", "other"])
+    merged = copy.deepcopy(mixed).merge_and_unload().eval()
+    np.testing.assert_allclose(_sweep(v, mixed.eval()), _sweep(v, merged), rtol=0, atol=1e-9)
+
+    inside = copy.deepcopy(v)
+    inside.add_adapter(LoraConfig(r=2, target_modules=["down_proj", "o_proj"], init_lora_weights=False))
+    inside.eval()
+    with record(inside, VALUE_VECTORS, layers=[1]) as acts:
+        pass
+    down = inside.model.layers[1].mlp.down_proj
+    wanted = down.base_layer.weight + down.get_delta_weight("default")
+    assert torch.equal(acts[VALUE_VECTORS, 1], wanted.T)
+    assert np.isfinite(_sweep(v, inside)).all()
