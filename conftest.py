@@ -5,9 +5,9 @@ import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from tests.type_checks import install
 
-install_import_hook("krs", "beartype.beartype")
+install("krs")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
