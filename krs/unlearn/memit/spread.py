@@ -82,6 +82,6 @@ def _write(body: Anatomy, layer: int, change: Float64[Tensor, "n d"]) -> float:
     (module,) = body.modules(VALUE_VECTORS, layer)
     with torch.no_grad():
         rows = read_weight(module, body.path(VALUE_VECTORS, layer))
-        before = rows.double().cpu()
+        before = rows.detach().to("cpu", torch.float64, copy=True)
         rows.copy_((before + change).to(rows))
     return float(change.norm() / before.norm())
