@@ -51,7 +51,7 @@ def test_it_is_the_uncentred_second_moment_over_live_tokens(name):
     for layer in (1, 2):
         expected, tokens = _plain(model, CORPUS, layer)
         if name != "llama":
-            expected = expected + 0.1 * expected.trace() / len(expected) * torch.eye(len(expected), dtype=torch.float64)
+            expected.diagonal().add_(0.1 * expected.trace() / len(expected))
         assert_same(found[layer].matrix, expected)
         assert found[layer].tokens == tokens
         assert found[layer].matrix.dtype == torch.float64
@@ -67,9 +67,8 @@ def test_a_token_that_is_also_the_pad_is_counted():
     expected, tokens = _plain(model, texts, 1)
     found = _found(model, texts, [1], ridge=1e-6, cache=False)[1]
     assert found.tokens == tokens == 8
-    assert_same(
-        found.matrix, expected + 1e-6 * expected.trace() / len(expected) * torch.eye(len(expected), dtype=torch.float64)
-    )
+    expected.diagonal().add_(1e-6 * expected.trace() / len(expected))
+    assert_same(found.matrix, expected)
 
 
 @float64_throughout()
