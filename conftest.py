@@ -1,5 +1,6 @@
-"""Every array shape that krs declares is checked at run time in the tests."""
+"""Every type and array shape that krs declares is checked at run time in the tests."""
 
+import functools
 import os
 import signal
 
@@ -13,6 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 _THREADS = torch.get_num_threads()
+_TINY_THREADS = int(os.environ.get("KRS_TEST_THREADS", "1"))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; the tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,15 +24,33 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a 
 def _seeded_and_threaded(request) -> None:
     """One thread for tiny models (two only wait for each other), all of them for the real one."""
     torch.manual_seed(0)
-    torch.set_num_threads(_THREADS if request.node.get_closest_marker("real") else 1)
+    torch.set_num_threads(_THREADS if request.node.get_closest_marker("real") else _TINY_THREADS)
 
 
 @pytest.fixture(scope="session")
 def smollm2():
     """The bundled model and its tokenizer (fetched and converted the first time)."""
+    return _bundled()
+
+
+@pytest.fixture(autouse=True)
+def _doctests_have_the_bundled_model(request) -> None:
+    """A doctest that loads it is skipped where it cannot be had, as a test is that takes `smollm2`."""
+    if isinstance(request.node, pytest.DoctestItem) and "smollm2" in request.node.dtest.docstring:
+        _bundled()
+
+
+@functools.cache
+def _bundled():
+    """Where the model cannot be fetched, the tests that need it say so and are skipped; where it must be, they fail."""
     import krs
 
-    return krs.load("smollm2")
+    try:
+        return krs.load("smollm2")
+    except krs.KrsError as error:
+        if os.environ.get("KRS_REQUIRE_REAL") == "1":
+            raise
+        pytest.skip(f"the bundled model is not to be had here (KRS_REQUIRE_REAL=1 makes this a failure): {error}")
 
 
 @pytest.fixture
