@@ -24,7 +24,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a 
 def _seeded_and_threaded(request) -> None:
     """One thread for tiny models (two only wait for each other), all of them for the real one."""
     torch.manual_seed(0)
-    torch.set_num_threads(_THREADS if request.node.get_closest_marker("real") else _TINY_THREADS)
+    real = request.node.get_closest_marker("real") or _is_doctest_of_the_bundled_model(request.node)
+    torch.set_num_threads(_THREADS if real else _TINY_THREADS)
 
 
 @pytest.fixture(scope="session")
@@ -35,22 +36,32 @@ def smollm2():
 
 @pytest.fixture(autouse=True)
 def _doctests_have_the_bundled_model(request) -> None:
-    """A doctest that loads it is skipped where it cannot be had, as a test is that takes `smollm2`."""
-    if isinstance(request.node, pytest.DoctestItem) and "smollm2" in request.node.dtest.docstring:
+    if _is_doctest_of_the_bundled_model(request.node):
         _bundled()
 
 
-@functools.cache
+def _is_doctest_of_the_bundled_model(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.DoctestItem) and "smollm2" in item.dtest.docstring
+
+
 def _bundled():
-    """Where the model cannot be fetched, the tests that need it say so and are skipped; where it must be, they fail."""
+    """Where the model cannot be fetched, what needs it says so and is skipped; where it has to be there, it fails."""
+    model, error = _fetched()
+    if error is not None and os.environ.get("KRS_REQUIRE_REAL") == "1":
+        raise error
+    if error is not None:
+        pytest.skip(f"the bundled model is not to be had here (KRS_REQUIRE_REAL=1 makes this a failure): {error}")
+    return model
+
+
+@functools.cache
+def _fetched():
     import krs
 
     try:
-        return krs.load("smollm2")
+        return krs.load("smollm2"), None
     except krs.KrsError as error:
-        if os.environ.get("KRS_REQUIRE_REAL") == "1":
-            raise
-        pytest.skip(f"the bundled model is not to be had here (KRS_REQUIRE_REAL=1 makes this a failure): {error}")
+        return None, error
 
 
 @pytest.fixture
