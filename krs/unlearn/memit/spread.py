@@ -83,6 +83,6 @@ def _write(body: Anatomy, layer: int, change: Float64[Tensor, "n d"]) -> float:
     with torch.no_grad():
         path = body.path(VALUE_VECTORS, layer)
         rows = read_weight(module, path)
-        before = rows.double().cpu()
+        before = rows.detach().to("cpu", torch.float64, copy=True)
         write_weight(module, path, (before + change).to(rows))
     return float(change.norm() / before.norm())
