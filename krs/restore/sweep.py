@@ -96,9 +96,9 @@ def sweep(
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
         vocabulary: `"shared"` scores the vocabulary rows that both models have, where one of them has more at its end
             (a token was added, a head padded to a multiple); nothing beyond them is said or scored.
-        measures: what is measured beside the logit MSE: `"kl"`, `"kl_reverse"`, `"answer_logprob"`, `"rank"`, `"top1"`, or
-            a function of `(logits [token, vocab], reference_logits [token, vocab], target_ids [token])` that returns a
-            number a token. Docs: measures.
+        measures: what is measured beside the logit MSE: `"kl"`, `"kl_reverse"`, `"answer_logprob"`, `"rank"`,
+            `"top1"`, or a function of `(logits [token, vocab], reference_logits [token, vocab], target_ids [token])`
+            that returns a number a token. Docs: measures.
         direction: `"restore"` puts vanilla pieces into the unlearned model (denoising); `"transplant"` puts unlearned
             pieces into the vanilla one (noising), to see what is sufficient to unlearn. Either way the vanilla model is
             what results are compared with, and its answers are scored.

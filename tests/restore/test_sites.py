@@ -12,7 +12,9 @@ from krs import (
     ATTN_OUT,
     ATTN_QUERY,
     ATTN_VALUE,
+    ATTN_WEIGHTS,
     HEAD_OUT,
+    KEYS,
     MLP_COEF,
     MLP_OUT,
     NORMS,
@@ -24,20 +26,12 @@ from krs import (
     windows,
 )
 from krs.hooks import ActivationPoint, Setting, anatomy
-from tests.tiny import FAMILIES, pair, same_state, state
+from tests.noise import assert_same, float64_throughout
+from tests.tiny import FAMILIES, exact_pair, pair, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
 WINDOWS = windows.of([[1, 2], [3]])
-FP32_INSIDE = {"gptj", "gpt_neo"}
-"""Families whose attention computes in fp32 whatever the model's dtype."""
-
-_PAIRS: dict = {}
-
-
-def _pair(name):
-    if name not in _PAIRS:
-        _PAIRS[name] = tuple(m.double() for m in pair(name))
-    return _PAIRS[name]
+_pair = exact_pair
 
 
 def _scores(v, u, engine, **options):
@@ -51,12 +45,13 @@ def _scores(v, u, engine, **options):
 
 def _agree(name, settings, positions=None):
     v, u = _pair(name)
-    ours, twin = (_scores(v, u, engine, settings=settings, positions=positions) for engine in ("wavefront", "plain"))
+    with float64_throughout(name):
+        ours, twin = (_scores(v, u, e, settings=settings, positions=positions) for e in ("wavefront", "plain"))
     if isinstance(twin, str) or isinstance(ours, str):
         assert ours == twin
         assert "never fired" in twin or "has no axis of" in twin
         return False
-    np.testing.assert_allclose(ours, twin, rtol=0, atol=1e-7 if name in FP32_INSIDE else 1e-9)
+    assert_same(ours, twin)
     return True
 
 
@@ -110,6 +105,9 @@ POINTS = [
     WEIGHTS,
     WEIGHTS + MLP_COEF,
     WEIGHTS + ATTN_OUT,
+    KEYS,
+    ATTN_WEIGHTS,
+    KEYS + VALUE_VECTORS,
 ]
 
 

@@ -185,7 +185,7 @@ class LayerInterventions:
             return found
         rows = ours.units(point, self.layer)
         for path, theirs_path in zip(ours.paths(point, self.layer), theirs.paths(point, self.layer), strict=True):
-            found[path] = swapped(other.get_submodule(theirs_path), mine.get_submodule(path), rows)
+            found[path] = swapped(other.get_submodule(theirs_path), mine.get_submodule(path), path, rows)
         return found
 
     def _touched(self, interventions: Interventions) -> set[str]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from krs.hooks.interventions import Intervention
+from krs.hooks.linear import LinearMap
 from krs.hooks.overrides import ForwardOverride
-from krs.hooks.unwrap import core
 from krs.hooks.values import by_position, first_tensor, returned, with_first, with_returned
+from krs.hooks.weights import diagonal, linear_map, own_bias
 from krs.restore.wave.layout import Layout, repeated
 
 
@@ -148,34 +149,38 @@ def override(before: Change | None, run: ForwardOverride | None, after: Change |
     return forward_with
 
 
-def swapped(theirs: nn.Module, ours: nn.Module, rows: Sequence[int] | None) -> ForwardOverride:
+def swapped(theirs: nn.Module, ours: nn.Module, path: str, rows: Sequence[int] | None) -> ForwardOverride:
     """A forward with another model's weight and the module's own bias.
 
-    The weight is used by calling the other module, so that it may be offloaded, adapted or laid out in any way.
-
     Args:
-        theirs: the other model's module.
+        theirs: the other model's module; its linear map is found now, while it is in memory.
         ours: the module that is overridden.
+        path: for messages.
         rows: which rows of the weight (`[in, out]`) are the other's; `None` for all of them.
     """
+    if diagonal(ours) is not None:
+        return _other_norm(theirs)
+    weight = linear_map(theirs, path).weight
+    if rows is not None:
+        mixed = linear_map(ours, path).weight.detach().clone()
+        mixed[list(rows)] = weight[list(rows)].to(mixed)
+        weight = mixed
 
     def other(forward: Callable[..., Tensor], value: Tensor, *rest: Any) -> Tensor:
-        device = device_of_module(theirs, value)
+        return LinearMap(weight, own_bias(ours, forward, value))(value).to(value.device)
 
+    return other
+
+
+def _other_norm(theirs: nn.Module) -> ForwardOverride:
+    """A norm with another model's weight and its own bias, which is what it makes of zeros."""
+
+    def other(forward: Callable[..., Tensor], value: Tensor) -> Tensor:
         def applied(x: Tensor) -> Tensor:
-            return theirs(x.to(device), *rest).to(value.device)
+            return theirs(x.to(device_of_module(theirs, x))).to(value.device)
 
-        if rows is not None:
-            part = torch.zeros_like(value)
-            part[..., list(rows)] = value[..., list(rows)]
-            zero = value.new_zeros(1, value.shape[-1])
-            return forward(value, *rest) - (forward(part) - forward(zero)) + (applied(part) - applied(zero))
-        out = applied(value)
-        if getattr(core(ours), "bias", None) is None and getattr(core(theirs), "bias", None) is None:
-            return out
-        zero = value.new_zeros(1, value.shape[-1])
-        shift = forward(zero) - applied(zero)
-        return out + shift[0] if shift.any() else out
+        zero = torch.zeros_like(value[:1])
+        return applied(value) + (forward(zero) - applied(zero))
 
     return other
 
