@@ -1,5 +1,6 @@
 """Any module of a layer, its input and its output, through both engines: the same number, or the same refusal."""
 
+import functools
 import random
 
 import numpy as np
@@ -31,7 +32,7 @@ from tests.tiny import FAMILIES, exact_pair, pair, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
 WINDOWS = windows.of([[1, 2], [3]])
-_pair = exact_pair
+_pair = functools.cache(exact_pair)
 
 
 def _scores(v, u, engine, **options):
