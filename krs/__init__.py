@@ -17,7 +17,7 @@ from importlib.metadata import version
 from types import ModuleType
 
 from krs import hooks, metrics
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 from krs.generation import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.models import load
@@ -31,6 +31,7 @@ __all__ = [
     "VALUE_VECTORS",
     "Generated",
     "KrsError",
+    "KrsWarning",
     "Plan",
     "SweepResult",
     "data",

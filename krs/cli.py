@@ -21,6 +21,10 @@ app = typer.Typer(
 )
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="directory to write to")]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option("--template-arg", help="for the chat template, such as enable_thinking=false; may be repeated"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 
 
@@ -59,6 +63,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
@@ -80,6 +85,7 @@ def sweep(
         answers=None if answers is None else files.read_prompts(answers),
         offload=offload,  # type: ignore[arg-type]
         progress=not quiet,
+        chat_template_kwargs=files.template_arguments(template_arg),
         checkpoint=output / "sweep.krs",
     )
     result.to_frame().to_csv(output / "krs.csv", index=False)
@@ -106,6 +112,7 @@ def unlearn(
     dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
+    template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Unlearn texts from a copy of a model; writes model, tokenizer and krs_unlearn.json to a new directory.
@@ -126,6 +133,7 @@ def unlearn(
         output_dir=output,
         overwrite=overwrite,
         dtype=files.dtype(dtype),
+        chat_template_kwargs=files.template_arguments(template_arg),
         progress=not quiet,
         **dict(files.setting(given) for given in settings or []),
     )
@@ -148,6 +156,7 @@ def prepare(
     retain_from: Annotated[str, typer.Option(help="whose retain questions serve one that has none")] = "harry_potter",
     chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    template_arg: TemplateArgs = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -159,6 +168,7 @@ def prepare(
     from krs.unlearn.prepare import prepare as write
 
     options = {"retain_from": retain_from, "chat": chat, "n_tokens": n_tokens, "overwrite": overwrite, "quiet": quiet}
+    options["chat_template_kwargs"] = files.template_arguments(template_arg)
     found = write(concept, model, output, name, **options)  # type: ignore[arg-type]
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
@@ -179,6 +189,7 @@ def answers(
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
     bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
+    template_arg: TemplateArgs = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -197,6 +208,7 @@ def answers(
         n_tokens=n_tokens,
         bleu=bleu,  # type: ignore[arg-type]
         reuse=None if reuse is None else krs.metrics.load_answers(reuse),
+        chat_template_kwargs=files.template_arguments(template_arg),
         progress=not quiet,
     )
     output.mkdir(parents=True, exist_ok=True)

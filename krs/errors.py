@@ -1,4 +1,4 @@
-"""The one exception that krs raises on purpose."""
+"""The one exception that krs raises on purpose, and the one warning."""
 
 
 class KrsError(ValueError):
@@ -6,4 +6,11 @@ class KrsError(ValueError):
 
     The message names the cause first and the remedy after it. Nothing that is raised as a
     `KrsError` leaves a model changed.
+    """
+
+
+class KrsWarning(UserWarning):
+    """Something that krs can go on with, and that is most likely not what was meant.
+
+    `warnings.simplefilter("error", krs.KrsWarning)` makes it an error, `"ignore"` silences it.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,28 @@ from torch import nn
 
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
+from krs.generation.fits import check_fits
 from krs.generation.forward import device_of, logits_at
-from krs.generation.greedy import greedy
+from krs.generation.greedy import eos_ids, greedy, pad_ids
+from krs.hooks.given import check_model
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
+from krs.models.lineage import check_roles
 from krs.models.load import find_tokenizer, load
 from krs.models.pair import check_pair
-from krs.models.provenance import describe_model, now, versions
-from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
+from krs.models.provenance import as_json, describe_model, now, versions
+from krs.prompts import (
+    Ids,
+    Prompts,
+    check_prompts,
+    check_strings,
+    check_template_arguments,
+    decode,
+    encode,
+    is_chat,
+    next_token_batch,
+    with_template_arguments,
+)
+from krs.prompts.notes import answer_notes, bare_texts, prompt_notes, show
 
 SIDES = ("target", "unrelated")
 _FORMAT = 1
@@ -50,6 +65,11 @@ class Answers:
         means = self.frame.groupby("side", sort=False)[list(_MEANS)].mean()
         return means.assign(questions=self.frame.groupby("side", sort=False).size())
 
+    @property
+    def notes(self) -> list[str]:
+        """What about the questions or the models is most likely not meant."""
+        return list(self.provenance.get("notes", []))
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """This pair as one point of the paper's Fig. 2; see `krs.plots.plot_tradeoff` for several."""
         from krs.plots import plot_tradeoff
@@ -68,10 +88,13 @@ class Answers:
 
     def __repr__(self) -> str:
         shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
-        return f"Answers ({self.provenance['bleu']})\n{shown}"
+        return "\n".join([f"Answers ({self.provenance['bleu']})", shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0))
+        from html import escape
+
+        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
+        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0)) + notes
 
 
 def load_answers(path: str | Path) -> Answers:
@@ -97,8 +120,8 @@ def load_answers(path: str | Path) -> Answers:
 def answers(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
-    target: Sequence[Prompt],
-    unrelated: Sequence[Prompt] = (),
+    target: Prompts,
+    unrelated: Prompts = (),
     *,
     tokenizer: Tokenizer | None = None,
     n_tokens: int = 30,
@@ -106,6 +129,7 @@ def answers(
     refusals: Sequence[str] = REFUSALS,
     reuse: Answers | None = None,
     progress: bool = True,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Answers:
     """Ask both models the same questions and compare their greedy answers.
 
@@ -117,7 +141,7 @@ def answers(
     (100, 1)
 
     Args:
-        vanilla: as in `krs.sweep`.
+        vanilla: as in `krs.sweep`. Both models' answers end where this one's do.
         unlearned: as in `krs.sweep`.
         target: prompts about what was unlearned.
         unrelated: prompts about other things.
@@ -126,10 +150,23 @@ def answers(
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
+        progress: show bars.
+        chat_template_kwargs: as in `krs.sweep`.
+
+    What is most likely not meant is in the result's `notes`, as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
     """
     check_kind(bleu)
+    asked = {"target": check_prompts(target, "target")}
+    if others := _some(unrelated):
+        asked["unrelated"] = check_prompts(others, "unrelated")
+    refusals = check_strings(refusals, "refusals", "regular expression")
+    every = [prompt for side in asked.values() for prompt in side]
+    arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
+    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
+        if not isinstance(given, str | Path):
+            check_model(given, side)
     models = [load(m) if isinstance(m, str | Path) else (m, None) for m in (vanilla, unlearned)]
     v, u = (body.model for body in check_pair(models[0][0], models[1][0]))
     reader = tokenizer or models[0][1] or find_tokenizer(v)
@@ -137,28 +174,33 @@ def answers(
         raise KrsError(
             "no tokenizer was found beside the vanilla model: pass tokenizer=AutoTokenizer.from_pretrained(…)"
         )
-    asked = {side: list(given) for side, given in zip(SIDES, (target, unrelated), strict=True)}
-    ids = {side: encode(given, reader) for side, given in asked.items() if given or side == "target"}
-    prompts = tuple(p for rows in ids.values() for p in rows)
+    ends = eos_ids(v)
+    prompts = encode(every, with_template_arguments(reader, arguments), pads=pad_ids(v), ends=ends)
+    check_fits(prompts, n_tokens, v)
     provenance = {
         "vanilla": describe_model(vanilla, v),
         "unlearned": describe_model(unlearned, u),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "n_tokens": n_tokens,
         "bleu": signature(bleu),
-        "refusals": list(refusals),
+        "refusals": refusals,
+        "chat_template_kwargs": as_json(arguments),
         "versions": versions(),
         "made": now(),
     }
     said = {
         "vanilla": _vanilla_answers(v, prompts, n_tokens, reuse, provenance, progress),
-        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)"),
+        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)", eos=ends),
     }
+    notes = check_roles(v, u) + prompt_notes(every, reader, arguments)
+    notes += answer_notes(said["vanilla"], reader, ends, bare_texts(every, reader), "vanilla answers")
+    provenance["notes"] = notes
+    show([f"note: {note}" for note in notes], progress)
     texts = {name: [decode(a, reader, skip_special_tokens=True) for a in rows] for name, rows in said.items()}
     rows = [
         {"side": side, "question": _shown(prompt, reader), "vanilla": before, "unlearned": after}
         for (side, prompt), before, after in zip(
-            ((side, p) for side in ids for p in asked[side]), texts["vanilla"], texts["unlearned"], strict=True
+            ((side, p) for side in asked for p in asked[side]), texts["vanilla"], texts["unlearned"], strict=True
         )
     ]
     nll = {name: _nll(model, prompts, said["vanilla"]) for name, model in (("nll_vanilla", v), ("nll", u))}
@@ -216,6 +258,11 @@ def _shown(prompt: Any, tokenizer: Tokenizer) -> str:
     """A prompt as a table should show it: its text, or what the last message says."""
     if isinstance(prompt, str):
         return prompt
-    if not isinstance(prompt, torch.Tensor) and isinstance(prompt[0], dict):
-        return str(prompt[-1]["content"])
-    return decode([int(t) for t in prompt], tokenizer)
+    return str(prompt[-1]["content"]) if is_chat(prompt) else decode(prompt, tokenizer)
+
+
+def _some(prompts: Any) -> Any:
+    """Prompts that may be none; a generator is read."""
+    if isinstance(prompts, Iterator):
+        prompts = list(prompts)
+    return prompts if not isinstance(prompts, Sized) or prompts else None

@@ -17,6 +17,8 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
+from krs.hooks.given import check_model
+from krs.models.lineage import check_roles
 from krs.models.load import load
 from krs.models.pair import check_pair
 
@@ -83,8 +85,12 @@ def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) ->
     Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), and for offloaded
     weights.
     """
+    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
+        if not isinstance(given, str | Path):
+            check_model(given, side)
     models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
     v, u = check_pair(*models)
+    check_roles(v.model, u.model)
     return _compare(v, u)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +65,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def as_json(value: Any) -> Any:
+    """A value as a JSON file holds it, what JSON has no form for as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def now() -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,29 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.greedy import eos_ids
+from krs.hooks.given import check_model
 from krs.hooks.unwrap import unwrap
+from krs.models.lineage import REPORT
 from krs.models.load import find_tokenizer, load, quiet
-from krs.models.provenance import describe_model, now, versions, weights_digest
-from krs.prompts import decode
+from krs.models.provenance import as_json, describe_model, now, versions, weights_digest
+from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.unlearn import checkpoints
-from krs.unlearn.examples import Example, Text, to_examples
+from krs.unlearn.examples import Example, Text, check_texts, to_examples
+from krs.unlearn.memit.requests import Request
 from krs.unlearn.methods import Edit, Method, Plugin, make
 from krs.unlearn.student import check_trainable, context, finish
-
-REPORT = "krs_unlearn.json"
 
 
 def run(
     method: str,
     model: nn.Module | str | Path,
     *,
-    forget: Sequence[Any],
-    retain: Sequence[Text] | None = None,
-    corpus: Sequence[str] | None = None,
+    forget: Iterable[Any],
+    retain: Iterable[Text] | None = None,
+    corpus: Iterable[str] | None = None,
     tokenizer: Tokenizer | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     dtype: torch.dtype | str = "auto",
@@ -63,6 +66,7 @@ def run(
         retain: what to keep, in the same forms; for the methods that use it.
         corpus: any text, for the methods that need statistics of it (MEMIT).
         tokenizer: looked for beside the model's checkpoint if not given.
+        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}` or a date.
         output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given. An
             interrupted run leaves checkpoints there, and the same call goes on from the newest.
         overwrite: save into a directory that is not empty, and begin anew where it holds another run.
@@ -73,17 +77,22 @@ def run(
     Raises `KrsError` for bad input before training, for a loss that is not finite, and when no parameter moved.
     """
     made = make(method, settings)
-    _check_given(made, forget, retain, corpus, trainer)
+    sets = _check_given(made, forget, retain, corpus, trainer)
+    forget, retain, corpus = sets["forget"] or [], sets["retain"], sets["corpus"]
+    arguments = check_template_arguments(chat_template_kwargs, any(map(_is_chat, [*forget, *(retain or [])])))
+    if not isinstance(model, str | Path):
+        check_model(model)
     main = int(os.environ.get("RANK", "0")) == 0
     folder = checkpoints.output(output_dir, overwrite or not main)
     vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
+    reader = with_template_arguments(tokenizer, arguments)
     started = time.monotonic()
     if isinstance(made, Edit):
-        unlearned, made_of, log = _edited(made, vanilla, forget, corpus, tokenizer, progress)
+        unlearned, made_of, log = _edited(made, vanilla, forget, corpus, reader, progress)
     else:
         assert isinstance(made, Method)
         unlearned, made_of, log = _trained(
-            made, vanilla, forget, retain, tokenizer, folder, overwrite, main, trainer or {}, progress
+            made, vanilla, forget, retain, reader, folder, overwrite, main, trainer or {}, progress
         )
     if folder is not None and main:
         report = {
@@ -91,6 +100,7 @@ def run(
             "config": asdict(made.config),
             "vanilla": describe_model(model, vanilla),
             **made_of,
+            "chat_template_kwargs": as_json(arguments),
             "seconds": round(time.monotonic() - started, 1),
             "made": now(),
             "versions": versions(),
@@ -103,25 +113,25 @@ def run(
 
 def _check_given(
     made: Plugin,
-    forget: Sequence[Any],
-    retain: Sequence[Text] | None,
-    corpus: Sequence[str] | None,
+    forget: Iterable[Any],
+    retain: Iterable[Text] | None,
+    corpus: Iterable[str] | None,
     trainer: dict[str, Any] | None,
-) -> None:
-    """Raise `KrsError` for sets that are empty, missing or would be ignored: before a model is loaded."""
+) -> dict[str, list[Any] | None]:
+    """The sets as lists of checked texts. Raises `KrsError` for such that are empty, missing or would be ignored, and
+    for what is no text: before a model is loaded."""
     name = made.name
-    for what, texts in (("forget", forget), ("retain", retain), ("corpus", corpus)):
-        noun = "request" if isinstance(made, Edit) and what == "forget" else "text"
-        if isinstance(texts, str):
-            raise KrsError(f"{what} is one string: pass a list of {noun}s")
-        if texts is not None and not len(texts):
-            raise KrsError(f"the {what} set is empty: give at least one {noun}")
+    sets = {
+        "forget": _requests(forget) if isinstance(made, Edit) else check_texts(forget, "forget"),
+        "retain": None if retain is None else check_texts(retain, "retain"),
+        "corpus": None if corpus is None else check_strings(corpus, "corpus"),
+    }
     if isinstance(made, Edit):
         if given := [k for k, v in {"retain": retain, "trainer": trainer}.items() if v is not None]:
             raise KrsError(f"{name} does not train, so {given[0]}= would be ignored: leave it out")
         if made.needs_corpus and corpus is None:
             raise KrsError(f"{name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
-        return
+        return sets
     assert isinstance(made, Method)
     if corpus is not None:
         raise KrsError(f"{name} uses no corpus=: leave it out")
@@ -131,6 +141,23 @@ def _check_given(
         raise KrsError(f"{name} makes its own retain side from the forget set: leave retain= out")
     if retain is not None and not made.needs_retain:
         raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
+    return sets
+
+
+def _requests(forget: Iterable[Any]) -> list[Any]:
+    """What an edit is to forget, as a list; the method looks at each."""
+    found = listed(forget, "forget", "request")
+    if not found:
+        raise KrsError("the forget set is empty: give at least one request")
+    return found
+
+
+def _is_chat(text: Any) -> bool:
+    """Whether the prompt of a text or request is chat messages."""
+    if isinstance(text, Request):
+        return text.chat
+    parts = text.values() if isinstance(text, Mapping) else text if isinstance(text, tuple | list) else ()
+    return any(is_chat(part) for part in parts)
 
 
 def _edited(
@@ -164,8 +191,9 @@ def _trained(
 
     check_trainable(vanilla, made.config)
     limit = context(vanilla, made.config.max_length)
-    forget_set = to_examples(forget, tokenizer, limit, "forget")
-    retain_set = _retain(made, forget, retain, tokenizer, limit)
+    ends = eos_ids(vanilla)
+    forget_set = to_examples(forget, tokenizer, limit, "forget", ends)
+    retain_set = _retain(made, forget, retain, tokenizer, limit, ends)
     made_of = {"forget": _digest(forget_set), "retain": _digest(retain_set)}
     resume = None
     if folder is not None:
@@ -211,10 +239,15 @@ def _vanilla(
 
 
 def _retain(
-    method: Method, forget: Sequence[Text], retain: Sequence[Text] | None, tokenizer: Tokenizer, limit: int
+    method: Method,
+    forget: Sequence[Text],
+    retain: Sequence[Text] | None,
+    tokenizer: Tokenizer,
+    limit: int,
+    ends: frozenset[int],
 ) -> list[Example]:
     given = method.retain_texts(forget) if method.makes_retain else retain
-    return [] if given is None else to_examples(given, tokenizer, limit, "retain")
+    return [] if given is None else to_examples(given, tokenizer, limit, "retain", ends)
 
 
 def _digest(examples: list[Example]) -> dict[str, Any]:

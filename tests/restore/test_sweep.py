@@ -34,6 +34,7 @@ def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name, engine):
     assert same_state(u, before[1])
 
 
+@pytest.mark.filterwarnings("ignore:.*scored answers are empty:krs.KrsWarning")  # random models may say EOS at once
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_alone_and_in_a_padded_batch_gives_the_same_losses(name):
     v, u = pair(name)
@@ -221,7 +222,7 @@ def _same_storage(v, u):
         (lambda v, u: {"prompts": ["", "a"]}, "prompt 0 is empty"),
         (lambda v, u: {"prompts": [[{"role": "user", "content": " "}]]}, "prompt 0 is empty"),
         (
-            lambda v, u: {"prompts": [[1] * 60]},
+            lambda v, u: {"prompts": [[5] * 60]},
             "60 tokens; with n_tokens=6 it is longer than the model's context of 64",
         ),
         (

@@ -20,7 +20,7 @@ from krs.hooks.points import MLP_COEF
 from krs.models.cache import build_once, is_cached
 from krs.models.pair import dtype_of
 from krs.progress import bar
-from krs.prompts import Ids, TokenBatch
+from krs.prompts import Ids, TokenBatch, check_strings
 from krs.unlearn.memit.forward import visit
 
 _FORMAT = 1
@@ -142,10 +142,8 @@ def check_size(tokens: int, min_tokens: int, n: int, ridge: float) -> None:
 
 def _pieces(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[Ids]:
     """Token ids of all documents; a later piece of a long one begins with the BOS that the document began with."""
-    if isinstance(texts, str):
-        raise KrsError("corpus is one string: pass a list of texts")
     found: list[Ids] = []
-    for text in texts:
+    for text in check_strings(texts, "corpus"):
         ids = tuple(tokenizer(text, verbose=False)["input_ids"])
         start = ids[:1] if ids[:1] == (tokenizer.bos_token_id,) and max_length > 1 else ()
         body = ids[len(start) :]

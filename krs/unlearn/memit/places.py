@@ -11,7 +11,7 @@ from torch import Tensor
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.prompts import Ids, TokenBatch
+from krs.prompts import Ids, TokenBatch, prompt_length
 from krs.unlearn.memit.requests import HOLE, Request
 
 _ESSENCE = "{} is a"
@@ -102,7 +102,9 @@ def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
             f"no token of {text!r} stands for the end of the subject {request.subject!r}: the tokenizer drops it. "
             "Write the subject in another way"
         )
-    return Place(text, tuple(coded["input_ids"]), covering[-1], request.chat)
+    ids = tuple(coded["input_ids"])
+    kept = len(ids) if request.chat else prompt_length(ids, text, tokenizer)
+    return Place(text, ids[:kept], covering[-1], request.chat)
 
 
 def _rendered(request: Request, content: str, tokenizer: Tokenizer) -> str:
