@@ -137,7 +137,7 @@ _OPTIONS = {
     "corpus=": "--corpus",
     "text_field=": "--text-field",
     "chat=True": "--chat",
-    "chat_template_kwargs=": "--template-arg ",
+    "chat_template_kwargs=": "--template-arg",
     "reuse=": "--reuse",
     "subjects=": "--set subjects=",
     "ridge=": "--set ridge=",

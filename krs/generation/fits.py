@@ -18,7 +18,8 @@ def check_fits(
 ) -> None:
     """Raise `KrsError` for ids outside the vocabulary and prompts that do not fit into the context."""
     config: Any = model.config
-    vocabulary = int(core(model.get_input_embeddings()).weight.shape[0])  # type: ignore[operator, union-attr]
+    embedding: Any = core(model.get_input_embeddings())  # type: ignore[operator]
+    vocabulary = int(embedding.weight.shape[0])
     for what, rows in (("answer", answers or ()), ("prompt", prompts)):
         for i, row in enumerate(rows):
             if bad := [t for t in row if not 0 <= t < vocabulary]:

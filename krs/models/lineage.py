@@ -11,9 +11,11 @@ from torch import nn
 
 from krs.errors import KrsWarning
 from krs.models.pair import dtype_of
-from krs.models.provenance import weights_digest
+from krs.models.provenance import describe_model
 
 REPORT = "krs_unlearn.json"
+_IDENTITIES = ("identity", "weights_sample_sha256")
+"""Under which names reports have, or once had, what tells a model from others; the first that both have counts."""
 
 
 def check_roles(vanilla: nn.Module, unlearned: nn.Module) -> list[str]:
@@ -64,12 +66,8 @@ def _is_origin(model: nn.Module, described: dict[str, Any]) -> bool | None:
     """Whether a report is about this model; `None` where that cannot be known."""
     if any(p.device.type == "meta" for p in model.parameters()) or described.get("dtype") != dtype_of(model):
         return None
-    return _identity(model) in described.values()
-
-
-def _identity(model: nn.Module) -> str:
-    """The model's hash, as `describe_model` writes it into reports."""
-    return weights_digest(model)
+    ours = describe_model("", model)
+    return next((ours[key] == described[key] for key in _IDENTITIES if key in ours and key in described), None)
 
 
 def _name(model: nn.Module) -> str:

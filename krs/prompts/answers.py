@@ -62,7 +62,8 @@ def encode_answers(
     if len(found) != len(prompts):
         raise KrsError(f"answers= has {len(found)} answers for {len(prompts)} prompts: give one for each")
     check_unpadded(found, ends, "answer", one_may_differ=True)
-    check_unpadded(found, {getattr(tokenizer, "pad_token_id", None)} - {None, *ends}, "answer")
+    pad = getattr(tokenizer, "pad_token_id", None)
+    check_unpadded(found, [] if pad is None or pad in ends else [pad], "answer")
     return tuple(ids[:n_tokens] for ids in found)
 
 

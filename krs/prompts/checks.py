@@ -99,7 +99,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]], where: str) -> list[Me
 
 def is_chat(prompt: Any) -> bool:
     """Whether a checked prompt is chat messages."""
-    return isinstance(prompt, list) and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def check_strings(given: Any, what: str, noun: str = "text") -> list[str]:

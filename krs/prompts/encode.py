@@ -39,7 +39,7 @@ def encode(
     found = tuple(_encode_one(f"prompt {i}", prompt, tokenizer) for i, prompt in enumerate(checked))
     given = [ids for ids, prompt in zip(found, checked, strict=True) if not isinstance(prompt, str | list)]
     ours = getattr(tokenizer, "pad_token_id", None)
-    check_unpadded(given, {*pads} | ({ours} - {None}), "token-id prompt")
+    check_unpadded(given, [*pads] if ours is None else [*pads, ours], "token-id prompt")
     _look_at_ids(given, tokenizer, frozenset(ends))
     return found
 

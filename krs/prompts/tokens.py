@@ -103,9 +103,9 @@ def check_template_arguments(arguments: Any, used: bool) -> dict[str, Any]:
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
-        raise KrsError("chat_template_kwargs is no dict of names: pass one, such as {'enable_thinking': False}")
+        raise KrsError("chat_template_kwargs= is no dict of names: pass one, such as {'enable_thinking': False}")
     if taken := sorted(_OURS & arguments.keys()):
-        raise KrsError(f"chat_template_kwargs={{{taken[0]!r}: …}}: krs sets this itself: leave it out")
+        raise KrsError(f"chat_template_kwargs= has {taken[0]!r}, which krs sets itself: leave it out")
     if arguments and not used:
         raise KrsError(
             "chat_template_kwargs= is for chat messages, and no prompt is one: leave it out, or pass messages "
@@ -125,7 +125,7 @@ def with_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> Any
     for name in arguments:
         if not re.search(rf"\b{re.escape(name)}\b", source):
             raise KrsError(
-                f"chat_template_kwargs={{{name!r}: …}}: the tokenizer's chat template does not use it: look at "
+                f"chat_template_kwargs= has {name!r}, which the tokenizer's chat template does not use: look at "
                 "tokenizer.chat_template for what it takes"
             )
     bound = copy.copy(tokenizer)

@@ -24,6 +24,7 @@ from krs.models.lineage import REPORT
 from krs.models.load import find_tokenizer, load, quiet
 from krs.models.provenance import as_json, describe_model, now, versions, weights_digest
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
+from krs.prompts.notes import prompt_notes, show
 from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, check_texts, to_examples
 from krs.unlearn.memit.requests import Request
@@ -86,6 +87,7 @@ def run(
     folder = checkpoints.output(output_dir, overwrite or not main)
     vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
     reader = with_template_arguments(tokenizer, arguments)
+    notes = _notes([*forget, *(retain or [])], reader, arguments, progress and main)
     started = time.monotonic()
     if isinstance(made, Edit):
         unlearned, made_of, log = _edited(made, vanilla, forget, corpus, reader, progress)
@@ -101,6 +103,7 @@ def run(
             "vanilla": describe_model(model, vanilla),
             **made_of,
             "chat_template_kwargs": as_json(arguments),
+            "notes": notes,
             "seconds": round(time.monotonic() - started, 1),
             "made": now(),
             "versions": versions(),
@@ -150,6 +153,14 @@ def _requests(forget: Iterable[Any]) -> list[Any]:
     if not found:
         raise KrsError("the forget set is empty: give at least one request")
     return found
+
+
+def _notes(texts: Sequence[Any], tokenizer: Tokenizer, arguments: dict[str, Any], progress: bool) -> list[str]:
+    """What about the prompts is most likely not meant; shown with the bars."""
+    prompts = [text["prompt"] for text in texts if isinstance(text, dict) and "prompt" in text]
+    notes = prompt_notes(prompts, tokenizer, arguments)
+    show([f"note: {note}" for note in notes], progress)
+    return notes
 
 
 def _is_chat(text: Any) -> bool:

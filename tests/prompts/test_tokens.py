@@ -96,8 +96,8 @@ def test_template_arguments_reach_the_template_and_leave_the_callers_tokenizer_a
     [
         ("thinking", True, "no dict of names: pass one, such as"),
         ({1: 2}, True, "no dict of names"),
-        ({"tokenize": True}, True, "'tokenize': ….: krs sets this itself"),
-        ({"add_generation_prompt": False}, True, "'add_generation_prompt': ….: krs sets this itself"),
+        ({"tokenize": True}, True, "has 'tokenize', which krs sets itself"),
+        ({"add_generation_prompt": False}, True, "has 'add_generation_prompt', which krs sets itself"),
         ({"enable_thinking": False}, False, "is for chat messages, and no prompt is one"),
     ],
 )
@@ -107,7 +107,7 @@ def test_template_arguments_that_cannot_be(arguments, used, message):
 
 
 def test_a_template_argument_that_the_template_does_not_know_is_refused():
-    with pytest.raises(KrsError, match="'enable_thinkin': ….: the tokenizer's chat template does not use it"):
+    with pytest.raises(KrsError, match="has 'enable_thinkin', which the tokenizer's chat template does not use"):
         with_template_arguments(tokenizer_with(), {"enable_thinkin": False})
     assert check_template_arguments(None, False) == {}
 

@@ -71,7 +71,7 @@ def test_template_arguments_change_the_prompts_and_are_kept(models, tmp_path):
     assert thinking.provenance["tokens_sha256"] != plain.provenance["tokens_sha256"]
     again = krs.load_result(thinking.save(tmp_path / "r.krs"))
     assert again.provenance["chat_template_kwargs"] == {"enable_thinking": True}
-    with pytest.raises(KrsError, match="does not use it"):
+    with pytest.raises(KrsError, match="chat template does not use"):
         _sweep(models, ASKED, tokenizer, chat_template_kwargs={"thinking": True})
     with pytest.raises(KrsError, match="is for chat messages, and no prompt is one"):
         _sweep(models, TEXTS, tokenizer, chat_template_kwargs={"enable_thinking": True})

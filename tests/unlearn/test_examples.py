@@ -1,5 +1,7 @@
 """Forget and retain texts: their forms, and what ends an answer that is trained on."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -96,8 +98,6 @@ def test_training_ends_answers_as_the_model_and_takes_generators_and_template_ar
     model.generation_config.eos_token_id = [23, 2]
     asked = [([{"role": "user", "content": "the cat"}], "the sun")]
     options = {"tokenizer": tokenizer_with(), "steps": 1, "learning_rate": 1e-2, "progress": False}
-    import json
-
     reports = {}
     for thinking in (False, True):
         folder = tmp_path / str(thinking)
@@ -110,6 +110,14 @@ def test_training_ends_answers_as_the_model_and_takes_generators_and_template_ar
     assert reports[False]["forget"]["sha256"] != reports[True]["forget"]["sha256"]
     with pytest.raises(KrsError, match="chat_template_kwargs= is for chat messages, and no prompt is one"):
         unlearn.run("ga", model, forget=[PAIR], chat_template_kwargs={"enable_thinking": True}, **options)
+
+
+def test_bare_prompts_for_a_chat_model_are_noted_in_the_report_and_shown(tmp_path, capsys):
+    options = {"tokenizer": tokenizer_with(), "steps": 1, "learning_rate": 1e-2}
+    unlearn.run("ga", build("llama"), forget=[PAIR, "the cat sat on"], output_dir=tmp_path / "u", **options)
+    (note,) = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())["notes"]
+    assert note.startswith("1 of 1 prompts are bare text, though the tokenizer has a chat template")
+    assert f"note: {note}" in capsys.readouterr().err
 
 
 def test_requests_that_are_none_are_numbered(as_a_user):
