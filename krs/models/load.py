@@ -19,6 +19,7 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.models.bundled import bundled
 from krs.models.gguf import converted
+from krs.prompts import kind
 
 BUNDLED = "smollm2"
 
@@ -80,6 +81,8 @@ def _offloading(offload: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def locate(name: str | Path) -> tuple[str, bool]:
     """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
+    if not isinstance(name, str | Path):
+        raise KrsError(f"krs.load takes a name, and was given {kind(name)}: a model that is loaded is passed as it is")
     if str(name) == BUNDLED and not Path(name).exists():
         return str(bundled()), True
     path = Path(name).expanduser()

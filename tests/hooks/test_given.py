@@ -46,6 +46,12 @@ def test_training_says_it_too(as_a_user):
         krs.unlearn.run("ga", (MODEL, None), forget=["a text"])
 
 
+def test_loading_what_is_no_name(as_a_user):
+    for given, name in ((None, "None"), (MODEL, "a Linear"), ((MODEL, None), "a tuple")):
+        with pytest.raises(KrsError, match=f"krs.load takes a name, and was given {name}: a model that is loaded is"):
+            krs.load(given)
+
+
 def test_prompts_in_a_models_place_and_models_in_the_prompts(as_a_user):
     with pytest.raises(KrsError, match="prompts is a Linear: pass a list of prompts; models come first"):
         krs.sweep(["a"], MODEL, MODEL)

@@ -9,6 +9,7 @@ import krs
 from krs import KrsError, KrsWarning, unlearn
 from krs.unlearn.examples import check_texts, to_examples
 from krs.unlearn.memit import covariance, requests_from, to_requests
+from krs.unlearn.memit.places import site
 from tests.prompts.tokenizers import tokenizer_with
 from tests.tiny import build
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -134,6 +135,19 @@ def test_requests_that_are_none_are_numbered(as_a_user):
     assert [r.subject for r in requests_from((q for q in ["the cat sat"]), subjects=["cat"])] == ["cat"]
     with pytest.raises(KrsError, match="corpus text 0 is None"):
         covariance(build("llama"), tiny_tokenizer(), [None], [1], min_tokens=1)
+
+
+def test_a_request_is_edited_where_it_would_be_without_the_end_behind_a_text():
+    places = []
+    for around in ("<s> $A", "<s> $A </s>"):
+        tokenizer = tokenizer_with(around)
+        (sited,) = site(to_requests([("cat", "the cat sat", "on")]), ("{}",), tokenizer, 50)
+        places.append((sited.places[0].ids, sited.essence.ids, sited.places[0].continuation("red", tokenizer)))
+    assert places[0] == places[1]
+    assert places[0][0] == (0, 5, 14, 24)
+    assert places[0][2] == (18,)
+    rendered = [("cat", "<s> the cat sat", "on")]  # text with a BOS of its own gets no second one
+    assert site(to_requests(rendered), ("{}",), tokenizer_with("<s> $A"), 50)[0].places[0].ids == (0, 5, 14, 24)
 
 
 def test_one_question_where_several_are_wanted():
