@@ -54,7 +54,8 @@ def listed(given: Any, what: str, noun: str) -> list[Any]:
     if isinstance(given, Tensor):
         return list(given.unbind())
     if not isinstance(given, Iterable):
-        raise KrsError(f"{what} is {kind(given)}: {remedy}")
+        more = ", such as krs.data.as_chat(concept.questions)" if hasattr(given, "questions") else ""
+        raise KrsError(f"{what} is {kind(given)}: {remedy}{more}")
     return list(given)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from krs import KrsError
+from krs.data import load_concept
 from krs.prompts import check_prompts, check_strings
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -71,6 +72,10 @@ def test_what_is_taken(given, expected):
         (lambda: 3, r"prompts is an int \(3\): pass a list"),
         (lambda: Path("p.txt"), "prompts is a path: read the file first"),
         (lambda: set(TEXTS), r"prompts is a set, which has no order: pass a list of prompts, such as sorted"),
+        (
+            lambda: load_concept("paris"),
+            r"is a Concept: pass a list of prompts, such as krs.data.as_chat\(concept",
+        ),
         (lambda: {"a": "b"}, "prompts is a dict: pass a list of prompts"),
         (
             lambda: pd.DataFrame({"question": TEXTS}),
