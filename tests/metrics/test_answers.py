@@ -111,6 +111,7 @@ def test_questions_in_other_forms(models, as_a_user):
     assert _ask(*models, target=padded).frame.vanilla.equals(_ask(*models, target=UNRELATED).frame.vanilla)
 
 
+@pytest.mark.filterwarnings("ignore:.*vanilla answers are empty:krs.KrsWarning")
 def test_template_arguments_are_kept(models):
     from tests.prompts.tokenizers import tokenizer_with
 
