@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from krs._lazy import on_demand
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
     from krs import data, hooks, metrics, plots, unlearn
@@ -59,6 +59,7 @@ __all__ = [
     "WEIGHTS",
     "Generated",
     "KrsError",
+    "KrsWarning",
     "Plan",
     "SweepResult",
     "data",

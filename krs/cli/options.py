@@ -10,4 +10,8 @@ import typer
 Vanilla = Annotated[str, typer.Argument(help="directory, hub id, GGUF file, or 'smollm2'")]
 Unlearned = Annotated[str, typer.Argument(help="the same, of the unlearned model")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="directory to write to")]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option("--template-arg", help="for the chat template, such as enable_thinking=false; may be repeated"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]

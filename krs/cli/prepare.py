@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from krs.cli.options import Output, Quiet
+from krs import files
+from krs.cli.options import Output, Quiet, TemplateArgs
 from krs.cli.shell import app
 
 
@@ -21,6 +22,7 @@ def prepare(
     chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask a model about a concept, and write what the other commands take.
@@ -31,6 +33,7 @@ def prepare(
     from krs.unlearn.prepare import prepare as write
 
     options = {"retain_from": retain_from, "chat": chat, "n_tokens": n_tokens, "overwrite": overwrite, "quiet": quiet}
+    options["chat_template_kwargs"] = files.template_arguments(template_arg)
     found = write(concept, model, output, name, **options)  # type: ignore[arg-type]
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")

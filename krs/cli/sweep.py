@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, Unlearned, Vanilla
+from krs.cli.options import Output, Quiet, TemplateArgs, Unlearned, Vanilla
 from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app
 
@@ -28,6 +28,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
@@ -51,6 +52,7 @@ def sweep(
             answers=given,
             offload=offload,  # type: ignore[arg-type]
             progress=not quiet,
+            chat_template_kwargs=files.template_arguments(template_arg),
             checkpoint=output / "sweep.krs",
         )
     write_table(result.to_frame(), output / "krs.csv")

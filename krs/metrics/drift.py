@@ -19,8 +19,10 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import REMEDY
+from krs.hooks.given import check_model
 from krs.hooks.unwrap import is_adapter, outside, plain_modules
 from krs.hooks.weights import effective_parameters
+from krs.models.lineage import check_roles
 from krs.models.load import load
 from krs.models.pair import Vocabulary, check_pair
 
@@ -95,8 +97,12 @@ def drift(
     modules that do not apply one weight to every input, for offloaded weights, and for weights that are NaN or
     infinite.
     """
+    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
+        if not isinstance(given, str | Path):
+            check_model(given, side)
     models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
     v, u = check_pair(models[0], models[1], vocabulary)
+    check_roles(v.model, u.model)
     return _compare(v, u)
 
 

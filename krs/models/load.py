@@ -20,6 +20,7 @@ from krs.errors import KrsError
 from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
 from krs.models.gguf import converted
+from krs.prompts import kind
 
 BUNDLED = "smollm2"
 
@@ -82,6 +83,8 @@ def _offloading(offload: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def locate(name: str | Path) -> tuple[str, bool]:
     """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
+    if not isinstance(name, str | Path):
+        raise KrsError(f"krs.load takes a name, and was given {kind(name)}: a model that is loaded is passed as it is")
     if str(name) == BUNDLED and not Path(name).exists():
         return str(bundled()), True
     path = Path(name).expanduser()
@@ -108,7 +111,7 @@ def find_tokenizer(model: nn.Module) -> Tokenizer | None:
     from transformers import AutoTokenizer
 
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or getattr(model, "name_or_path", "")
-    if not name:
+    if not name or _has_no_tokenizer(name):
         return None
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
@@ -119,12 +122,16 @@ def find_tokenizer(model: nn.Module) -> Tokenizer | None:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
+def _has_no_tokenizer(where: str) -> bool:
+    """Whether it is a model's directory without a tokenizer's files, for which transformers would make an empty one."""
+    return (Path(where) / "config.json").is_file() and not any((Path(where) / f).is_file() for f in _TOKENIZER_FILES)
+
+
 def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer | None:
     from transformers import AutoTokenizer
 
-    if (Path(where) / "config.json").is_file() and not any((Path(where) / f).is_file() for f in _TOKENIZER_FILES):
+    if _has_no_tokenizer(where):
         return None
-
     passed = {k: options[k] for k in ("local_files_only", "revision", "trust_remote_code", "token") if k in options}
     try:
         return AutoTokenizer.from_pretrained(where, **passed)

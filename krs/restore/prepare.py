@@ -10,22 +10,15 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.given import check_model
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.load import find_tokenizer, load, locate
-from krs.models.pair import Vocabulary, vocabulary_of
-from krs.prompts import (
-    Ids,
-    Prompt,
-    Scoring,
-    TokenBatch,
-    check_prompts,
-    needs_tokenizer,
-    next_token_batch,
-    paper_code_batch,
-)
+from krs.models.pair import Vocabulary
+from krs.prompts import Ids, Scoring, TokenBatch, needs_tokenizer, next_token_batch, paper_code_batch
 from krs.restore.engines import engine_names
 
 Model: TypeAlias = nn.Module | str | Path
@@ -46,17 +39,19 @@ def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
 def resolve(
     vanilla: Model,
     unlearned: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Any],
     tokenizer: Tokenizer | None,
     scoring: Scoring,
     offload: Offload | None = None,
     vocabulary: Vocabulary = "same",
 ) -> tuple[Any, Any, Tokenizer | None]:
-    """Load what is given by name, and find a tokenizer if one is needed."""
-    for given in (vanilla, unlearned):
+    """Load what is given by name, and find a tokenizer if one is needed for the (checked) prompts."""
+    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
         if isinstance(given, str | Path):
             locate(given)
-        elif offload is not None:
+            continue
+        check_model(given, side)
+        if offload is not None:
             raise KrsError(
                 "offload= is for models given by name; one that is loaded stays as it is: load it with "
                 "krs.load(…, offload='disk') or device_map=, or pass its name"
@@ -69,14 +64,14 @@ def resolve(
             tokenizers.append(beside)
         else:
             model = given
-            if tokenizer is None and isinstance(model, nn.Module):
+            if tokenizer is None:
                 tokenizers.append(find_tokenizer(model))
         models.append(model)
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
         _same_vocabulary(found[0], found[1], vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
-    if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
+    if chosen is None and (needs_tokenizer(prompts) or scoring == "paper-code"):
         raise KrsError(
             "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
             "prompts as lists of token ids (and scoring='next-token')"
@@ -102,21 +97,7 @@ def check_tokens(
     rows: int | None = None,
 ) -> None:
     """Raise `KrsError` for ids outside the vocabulary (or its first `rows`) and prompts longer than the context."""
-    config: Any = body.model.config
-    vocabulary = vocabulary_of(body.model) if rows is None else rows
-    for i, row in enumerate(answers or ()):
-        if bad := [t for t in row if not 0 <= t < vocabulary]:
-            raise KrsError(f"answer {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
-    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
-    context = next((int(getattr(config, n)) for n in names if getattr(config, n, None)), None)
-    for i, row in enumerate(ids):
-        if bad := [t for t in row if not 0 <= t < vocabulary]:
-            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
-        if context is not None and len(row) + n_tokens > context:
-            raise KrsError(
-                f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
-                f"{context}: shorten it or lower n_tokens"
-            )
+    check_fits(ids, n_tokens, body.model, answers, rows)
 
 
 def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:

@@ -151,9 +151,14 @@ class SweepResult:
 
     @property
     def notes(self) -> list[str]:
-        """Why scores are NaN, if some are, and why it was not the fastest engine, if it was not."""
+        """Why scores are NaN, if some are, why it was not the fastest engine, if it was not, and what about the input
+        is most likely not meant."""
         slow = self.provenance.get("engine_note")
-        return sorted({score.reason for score in self.scores if score.reason}) + ([slow] if slow else [])
+        return (
+            sorted({score.reason for score in self.scores if score.reason})
+            + ([slow] if slow else [])
+            + self.provenance.get("notes", [])
+        )
 
     @property
     def complete(self) -> bool:

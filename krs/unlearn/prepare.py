@@ -28,6 +28,7 @@ def prepare(
     n_tokens: int = 30,
     overwrite: bool = False,
     quiet: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Concept:
     """Ask a model a concept's questions, and write what `krs unlearn` and `krs answers` take.
 
@@ -46,6 +47,7 @@ def prepare(
         n_tokens: at most so many tokens an answer.
         overwrite: replace files of these names in the directory.
         quiet: show no bars.
+        chat_template_kwargs: arguments of the chat template, as in `krs.sweep`.
 
     Raises `KrsError` for a concept that there is not, files that are there already, and a model without tokenizer.
     """
@@ -64,7 +66,15 @@ def prepare(
 
     def asked(questions: Sequence[str]) -> list[dict[str, Any]]:
         prompts: Any = as_chat(tuple(questions)) if chat else list(questions)
-        said = generate(vanilla, None, prompts, tokenizer=tokenizer, n_tokens=n_tokens, progress=not quiet)
+        said = generate(
+            vanilla,
+            None,
+            prompts,
+            tokenizer=tokenizer,
+            n_tokens=n_tokens,
+            progress=not quiet,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         rows = zip(questions, said, said.token_ids, strict=True)
         return [{"prompt": q, "answer": a, "ends": ids[-1] in ends} for q, a, ids in rows if a.strip()]
 
