@@ -111,9 +111,5 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         rows = self._body.units(point, layer)
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            old = read_weight(module, path).detach()
-            new = new_weight(patch, point, layer, i, old, rows)
-            made_in_inference = old.is_inference()  # only there may such a weight be written
-            with torch.inference_mode(made_in_inference):
-                undo = replace_weight(module, path, new)
-            stack.callback(torch.inference_mode(made_in_inference)(undo))
+            new = new_weight(patch, point, layer, i, read_weight(module, path).detach(), rows)
+            stack.callback(replace_weight(module, path, new))

@@ -138,17 +138,16 @@ def own_bias(module: nn.Module, forward: Callable[[Tensor], Tensor], like: Tenso
 def _written(rows: Tensor, value: Tensor) -> Callable[[], None]:
     saved = rows.detach().clone()
 
-    def undo() -> None:
-        with torch.no_grad():
-            rows.copy_(saved)
+    def write(what: Tensor) -> None:
+        with torch.inference_mode(rows.is_inference()), torch.no_grad():  # only there may such a weight be written
+            rows.copy_(what)
 
     try:
-        with torch.no_grad():
-            rows.copy_(value)
+        write(value)
     except BaseException:
-        undo()
+        write(saved)
         raise
-    return undo
+    return lambda: write(saved)
 
 
 def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
@@ -162,17 +161,15 @@ def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
         )
     if elsewhere := [n for n in ours if "meta" in (ours[n].device.type, theirs[n].device.type)]:
         raise KrsError(f"{elsewhere[0]!r} is offloaded and not in memory, so it cannot be replaced here")
-    saved = {name: p.detach().clone() for name, p in ours.items()}
+    undoing: list[Callable[[], None]] = []
 
     def undo() -> None:
-        with torch.no_grad():
-            for name, value in saved.items():
-                ours[name].copy_(value)
+        while undoing:
+            undoing.pop()()
 
     try:
-        with torch.no_grad():
-            for name, p in ours.items():
-                p.copy_(theirs[name])
+        for name, p in ours.items():
+            undoing.append(_written(p, theirs[name]))
     except BaseException:
         undo()
         raise

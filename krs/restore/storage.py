@@ -234,7 +234,7 @@ def _shape(array: np.ndarray) -> str:
     return f"{array.dtype} of {list(array.shape)}"
 
 
-def _setting(said: str | list[dict[str, Any]]) -> Setting:
+def _setting(said: Any) -> Setting:
     if isinstance(said, list):
         try:
             return setting_from(said)
