@@ -23,7 +23,7 @@ def point_as_dict(point: Point) -> dict[str, Any]:
     return found | {"whole": point.whole}
 
 
-def point_from_dict(said: dict[str, Any]) -> Point:
+def point_from_dict(said: Any) -> Point:
     """The point again; raises `KeyError`, `TypeError` or `ValueError` for what is none."""
     chosen = said.get("chosen")
     common = (str(said["name"]), str(said["role"]), str(said["label"]))
@@ -35,6 +35,6 @@ def point_from_dict(said: dict[str, Any]) -> Point:
     return ActivationPoint(*common, said["side"], chosen=picked, heads_of=said["heads_of"])
 
 
-def setting_from(said: list[dict[str, Any]]) -> Setting:
+def setting_from(said: list[Any]) -> Setting:
     """A setting from its points."""
     return Setting(tuple(point_from_dict(p) for p in said))
