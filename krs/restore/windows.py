@@ -51,7 +51,7 @@ class Shape:
     size: int = 0
     listed: tuple[tuple[int, ...], ...] = ()
 
-    def over(self, n_layers: int) -> tuple[Window, ...]:
+    def over(self, n_layers: int) -> tuple[Window, ...]:  # noqa: PLR0911
         """The windows over layers 0 … n_layers-1. Raises `KrsError` where they do not fit."""
         layers = range(n_layers)
         match self.kind:
