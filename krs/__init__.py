@@ -12,16 +12,18 @@ True
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from krs import hooks, metrics
+from krs._lazy import on_demand
 from krs.errors import KrsError
-from krs.generation import Generated, generate
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
-from krs.models import load
-from krs.restore import Plan, SweepResult, load_result, sweep, windows
+
+if TYPE_CHECKING:
+    from krs import data, hooks, metrics, plots, unlearn
+    from krs.generation import Generated, generate
+    from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+    from krs.models import load
+    from krs.restore import Plan, SweepResult, load_result, sweep, windows
 
 __version__ = version("krs")
 
@@ -45,11 +47,14 @@ __all__ = [
     "windows",
 ]
 
-_ON_DEMAND = ("data", "plots", "unlearn")
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Rooms that need an extra's libraries are imported when they are first used."""
-    if name in _ON_DEMAND:
-        return import_module(f"krs.{name}")
-    raise AttributeError(f"module 'krs' has no attribute {name!r}")
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "unlearn")},
+        "windows": "krs.restore.windows",
+        **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
+        **dict.fromkeys(("ATTN_OUT", "MLP_COEF", "VALUE_VECTORS"), "krs.hooks.points:"),
+        "load": "krs.models:",
+        **dict.fromkeys(("Plan", "SweepResult", "load_result", "sweep"), "krs.restore:"),
+    },
+)

@@ -123,3 +123,25 @@ def test_text_files(tmp_path):
         "prompt": [{"role": "user", "content": "who"}],
         "answer": "she",
     }
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--version"], "0."),
+        (["sweep", "--help"], "--prompts"),
+        (["sweep", "a", "b", "--promts", "x"], "No such option"),
+        (["sweep", "a", "b", "--prompts", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
+        (["answers", "a", "b", "--target", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
+        (["unlearn", "ga", "--model", "m", "--forget", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
+    ],
+)
+def test_what_a_mistyped_command_says_does_not_wait_for_torch(args, says, tmp_path):
+    code = (
+        "import sys\nfrom krs.cli import main\n"
+        f"sys.argv = ['krs', *{args!r}]\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert says in done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("False False")

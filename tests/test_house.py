@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "_typing": 0,
+    "_lazy": 0,
     "hooks": 1,
     "data": 1,
     "files": 1,

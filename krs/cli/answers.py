@@ -1,0 +1,56 @@
+"""`krs answers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs import files
+from krs.cli.options import Output, Quiet, Unlearned, Vanilla
+from krs.cli.shell import app
+from krs.errors import KrsError
+
+
+@app.command()
+def answers(
+    vanilla: Vanilla,
+    unlearned: Unlearned,
+    target: Annotated[Path, typer.Option(help="questions about what was unlearned; a file as for sweep")],
+    output: Output,
+    unrelated: Annotated[Path | None, typer.Option(help="questions about other things")] = None,
+    chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
+    n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
+    reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
+    asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
+    names = ["answers.json", "answers.csv", "fig2.png"]
+    if (output / names[0]).exists() and not overwrite:
+        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+
+    import krs
+    from krs.plots import save_figure
+
+    found = krs.metrics.answers(
+        vanilla,
+        unlearned,
+        *asked,
+        n_tokens=n_tokens,
+        bleu=bleu,  # type: ignore[arg-type]
+        reuse=None if reuse is None else krs.metrics.load_answers(reuse),
+        progress=not quiet,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    found.save(output / "answers.json")
+    found.frame.to_csv(output / "answers.csv", index=False)
+    print(found)
+    if unrelated is not None:
+        save_figure({"": [found]}, output / names[2])
+    else:
+        (output / names.pop()).unlink(missing_ok=True)
+    print(f"written to {output}/: {', '.join(names)}")

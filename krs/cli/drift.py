@@ -1,0 +1,30 @@
+"""`krs drift`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs.cli.options import Unlearned, Vanilla
+from krs.cli.shell import app
+
+
+@app.command()
+def drift(
+    vanilla: Vanilla,
+    unlearned: Unlearned,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+) -> None:
+    """How far the weights of two models are apart, by component (and by layer in the files)."""
+    import krs
+    from krs.plots import save_figure
+
+    found = krs.metrics.drift(vanilla, unlearned)
+    print(found)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        found.frame.to_csv(output / "drift.csv", index=False)
+        save_figure(found, output / "drift.png")
+        print(f"written to {output}/: drift.csv, drift.png")

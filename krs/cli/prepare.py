@@ -1,0 +1,40 @@
+"""`krs prepare`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from krs.cli.options import Output, Quiet
+from krs.cli.shell import app
+
+
+@app.command()
+def prepare(
+    concept: Annotated[str, typer.Argument(help="a bundled concept, or a file of concepts (the paper's format too)")],
+    model: Annotated[str, typer.Option(help="the vanilla model, whose answers are to be unlearned")],
+    output: Output,
+    name: Annotated[str | None, typer.Option(help="which concept of the file")] = None,
+    retain_from: Annotated[str, typer.Option(help="whose retain questions serve one that has none")] = "harry_potter",
+    chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
+    n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a model about a concept, and write what the other commands take.
+
+    forget.jsonl and retain.jsonl hold questions with the model's own answers, requests.jsonl the same for MEMIT, and
+    target.txt and unrelated.txt questions alone.
+    """
+    from krs.unlearn.prepare import prepare as write
+
+    options = {"retain_from": retain_from, "chat": chat, "n_tokens": n_tokens, "overwrite": overwrite, "quiet": quiet}
+    found = write(concept, model, output, name, **options)  # type: ignore[arg-type]
+    print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
+    print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
+    print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
+    next_one = ["krs", "unlearn", "npo_kl", "--model", model, *(["--chat"] if chat else [])]
+    next_one += ["--forget", f"{output}/forget.jsonl", "--retain", f"{output}/retain.jsonl", "-o", f"{output}/npo_kl"]
+    print(f"next, for one: {shlex.join(next_one)}")

@@ -1,0 +1,39 @@
+"""The application that the commands are registered with, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from krs import files
+from krs.errors import KrsError
+
+app = typer.Typer(
+    help="Has an unlearned language model forgotten, or only learned not to say?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    """Has an unlearned language model forgotten, or only learned not to say?"""
+    if show:
+        import krs
+
+        print(krs.__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors of ours are printed as one message, without a traceback."""
+    try:
+        app()
+    except KrsError as error:
+        print(f"krs: {files.in_options(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None

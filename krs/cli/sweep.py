@@ -1,0 +1,58 @@
+"""`krs sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs import files
+from krs.cli.options import Output, Quiet, Unlearned, Vanilla
+from krs.cli.shell import app
+
+
+@app.command()
+def sweep(
+    vanilla: Vanilla,
+    unlearned: Unlearned,
+    prompts: Annotated[Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings or chat messages")],
+    output: Output,
+    settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
+    window: Annotated[int, typer.Option(help="width of the centred window, odd")] = 5,
+    n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
+    scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
+    chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
+    answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,
+    engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
+    memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
+    offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    asked = files.questions(prompts, chat)
+    given = None if answers is None else files.read_prompts(answers)
+
+    import krs
+    from krs.plots import save_figure
+
+    output.mkdir(parents=True, exist_ok=True)
+    result = krs.sweep(
+        vanilla,
+        unlearned,
+        asked,
+        settings=settings or None,
+        windows=window,
+        n_tokens=n_tokens,
+        scoring=scoring,  # type: ignore[arg-type]
+        engine=engine,  # type: ignore[arg-type]
+        memory=memory,
+        answers=given,
+        offload=offload,  # type: ignore[arg-type]
+        progress=not quiet,
+        checkpoint=output / "sweep.krs",
+    )
+    result.to_frame().to_csv(output / "krs.csv", index=False)
+    print(result)
+    save_figure(result, output / "fig1.png")
+    print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")

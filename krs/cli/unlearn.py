@@ -1,0 +1,68 @@
+"""`krs unlearn`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs import files
+from krs.cli.options import Output, Quiet
+from krs.cli.shell import app
+
+
+@app.command()
+def unlearn(
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="dpo_idk, dpo_retain_text, ga, grad_diff, grad_diff_ce, memit_empty, memit_entropy, npo, npo_kl, "
+            "simnpo or a plugin's"
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="directory, hub id, GGUF file, or 'smollm2'")],
+    forget: Annotated[Path, typer.Option(help="a text a line; or .json / .jsonl of texts or {prompt, answer}")],
+    output: Output,
+    retain: Annotated[Path | None, typer.Option(help="the same, of what is to be kept")] = None,
+    corpus: Annotated[Path | None, typer.Option(help="any text, a line a text or .jsonl; for MEMIT")] = None,
+    chat: Annotated[bool, typer.Option(help="put the prompts of pairs through the chat template")] = False,
+    dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Unlearn texts from a copy of a model; writes model, tokenizer and krs_unlearn.json to a new directory.
+
+    Interrupted, the same command goes on from the last checkpoint. Several processes: put `accelerate launch -m
+    krs.cli` in the place of `krs`.
+    """
+    texts = {
+        "forget": files.texts(forget, chat),
+        "retain": None if retain is None else files.texts(retain, chat),
+        "corpus": None if corpus is None else files.texts(corpus),
+    }
+    options = dict(files.setting(given) for given in settings or [])
+
+    from krs import unlearn as methods
+
+    methods.run(
+        method,
+        model,
+        **texts,
+        output_dir=output,
+        overwrite=overwrite,
+        dtype=files.dtype(dtype),
+        progress=not quiet,
+        **options,
+    )
+    if int(os.environ.get("RANK", "0")):
+        return
+    report = json.loads((output / methods.REPORT).read_text(encoding="utf-8"))
+    did = f"value vectors edited at layers {report.get('edited_layers')}"
+    if "steps" in report:
+        ended = f", stopped: {report['stopped']}" if report["stopped"] else ""
+        did = f"{report['steps']} steps, last loss {report['log'][-1]['loss']:.4g}{ended}"
+    print(f"{method}: {did}; {report['seconds']:.0f} s; written to {output}/")
