@@ -19,6 +19,7 @@ FLOORS = {
     "_lazy": 0,
     "hooks": 1,
     "data": 1,
+    "names": 0,
     "files": 1,
     "prompts": 1,
     "models": 2,

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, Unlearned, Vanilla
-from krs.cli.shell import app
+from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.shell import app, check_names
 from krs.errors import KrsError
 
 
@@ -25,9 +25,14 @@ def answers(
     bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    tokenizer: TokenizerName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
+    check_names(vanilla, unlearned)
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     names = ["answers.json", "answers.csv", "fig2.png"]
     if (output / names[0]).exists() and not overwrite:
@@ -44,6 +49,10 @@ def answers(
         bleu=bleu,  # type: ignore[arg-type]
         reuse=None if reuse is None else krs.metrics.load_answers(reuse),
         progress=not quiet,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
     )
     output.mkdir(parents=True, exist_ok=True)
     found.save(output / "answers.json")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from krs.cli.options import Unlearned, Vanilla
-from krs.cli.shell import app
+from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
+from krs.cli.shell import app, check_names
 
 
 @app.command()
@@ -16,12 +16,17 @@ def drift(
     vanilla: Vanilla,
     unlearned: Unlearned,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """How far the weights of two models are apart, by component (and by layer in the files)."""
+    check_names(vanilla, unlearned)
+
     import krs
     from krs.plots import save_figure
 
-    found = krs.metrics.drift(vanilla, unlearned)
+    found = krs.metrics.drift(vanilla, unlearned, device=device, dtype=dtype, device_map=device_map)
     print(found)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

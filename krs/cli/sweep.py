@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, Unlearned, Vanilla
-from krs.cli.shell import app
+from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.shell import app, check_names
 
 
 @app.command()
@@ -27,9 +27,14 @@ def sweep(
     engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    tokenizer: TokenizerName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)
 
@@ -50,6 +55,10 @@ def sweep(
         answers=given,
         offload=offload,  # type: ignore[arg-type]
         progress=not quiet,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
         checkpoint=output / "sweep.krs",
     )
     result.to_frame().to_csv(output / "krs.csv", index=False)

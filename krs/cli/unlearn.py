@@ -11,7 +11,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Output, Quiet
-from krs.cli.shell import app
+from krs.cli.shell import app, check_names
 
 
 @app.command()
@@ -39,6 +39,7 @@ def unlearn(
     Interrupted, the same command goes on from the last checkpoint. Several processes: put `accelerate launch -m
     krs.cli` in the place of `krs`.
     """
+    check_names(model)
     texts = {
         "forget": files.texts(forget, chat),
         "retain": None if retain is None else files.texts(retain, chat),

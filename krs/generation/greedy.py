@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
-from krs.models.load import find_tokenizer
+from krs.models.given import load_given
 from krs.models.pair import check_pair
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
 from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
 
@@ -51,14 +53,17 @@ class Generated:
 
 
 def generate(
-    vanilla: nn.Module,
-    unlearned: nn.Module | None,
+    vanilla: nn.Module | str | Path,
+    unlearned: nn.Module | str | Path | None,
     prompts: Sequence[Prompt],
     *,
     restore: Placement | Sequence[Placement] = (),
     n_tokens: int = 30,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     progress: bool = True,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Generated:
     """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
 
@@ -79,21 +84,29 @@ def generate(
         prompts: as in `krs.sweep`.
         restore: what to put back; nothing gives the unlearned model's own answers.
         n_tokens: at most so many tokens an answer.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
     """
     placements = [restore] if isinstance(restore, Placement) else list(restore)
     if any(p.positions is not None for p in placements):
         raise KrsError("generate() restores at every position: leave positions= out")
+    if unlearned is None and placements:
+        raise KrsError("restore= needs the unlearned model to restore into: generate(vanilla, unlearned, …)")
+    given = {"vanilla": vanilla} | ({} if unlearned is None else {"unlearned": unlearned})
+    tokenizer = as_tokenizer(tokenizer)
+    loaded = load_given(given, device=device, dtype=dtype, device_map=device_map)
+    vanilla, unlearned = loaded[0][0], loaded[1][0] if len(loaded) > 1 else None
     if unlearned is None:
-        if placements:
-            raise KrsError("restore= needs the unlearned model to restore into: generate(vanilla, unlearned, …)")
         models: tuple[nn.Module, ...] = (_plain(vanilla),)
     else:
         v, u = check_pair(vanilla, unlearned)
         for p in placements:
             u.require(p.points, p.layers)
         models = (v.model, u.model)
-    if tokenizer is None:
-        tokenizer = find_tokenizer(models[0])
+    tokenizer = tokenizer or next((beside for _, beside in loaded if beside is not None), None)
+    tokenizer = tokenizer or next((t for m in models if (t := find_tokenizer(m)) is not None), None)
     ids = encode(prompts, tokenizer if needs_tokenizer(list(prompts)) else None)
     answers = greedy(models[0], ids, n_tokens, models[1] if len(models) > 1 else None, placements, progress)
     if tokenizer is None:

@@ -17,9 +17,10 @@ from krs.errors import KrsError
 from krs.generation.forward import device_of, logits_at
 from krs.generation.greedy import greedy
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
-from krs.models.load import find_tokenizer, load
+from krs.models.given import load_given
 from krs.models.pair import check_pair
 from krs.models.provenance import describe_model, now, versions
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
 
 SIDES = ("target", "unrelated")
@@ -100,12 +101,15 @@ def answers(
     target: Sequence[Prompt],
     unrelated: Sequence[Prompt] = (),
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     n_tokens: int = 30,
     bleu: BleuKind = "sacrebleu",
     refusals: Sequence[str] = REFUSALS,
     reuse: Answers | None = None,
     progress: bool = True,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Answers:
     """Ask both models the same questions and compare their greedy answers.
 
@@ -121,21 +125,27 @@ def answers(
         unlearned: as in `krs.sweep`.
         target: prompts about what was unlearned.
         unrelated: prompts about other things.
-        tokenizer: looked for beside the vanilla model's checkpoint if not given.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         n_tokens: at most so many tokens an answer.
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
     """
     check_kind(bleu)
-    models = [load(m) if isinstance(m, str | Path) else (m, None) for m in (vanilla, unlearned)]
+    reader = as_tokenizer(tokenizer)
+    given = {"vanilla": vanilla, "unlearned": unlearned}
+    models = load_given(given, device=device, dtype=dtype, device_map=device_map)
     v, u = (body.model for body in check_pair(models[0][0], models[1][0]))
-    reader = tokenizer or models[0][1] or find_tokenizer(v)
+    reader = reader or models[0][1] or find_tokenizer(v) or models[1][1] or find_tokenizer(u)
     if reader is None:
         raise KrsError(
-            "no tokenizer was found beside the vanilla model: pass tokenizer=AutoTokenizer.from_pretrained(…)"
+            "no tokenizer was found beside the models: pass tokenizer=, one that is loaded or the name of a model that "
+            "has it"
         )
     asked = {side: list(given) for side, given in zip(SIDES, (target, unrelated), strict=True)}
     ids = {side: encode(given, reader) for side, given in asked.items() if given or side == "target"}

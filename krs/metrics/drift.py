@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
-from krs.models.load import load
+from krs.models.devices import summable
+from krs.models.given import load_given
 from krs.models.pair import check_pair
 
 
@@ -65,7 +67,14 @@ class Drift:
         return str(self.by_component().to_html(float_format=lambda x: f"{x:.8f}", border=0))
 
 
-def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) -> Drift:
+def drift(
+    vanilla: nn.Module | str | Path,
+    unlearned: nn.Module | str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
+) -> Drift:
     """Compare two models' weights.
 
     >>> import krs
@@ -79,12 +88,16 @@ def drift(vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path) ->
     Args:
         vanilla: as in `krs.sweep`.
         unlearned: as in `krs.sweep`.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), and for offloaded
     weights.
     """
-    models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
-    v, u = check_pair(*models)
+    given = {"vanilla": vanilla, "unlearned": unlearned}
+    models = load_given(given, device=device, dtype=dtype, device_map=device_map)
+    v, u = check_pair(*(model for model, _ in models))
     return _compare(v, u)
 
 
@@ -127,8 +140,8 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
     """Dot product, squared norms, how many are identical, how many there are; float64, a slice at a time."""
     total = torch.zeros(5, dtype=torch.float64)
     for x, y in _slices(a.detach().flatten(), b.detach().flatten().to(a.device)):
-        same = (x == y).sum().double()
-        wide, other = x.double(), y.double()
+        same = summable((x == y).sum()).double()
+        wide, other = summable(x).double(), summable(y).double()
         total += torch.stack([wide @ other, wide @ wide, other @ other, same, same.new_tensor(x.numel())]).cpu()
     return total
 

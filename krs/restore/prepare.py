@@ -13,7 +13,8 @@ from krs.errors import KrsError
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
 from krs.metrics.score import SCORINGS
-from krs.models.load import find_tokenizer, load, locate
+from krs.models.given import Model, load_given
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import (
     Ids,
     Prompt,
@@ -26,7 +27,6 @@ from krs.prompts import (
 )
 from krs.restore.engines import CHOICES
 
-Model: TypeAlias = nn.Module | str | Path
 Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
 Offload: TypeAlias = Literal["disk"]
 
@@ -45,30 +45,20 @@ def resolve(
     vanilla: Model,
     unlearned: Model,
     prompts: Sequence[Prompt],
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
-    offload: Offload | None = None,
+    **where: Any,
 ) -> tuple[Any, Any, Tokenizer | None]:
-    """Load what is given by name, and find a tokenizer if one is needed."""
-    for given in (vanilla, unlearned):
-        if isinstance(given, str | Path):
-            locate(given)
-        elif offload is not None:
-            raise KrsError(
-                "offload= is for models given by name; one that is loaded stays as it is: load it with "
-                "krs.load(…, offload='disk') or device_map=, or pass its name"
-            )
-    tokenizers: list[Tokenizer | None] = []
-    models: list[Any] = []
-    for given in (vanilla, unlearned):
-        if isinstance(given, str | Path):
-            model, beside = load(given, offload=offload)
-            tokenizers.append(beside)
-        else:
-            model = given
-            if tokenizer is None and isinstance(model, nn.Module):
-                tokenizers.append(find_tokenizer(model))
-        models.append(model)
+    """Load what is given by name (`where` as in `load_given`), and find a tokenizer if one is needed."""
+    tokenizer = as_tokenizer(tokenizer)
+    loaded = load_given({"vanilla": vanilla, "unlearned": unlearned}, **where)
+    models = [model for model, _ in loaded]
+    tokenizers = [
+        beside
+        if given is not model or tokenizer is not None or not isinstance(model, nn.Module)
+        else find_tokenizer(model)
+        for given, (model, beside) in zip((vanilla, unlearned), loaded, strict=True)
+    ]
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
         _same_vocabulary(*found)

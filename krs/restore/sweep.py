@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import greedy
@@ -35,7 +37,7 @@ def sweep(
     unlearned: Model,
     prompts: Sequence[Prompt],
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
     windows: int | Shape = 5,
     n_tokens: int = 30,
@@ -47,6 +49,9 @@ def sweep(
     checkpoint: str | Path | None = None,
     answers: Sequence[Answer] | None = None,
     offload: Offload | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -70,7 +75,7 @@ def sweep(
             returns or raises.
         prompts: strings, taken as they are; lists of chat messages, to which the tokenizer's template is applied; or
             lists of token ids, for which no tokenizer is needed.
-        tokenizer: looked for beside the model's checkpoint if not given.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         settings: sums of points, or their names; the paper's four if not given.
         windows: the size of a centred window, or a shape from `krs.windows`.
         n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
@@ -88,6 +93,10 @@ def sweep(
         answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
         offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
+        device: where models given by name go: `"auto"` is the GPU where there is one, else the CPU; or `"cuda:1"`,
+            `"xpu"`, `"mps"`, `"cpu"`.
+        dtype: that they are loaded in; `"auto"` is their checkpoints' own.
+        device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
 
     Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
     attribute `partial`, the `SweepResult` of what was done.
@@ -96,7 +105,17 @@ def sweep(
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, prompts, tokenizer, scoring, offload)
+    v_model, u_model, tokenizer = resolve(
+        vanilla,
+        unlearned,
+        prompts,
+        tokenizer,
+        scoring,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        offload=offload,
+    )
     v, u = check_pair(v_model, u_model)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):

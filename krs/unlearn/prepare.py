@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from krs._typing import Tokenizer
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, generate
-from krs.models.load import load
+from krs.models.given import load_given
+from krs.models.tokenizers import as_tokenizer
 from krs.unlearn.memit.requests import requests_from
 
 
@@ -25,6 +29,10 @@ def prepare(
     n_tokens: int = 30,
     overwrite: bool = False,
     quiet: bool = False,
+    tokenizer: Tokenizer | str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Concept:
     """Ask a model a concept's questions, and write what `krs unlearn` and `krs answers` take.
 
@@ -43,6 +51,10 @@ def prepare(
         n_tokens: at most so many tokens an answer.
         overwrite: replace files of these names in the directory.
         quiet: show no bars.
+        tokenizer: or the name of a model that has it; looked for beside the model if not given.
+        device: where the model goes, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     Raises `KrsError` for a concept that there is not, files that are there already, and a model without tokenizer.
     """
@@ -51,15 +63,17 @@ def prepare(
         raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
     found = load_concept(concept, name)
     others = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
-    vanilla, tokenizer = load(model)
-    if tokenizer is None:
-        raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, prompts are text")
+    reader = as_tokenizer(tokenizer)
+    ((vanilla, beside),) = load_given({"model": model}, device=device, dtype=dtype, device_map=device_map)
+    reader = reader or beside
+    if reader is None:
+        raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, or pass tokenizer=; prompts are text")
 
     ends = eos_ids(vanilla)
 
     def asked(questions: Sequence[str]) -> list[dict[str, Any]]:
         prompts: Any = as_chat(tuple(questions)) if chat else list(questions)
-        said = generate(vanilla, None, prompts, tokenizer=tokenizer, n_tokens=n_tokens, progress=not quiet)
+        said = generate(vanilla, None, prompts, tokenizer=reader, n_tokens=n_tokens, progress=not quiet)
         rows = zip(questions, said, said.token_ids, strict=True)
         return [{"prompt": q, "answer": a, "ends": ids[-1] in ends} for q, a, ids in rows if a.strip()]
 
