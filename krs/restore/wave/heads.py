@@ -54,24 +54,24 @@ class Heads:
             yield
 
     def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
-        """Logit MSE of each token, float64, on the CPU."""
+        """Logit MSE of each token, float64, where it was summed: fetching it for each row would stop the device."""
         if self.distance is not None:
             at = self.distance.a.device
-            return self.distance.mse(ours.to(at), theirs.to(at)).cpu()
+            return self.distance.mse(ours.to(at), theirs.to(at))
         rows = ours.reshape(-1, *theirs.shape)
         return torch.stack([self._by_logits(row, theirs) for row in rows]).reshape(ours.shape[:-1])
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
-        """Mean squared vanilla logit of each token, float64, on the CPU."""
+        """Mean squared vanilla logit of each token, float64, where it was summed."""
         if self.distance is not None:
-            return self.distance.power(theirs.to(self.distance.a.device)).cpu()
-        return torch.cat([logit_power(_logits(self.vanilla, part)).cpu() for part in self._chunks(theirs)])
+            return self.distance.power(theirs.to(self.distance.a.device))
+        return torch.cat([logit_power(_logits(self.vanilla, part)) for part in self._chunks(theirs)])
 
     def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
         found = []
         for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
             a = _logits(self.unlearned, mine)
-            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)).cpu())
+            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)))
         return torch.cat(found)
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
@@ -106,7 +106,7 @@ def _scale(body: Anatomy) -> float | None:
     probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=dtype)
     with answering({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
-    factors = (given.double().cpu() / probe.double()).flatten()
+    factors = (given.cpu().double() / probe.double()).flatten()
     return float(factors[0]) if torch.allclose(factors, factors[0], rtol=1e-3, atol=0) else None
 
 

@@ -76,8 +76,8 @@ class Pass:
         found = []
         for slot in self.slots[1:]:
             found.append(heads.mse(self._at_scored(self.unlearned, self.stack[slot][None])[0], theirs))
-        restored = torch.stack(found).numpy() if found else np.zeros((0, len(theirs)))
-        return base_loss.numpy(), heads.power(theirs).numpy(), restored
+        restored = torch.stack(found).cpu().numpy() if found else np.zeros((0, len(theirs)))
+        return base_loss.cpu().numpy(), heads.power(theirs).cpu().numpy(), restored
 
     def _rows_at_once(self, budget: int) -> int:
         """How many rows a layer is called with: so many that its tensors stay small, under half of the budget too."""
