@@ -238,10 +238,12 @@ def accelerator(float64: bool = True) -> Iterator[Accelerator]:
 
     _PRESENT.append(Accelerator(float64))
     _takes_float64.cache_clear()
+    torch.__future__.set_swap_module_params_on_conversion(True)  # what `.data = …` does elsewhere cannot be seen here
     try:
         with _Dispatch():
             yield _PRESENT[-1]
     finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
         _PRESENT.pop()
         _takes_float64.cache_clear()
 

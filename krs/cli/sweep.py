@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from krs import files
 from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
 from krs.cli.shell import app, check_names
+from krs.errors import KrsError
 
 
 @app.command()
@@ -31,6 +32,9 @@ def sweep(
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print plan, memory and time; load and write nothing")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
@@ -41,27 +45,42 @@ def sweep(
     import krs
     from krs.plots import save_figure
 
+    common: dict[str, Any] = {
+        "settings": settings or None,
+        "windows": window,
+        "n_tokens": n_tokens,
+        "answers": given,
+        "tokenizer": tokenizer,
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "offload": offload,
+    }
+    if dry_run:
+        _print_estimate(vanilla, unlearned, asked, common)
+        return
     output.mkdir(parents=True, exist_ok=True)
     result = krs.sweep(
         vanilla,
         unlearned,
         asked,
-        settings=settings or None,
-        windows=window,
-        n_tokens=n_tokens,
+        **common,
         scoring=scoring,  # type: ignore[arg-type]
         engine=engine,  # type: ignore[arg-type]
         memory=memory,
-        answers=given,
-        offload=offload,  # type: ignore[arg-type]
         progress=not quiet,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        device_map=device_map,
         checkpoint=output / "sweep.krs",
     )
     result.to_frame().to_csv(output / "krs.csv", index=False)
     print(result)
     save_figure(result, output / "fig1.png")
     print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
+
+
+def _print_estimate(vanilla: str, unlearned: str, asked: list[Any], common: dict[str, Any]) -> None:
+    from krs.restore.estimate import estimate
+
+    found = estimate(vanilla, unlearned, asked, **common)
+    print(found)
+    if found.problem is not None:
+        raise KrsError(found.problem)
