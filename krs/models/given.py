@@ -55,7 +55,7 @@ def load_given(
     located = {side: locate(name) for side, name in names.items()}
     if names and device_map is None and offload is None:
         check_fit(located, options["dtype"], options["device"])
-    return [load(model, **options) if side in names else (model, None) for side, model in given.items()]
+    return [load(names[side], **options) if side in names else (model, None) for side, model in given.items()]
 
 
 def load_options(

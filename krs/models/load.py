@@ -160,7 +160,8 @@ def _original_olmo(where: str, config: dict[str, Any], dtype: torch.dtype | str,
             "an ai2-olmo checkpoint cannot be read layer by layer: load it, save_pretrained it to a directory, and "
             "give that with offload='disk'"
         )
-    ours = OlmoConfig(**to_config(config), name_or_path=where)
+    ours = OlmoConfig(**to_config(config))
+    ours.name_or_path = where
     passed = {k: v for k, v in options.items() if k not in HUB_OPTIONS}
     weights = to_transformers(read_weights(where, options), ours)
     if dtype == "auto":

@@ -125,7 +125,7 @@ def test_a_pair_that_does_not_fit_is_refused_with_what_would(saved, monkeypatch)
     monkeypatch.setattr(given, "load", lambda *_, **__: pytest.fail("it was loaded"))
     says = (
         rf"the weights of both models together take {needed / 1e9:.3g} GB, and {(needed - 1) / 1e9:.3g} GB are free "
-        rf"on cpu: load them with dtype='bfloat16' \({needed / 2e9:.3g} GB\); or leave the weights on disk \(offload='disk'"
+        rf"on cpu: load them with dtype='bfloat16' \({needed / 2e9:.3g} GB\); or leave the weights on disk \(offload="
     )
     calls = [lambda: krs.sweep(*saved, ["the cat"]), lambda: krs.metrics.drift(*saved)]
     calls += [lambda: krs.metrics.answers(*saved, ["the cat"]), lambda: krs.generate(*saved, ["the cat"])]
