@@ -36,7 +36,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     started = time.monotonic()
     concept = load_concept("harry_potter")
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
-    vanilla, tokenizer = load(BUNDLED)
+    vanilla, tokenizer = load(BUNDLED, device="auto")
     questions = as_chat(concept.questions)
     answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
@@ -95,7 +95,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     mark = folder / _RECIPE
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == json.loads(json.dumps(recipe)):
         _say(f"2/4  The unlearned model: the checkpoint of an earlier run, {folder}/.")
-        return load(folder)[0]
+        return load(folder, device="auto")[0]
     if folder.exists() and any(folder.iterdir()) and not mark.is_file():
         raise KrsError(f"{str(folder)!r} holds something that the demo did not make: give another directory with -o")
     _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")

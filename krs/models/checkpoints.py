@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from krs.models.hub import file_of, hub_options, json_of
+from krs.models.hub import file_of, hub_options, json_of, source
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,11 +51,14 @@ def weight_bytes(where: str, dtype: torch.dtype | str, options: dict[str, Any]) 
 
     `None` where nothing says it: neither local files, nor the hub's headers of safetensors.
     """
+    from krs.models.load import locate
+
     at_hand = options | {"local_files_only": True}
     try:
         if adapter := json_of(where, "adapter_config.json", at_hand):
             own = [found for name in _ADAPTER if (found := file_of(where, name, at_hand)) is not None]
-            base = weight_bytes(str(adapter["base_model_name_or_path"]), dtype, {})
+            base_where, local = locate(adapter["base_model_name_or_path"])
+            base = weight_bytes(base_where, dtype, source(local))
             return None if base is None else base + sum(file.stat().st_size for file in own)
         config = json_of(where, "config.json", options)
         target = _target(config, dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,9 @@ HUB_OPTIONS = ("local_files_only", "revision", "trust_remote_code", "token", "ca
 """Options of `from_pretrained` that say how files are had, the same for model, tokenizer and adapter."""
 
 _PATIENCE = 5.0
+_VALID = 60.0
+_ANSWERS: dict[str, tuple[float, bool]] = {}
+"""By address, when it was asked and whether it was there: a pair of models is two names and several questions."""
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +85,16 @@ def is_reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
+    asked, answer = _ANSWERS.get(constants.ENDPOINT, (-math.inf, False))
+    if time.monotonic() - asked > _VALID:
+        answer = _answers(constants.ENDPOINT)
+        _ANSWERS[constants.ENDPOINT] = time.monotonic(), answer
+    return answer
+
+
+def _answers(endpoint: str) -> bool:
     try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_PATIENCE).close()
+        urlopen(Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
     except HTTPError:
         return True
     except URLError as failed:
