@@ -11,18 +11,22 @@ from typing import Any
 
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
+from krs.extras import require
 from krs.generation.greedy import Generated, generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF
+from krs.models.identity import differing, identity
 from krs.models.load import BUNDLED, load
-from krs.models.provenance import weights_digest
-from krs.plots import save_figure
+from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
+from krs.writing import check_folder, write_text
 
 METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
 _RECIPE = "krs_demo.json"
 _SWEEP = "sweep.krs"
+_SIZE = 700_000_000
+"""Bytes of what is written, the checkpoint above all."""
 
 
 def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
@@ -31,8 +35,12 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an
     interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. Three to four minutes on two cores.
     """
+    require("accelerate", "unlearn", "unlearning")
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    there = (folder / "unlearned" / _RECIPE).is_file()
+    check_folder(
+        folder, [_SWEEP, "krs.csv", "fig1.png", "answers.md", f"unlearned/{_RECIPE}"], size=0 if there else _SIZE
+    )
     started = time.monotonic()
     concept = load_concept("harry_potter")
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
@@ -42,7 +50,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
     _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress, checkpoint=folder / _SWEEP)
-    _write(result, folder)
+    written = [*_write(result, folder), "sweep.krs", "krs.csv", "answers.md", "unlearned/"]
     best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
     layers = range(int(best.first_layer), int(best.last_layer) + 1)
     _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
@@ -53,7 +61,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
-    _say(f"Written to {folder}/: fig1.png, sweep.krs, krs.csv, answers.md, unlearned/")
+    _say(f"Written to {folder}/: {', '.join(written)}")
     _say(f"Took {time.monotonic() - started:.0f} s.")
     return result
 
@@ -90,12 +98,20 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         "method": METHOD,
         "settings": SETTINGS,
         "questions": [concept.questions, concept.retain_questions],
-        "vanilla": weights_digest(vanilla),
+        "vanilla": identity(vanilla),
     }
+    recipe = json.loads(json.dumps(recipe))
     mark = folder / _RECIPE
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == json.loads(json.dumps(recipe)):
+    made = _made(mark)
+    if {name: made.get(name) for name in recipe} == recipe and "unlearned" in made:
         _say(f"2/4  The unlearned model: the checkpoint of an earlier run, {folder}/.")
-        return load(folder, device="auto")[0]
+        model = load(folder, device="auto")[0]
+        if parts := differing(made["unlearned"], identity(model)):
+            raise KrsError(
+                f"{str(folder)!r} is not as the demo left it ({', '.join(parts)}): remove it, or give another "
+                "directory with -o"
+            )
+        return model
     if folder.exists() and any(folder.iterdir()) and not mark.is_file():
         raise KrsError(f"{str(folder)!r} holds something that the demo did not make: give another directory with -o")
     _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
@@ -115,8 +131,17 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         progress=progress,
         **SETTINGS,
     )
-    mark.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    write_text(mark, json.dumps(recipe | {"unlearned": identity(model)}, indent=2))
     return model
+
+
+def _made(mark: Path) -> dict[str, Any]:
+    """What an earlier run noted beside its checkpoint; nothing where there is none that can be read."""
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _answers(
@@ -144,7 +169,7 @@ def _answers(
         "unlearned": generate(vanilla, unlearned, other, **options),
     }
     text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
-    file.write_text(f"# Answers of three models\n{text}", encoding="utf-8")
+    write_text(file, f"# Answers of three models\n{text}")
     _say(text)
 
 
@@ -159,9 +184,10 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
     return "\n".join(lines) + "\n"
 
 
-def _write(result: SweepResult, folder: Path) -> None:
-    result.to_frame().to_csv(folder / "krs.csv", index=False)
-    save_figure(result, folder / "fig1.png")
+def _write(result: SweepResult, folder: Path) -> list[str]:
+    """The table and the figure; returns the figure's name if there is one."""
+    write_text(folder / "krs.csv", result.to_frame().to_csv(index=False))
+    return save_figure_or_say(result, folder / "fig1.png")
 
 
 def _say(text: str) -> None:

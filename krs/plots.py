@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.errors import KrsError
+from krs.extras import installed, missing, require
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
+from krs.wording import counted
+from krs.writing import replacing
 
 _COLOURS = (
     "#1f6fb4",
@@ -63,7 +67,10 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
     highest = np.nanmax(table.to_numpy(), initial=1.0)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
-    axes.set_title(f"{len(result.losses.mask)} prompts, {int(result.losses.mask.sum())} scored tokens", fontsize=9)
+    axes.set_title(
+        f"{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}",
+        fontsize=9,
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
@@ -141,7 +148,7 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
 
     The ending of the file's name says which kind of picture it is.
     """
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
@@ -152,7 +159,20 @@ def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], p
         plot_tradeoff(result, axes)
     else:
         plot_sweep(result, axes)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
+
+
+def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> list[str]:
+    """`save_figure` where matplotlib is installed; otherwise the error output says that the figure was left out.
+
+    Returns the names of the files that were written.
+    """
+    if not installed("matplotlib"):
+        sys.stderr.write(f"{path.name} was left out: {missing('matplotlib', 'plot', 'a figure')}\n")
+        return []
+    save_figure(result, path)
+    return [path.name]
 
 
 def _x_label(result: SweepResult, numeric: bool) -> str:
@@ -164,14 +184,7 @@ def _x_label(result: SweepResult, numeric: bool) -> str:
 
 def _new_axes() -> Axes:
     """Axes of a pyplot figure, which a notebook shows by itself."""
-    _require_matplotlib()
+    require("matplotlib", "plot", "a figure")
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=_SIZE, layout="constrained")[1]
-
-
-def _require_matplotlib() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise KrsError("figures need matplotlib: pip install 'krs[plot]'")

@@ -134,11 +134,13 @@ class TokenBatch:
         tokens: for each prompt, the ids that the models see. Never padded here.
         prompt_lengths: how many of them are the prompt.
         scored: for each prompt, the positions whose logits are compared.
+        alone: whether prompts must not share a forward (models in which neighbours matter).
     """
 
     tokens: tuple[Ids, ...]
     prompt_lengths: tuple[int, ...]
     scored: tuple[Ids, ...]
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -156,7 +158,8 @@ class TokenBatch:
 
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The prompts `start … stop-1` as a batch of their own."""
-        return TokenBatch(self.tokens[start:stop], self.prompt_lengths[start:stop], self.scored[start:stop])
+        part = slice(start, stop)
+        return TokenBatch(self.tokens[part], self.prompt_lengths[part], self.scored[part], self.alone)
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Int[Tensor, "prompt pos"]]:
         """`input_ids`, `attention_mask` and `position_ids`, padded on the right.

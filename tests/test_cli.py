@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -46,7 +47,7 @@ def test_a_sweep_from_the_shell_and_again(tmp_path):
     assert again.exit_code == 0
     other = in_process.invoke(app, [str(a) for a in (*args, *options, "--chat")])
     assert isinstance(other.exception, KrsError)
-    assert "holds another sweep; prompts or answers differ" in str(other.exception)
+    assert "holds another sweep. What differs: prompts (the first is prompt 0: " in str(other.exception)
 
 
 def test_unlearning_and_drift_from_the_shell(tmp_path):
@@ -151,3 +152,104 @@ def test_what_a_mistyped_command_says_does_not_wait_for_torch(args, says, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert says in done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("False False")
+
+
+@pytest.fixture
+def saved_pair(tmp_path):
+    for name, model in zip("vu", pair("llama"), strict=True):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "q.txt").write_text("who wrote the book\nthe cat sat on\n")
+    return tmp_path
+
+
+def _interrupt_forwards_after(monkeypatch, n):
+    """Ctrl-C at the plain engine's forward after n."""
+    from krs.restore import plain
+
+    real, calls = plain.logits_at, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) > n:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(plain, "logits_at", interrupted)
+
+
+def test_an_interrupted_sweep_says_where_it_is_and_the_same_command_goes_on(saved_pair, monkeypatch):
+    out = saved_pair / "new" / "out"
+    run = ["sweep", saved_pair / "v", saved_pair / "u", "--prompts", saved_pair / "q.txt", "-o", out, "--quiet"]
+    run = [*map(str, run), "--window", "3", "--n-tokens", "3", "--settings", "attn_out", "--engine", "plain"]
+    _interrupt_forwards_after(monkeypatch, 4)
+    stopped = CliRunner().invoke(app, run)
+    monkeypatch.undo()
+    assert stopped.exit_code == 130
+    said = f"krs: interrupted; what was done, 50% of the sweep, is in '{out}/sweep.krs'; the same command goes on from "
+    assert stopped.stderr == said + "there\n"
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 0
+    assert [p["restorations"] for p in krs.load_result(out / "sweep.krs").provenance["parts"]] == [2, 2]
+
+
+def test_interrupted_questions_keep_the_vanilla_answers_for_the_same_command(saved_pair, monkeypatch):
+    module = importlib.import_module("krs.metrics.answers")
+    out, real, asked = saved_pair / "out", module.greedy, []
+
+    def greedy(*args, **options):
+        asked.append(options["doing"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "greedy", greedy)
+    run = ["answers", saved_pair / "v", saved_pair / "u", "--target", saved_pair / "q.txt", "-o", out, "--quiet"]
+    run = [*map(str, run), "--n-tokens", "3"]
+    stopped = CliRunner().invoke(app, run)
+    assert stopped.exit_code == 130
+    said = (
+        f"krs: interrupted; the answers so far are in '{out}/answers.part.json'; the same command goes on from there\n"
+    )
+    assert stopped.stderr == said
+    assert [p.name for p in out.iterdir()] == ["answers.part.json"]
+    assert CliRunner().invoke(app, run).exit_code == 0
+    assert asked == ["answers (vanilla)", "answers (unlearned)", "answers (unlearned)"]
+    assert {p.name for p in out.iterdir()} == {"answers.json", "answers.csv"}
+
+
+def test_a_command_that_could_not_write_says_so_first_and_one_that_fails_leaves_no_folder(saved_pair):
+    v, u, q = (str(saved_pair / name) for name in ("v", "u", "q.txt"))
+    for run in (["sweep", v, u, "--prompts", q], ["answers", v, u, "--target", q], ["drift", v, u]):
+        refused = CliRunner().invoke(app, [*run, "-o", q])
+        assert f"--output: '{q}' is a file: give a directory" in str(refused.exception)
+        failed = CliRunner().invoke(app, [run[0], v, v + "-not", *run[3:], "-o", str(saved_pair / "new" / "out")])
+        assert isinstance(failed.exception, KrsError)
+    refused = CliRunner().invoke(app, ["prepare", "harry_potter", "--model", v, "-o", q])
+    assert f"output: '{q}' is a file: give a directory" in str(refused.exception)
+    (saved_pair / "c.jsonl").write_text('{"text": "a cat sat on the moon"}')
+    refused = CliRunner().invoke(app, ["corpus", str(saved_pair / "c.jsonl"), "--concept", "x", "-o", f"{q}/o.jsonl"])
+    assert f"output: '{q}/o.jsonl.part' cannot be written" in str(refused.exception)
+    assert {p.name for p in saved_pair.iterdir()} == {"v", "u", "q.txt", "c.jsonl"}
+
+
+def test_files_have_the_permissions_of_the_users_others(saved_pair):
+    import os
+
+    out, before = saved_pair / "out", os.umask(0o022)
+    try:
+        run = ["sweep", saved_pair / "v", saved_pair / "u", "--prompts", saved_pair / "q.txt", "-o", out, "--quiet"]
+        assert CliRunner().invoke(app, [*map(str, run), "--n-tokens", "2", "--settings", "attn_out"]).exit_code == 0
+    finally:
+        os.umask(before)
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in out.iterdir()} == dict.fromkeys(
+        ("sweep.krs", "krs.csv", "fig1.png"), "0o644"
+    )
+
+
+def test_without_matplotlib_the_figure_is_left_out_and_said_so(saved_pair, monkeypatch):
+    monkeypatch.setattr("krs.plots.can_draw", lambda: False)
+    done = CliRunner().invoke(app, ["drift", str(saved_pair / "v"), str(saved_pair / "u"), "-o", str(saved_pair / "d")])
+    assert done.exit_code == 0
+    assert done.stderr == "krs: there will be no drift.png, which needs matplotlib: pip install 'krs[plot]'\n"
+    assert [p.name for p in (saved_pair / "d").iterdir()] == ["drift.csv"]

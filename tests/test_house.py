@@ -14,7 +14,10 @@ MODULES = sorted(
 )
 FLOORS = {
     "errors": 0,
+    "writing": 0,
+    "extras": 0,
     "progress": 0,
+    "wording": 0,
     "_typing": 0,
     "_lazy": 0,
     "hooks": 1,
@@ -55,7 +58,32 @@ def test_a_room_leans_only_on_rooms_below_it(path):
         return
     for module in _imports(path):
         room = _room(module)
-        assert room == here or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
+        assert room in (here, "errors", "wording") or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
+
+
+WRITERS = ("write_text", "write_bytes", "savefig", "save_file", "dump", "to_csv")
+"""Calls that leave half a file behind when they are interrupted."""
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_is_written_in_one_step(path):
+    """By `krs.writing`, that is; `replacing` gives a name that such calls may write to."""
+    if path.name == "writing.py":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = [
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.With) and any("replacing(" in ast.unparse(item) for item in block.items)
+        for node in ast.walk(block)
+    ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name) or node in inside:
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        ours = isinstance(node.func, ast.Name) and name in ("write_text", "write_bytes")
+        to_a_string = name == "to_csv" and all(k.arg == "index" for k in node.keywords) and not node.args
+        assert name not in WRITERS or ours or to_a_string, f"line {node.lineno}: use krs.writing"
 
 
 def test_every_room_has_a_floor():

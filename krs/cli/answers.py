@@ -9,6 +9,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
 from krs.errors import KrsError
 
@@ -31,7 +32,10 @@ def answers(
     device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png."""
+    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png.
+
+    Interrupted, the same command goes on from answers.part.json.
+    """
     check_names(vanilla, unlearned)
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     names = ["answers.json", "answers.csv", "fig2.png"]
@@ -39,27 +43,28 @@ def answers(
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
 
     import krs
-    from krs.plots import save_figure
 
-    found = krs.metrics.answers(
-        vanilla,
-        unlearned,
-        *asked,
-        n_tokens=n_tokens,
-        bleu=bleu,  # type: ignore[arg-type]
-        reuse=None if reuse is None else krs.metrics.load_answers(reuse),
-        progress=not quiet,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        device_map=device_map,
-    )
-    output.mkdir(parents=True, exist_ok=True)
+    names = writable(output, names[:2], names[2] if unrelated is not None else None)
+    unfinished = output / "answers.part.json"
+    with interruptible():
+        found = krs.metrics.answers(
+            vanilla,
+            unlearned,
+            *asked,
+            n_tokens=n_tokens,
+            bleu=bleu,  # type: ignore[arg-type]
+            reuse=None if reuse is None else krs.metrics.load_answers(reuse),
+            progress=not quiet,
+            checkpoint=unfinished,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+        )
     found.save(output / "answers.json")
-    found.frame.to_csv(output / "answers.csv", index=False)
+    unfinished.unlink()
+    write_table(found.frame, output / "answers.csv")
     print(found)
-    if unrelated is not None:
-        save_figure({"": [found]}, output / names[2])
-    else:
-        (output / names.pop()).unlink(missing_ok=True)
+    (output / "fig2.png").unlink(missing_ok=True)  # of an earlier call
+    draw({"": [found]}, output, "fig2.png", names)
     print(f"written to {output}/: {', '.join(names)}")

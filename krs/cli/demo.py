@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from krs.cli.options import Output, Quiet
+from krs.cli.outcome import interruptible
 from krs.cli.shell import app
 
 
@@ -13,4 +14,5 @@ def demo(output: Output = Path("out/demo"), quiet: Quiet = False) -> None:
     """Unlearn Harry Potter from the bundled model, sweep it, draw the figure."""
     from krs.demo import demo as run
 
-    run(output, progress=not quiet)
+    with interruptible():
+        run(output, progress=not quiet)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
+from krs.cli.outcome import draw, writable, write_table
 from krs.cli.shell import app, check_names
 
 
@@ -24,12 +25,11 @@ def drift(
     check_names(vanilla, unlearned)
 
     import krs
-    from krs.plots import save_figure
 
+    names = [] if output is None else writable(output, ["drift.csv"], "drift.png")
     found = krs.metrics.drift(vanilla, unlearned, device=device, dtype=dtype, device_map=device_map)
     print(found)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        found.frame.to_csv(output / "drift.csv", index=False)
-        save_figure(found, output / "drift.png")
-        print(f"written to {output}/: drift.csv, drift.png")
+        write_table(found.frame, output / "drift.csv")
+        draw(found, output, "drift.png", names)
+        print(f"written to {output}/: {', '.join(names)}")

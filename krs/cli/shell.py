@@ -42,5 +42,6 @@ def main() -> None:
     try:
         app()
     except KrsError as error:
-        print(f"krs: {files.in_options(str(error))}", file=sys.stderr)
+        said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        print(f"krs: {files.in_options(said)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,6 +9,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
 from krs.errors import KrsError
 
@@ -43,7 +44,6 @@ def sweep(
     given = None if answers is None else files.read_prompts(answers)
 
     import krs
-    from krs.plots import save_figure
 
     common: dict[str, Any] = {
         "settings": settings or None,
@@ -59,22 +59,23 @@ def sweep(
     if dry_run:
         _print_estimate(vanilla, unlearned, asked, common)
         return
-    output.mkdir(parents=True, exist_ok=True)
-    result = krs.sweep(
-        vanilla,
-        unlearned,
-        asked,
-        **common,
-        scoring=scoring,  # type: ignore[arg-type]
-        engine=engine,  # type: ignore[arg-type]
-        memory=memory,
-        progress=not quiet,
-        checkpoint=output / "sweep.krs",
-    )
-    result.to_frame().to_csv(output / "krs.csv", index=False)
+    names = writable(output, ["sweep.krs", "krs.csv"], "fig1.png")
+    with interruptible():
+        result = krs.sweep(
+            vanilla,
+            unlearned,
+            asked,
+            **common,
+            scoring=scoring,  # type: ignore[arg-type]
+            engine=engine,  # type: ignore[arg-type]
+            memory=memory,
+            progress=not quiet,
+            checkpoint=output / "sweep.krs",
+        )
+    write_table(result.to_frame(), output / "krs.csv")
     print(result)
-    save_figure(result, output / "fig1.png")
-    print(f"written to {output}/: sweep.krs, krs.csv, fig1.png")
+    draw(result, output, "fig1.png", names)
+    print(f"written to {output}/: {', '.join(names)}")
 
 
 def _print_estimate(vanilla: str, unlearned: str, asked: list[Any], common: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import typer
 from krs import files
 from krs.cli.options import Output, Quiet
 from krs.cli.shell import app, check_names
+from krs.wording import counted
 
 
 @app.command()
@@ -65,5 +66,5 @@ def unlearn(
     did = f"value vectors edited at layers {report.get('edited_layers')}"
     if "steps" in report:
         ended = f", stopped: {report['stopped']}" if report["stopped"] else ""
-        did = f"{report['steps']} steps, last loss {report['log'][-1]['loss']:.4g}{ended}"
+        did = f"{counted(report['steps'], 'step')}, last loss {report['log'][-1]['loss']:.4g}{ended}"
     print(f"{method}: {did}; {report['seconds']:.0f} s; written to {output}/")

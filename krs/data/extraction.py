@@ -17,6 +17,8 @@ from krs.data.kept import FORMAT, Counts, Kept, Paths, file_hash, read_json, ref
 from krs.data.mentions import Mentions, paragraphs
 from krs.errors import KrsError
 from krs.progress import bar
+from krs.wording import counted
+from krs.writing import check_writable
 
 _GIVE_UP = 10_000
 _PROBLEMS = 5
@@ -66,13 +68,14 @@ class Extraction(Counts):
         target = "reached" if self.reached else "not reached: the sources have no more"
         size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
         lines = [
-            f"{self.written:,} paragraphs about {self.concept!r} in {self.path} (target of {self.target:,} {target})",
-            f"read: {self.documents:,} documents{size} in {self.seconds:,.1f} s",
-            f"matched: {self.matched:,} paragraphs, of which {self.duplicates:,} were duplicates "
+            f"{counted(self.written, 'paragraph')} about {self.concept!r} in {self.path} "
+            f"(target of {self.target:,} {target})",
+            f"read: {counted(self.documents, 'document')}{size} in {self.seconds:,.1f} s",
+            f"matched: {counted(self.matched, 'paragraph')}, of them {counted(self.duplicates, 'duplicate')} "
             f"and {self.unfit:,} too short or too long",
         ]
         if self.malformed:
-            lines.append(f"malformed: {self.malformed:,} records, the first at {'; '.join(self.problems)}")
+            lines.append(f"malformed: {counted(self.malformed, 'record')}, the first at {'; '.join(self.problems)}")
         return "\n".join(lines)
 
 
@@ -144,6 +147,8 @@ def extract(
         "sources": [each.identity() for each in sources],
     }
     about = json.loads(json.dumps(about))
+    for path in (paths.part, paths.state, paths.meta):
+        check_writable(path, "output")
     if overwrite:
         paths.remove()
     if paths.output.exists():
@@ -304,9 +309,9 @@ class _Bars:
         total = sum(source.size or 0 for source in sources) if self._files else None
         self._counts = counts
         self._open = ExitStack()
-        unit = "B" if self._files else " documents"
+        unit = "B" if self._files else "document"
         self._read = bar(total, "reading", show=show, unit=unit, done=self._amount(counts), scale=True)
-        self._kept = bar(limits.count, "keeping", show=show, unit=" paragraphs", done=counts.written)
+        self._kept = bar(limits.count, "keeping", show=show, unit="paragraph", done=counts.written)
 
     def __enter__(self) -> _Bars:
         self._open.enter_context(self._read)

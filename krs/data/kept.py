@@ -15,6 +15,7 @@ from typing import Any
 
 from krs.data.documents import Place
 from krs.errors import KrsError
+from krs.writing import write_text
 
 FORMAT = 1
 _SECONDS_APART = 1.0
@@ -223,12 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a file in one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def file_hash(path: Path) -> str:

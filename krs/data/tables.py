@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from krs.data.documents import Place, Query, Record, Step, file_identity, listed
 from krs.errors import KrsError
+from krs.extras import missing
 
 _ROWS = 1024
 _BUFFER = 4 * 1024 * 1024
@@ -135,4 +136,4 @@ def _pyarrow(module: str = "pyarrow") -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise KrsError("reading Parquet needs pyarrow: pip install 'krs[data]'") from None
+        raise KrsError(missing("pyarrow", "data", "reading Parquet")) from None

@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.interrupts import interrupt_deferred
+from krs.hooks.rope import start_afresh
 from krs.hooks.unwrap import core
 
 
@@ -54,6 +56,7 @@ def head_at(model: nn.Module, index: Int[Tensor, "batch token"]) -> Iterator[Non
 def logits_at(
     model: nn.Module, inputs: dict[str, Tensor], index: Int[Tensor, "batch token"]
 ) -> Float[Tensor, "batch token vocab"]:
-    """The logits of one forward, at the positions `index` of each row."""
-    with head_at(model, index), torch.no_grad():
+    """The logits of one forward, at the positions `index` of each row, whatever surrounds the call."""
+    with plain_numerics(), plain_calls(model), head_at(model, index):
+        start_afresh(model)
         return model(**accepted(model, inputs), use_cache=False).logits

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.batching import neighbours_matter
 from krs.generation.forward import accepted, device_of, head_at
+from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
+from krs.hooks.rope import start_afresh, switches_at
 from krs.models.given import load_given
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair, shared_ids
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
 from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
@@ -60,6 +64,7 @@ def generate(
     restore: Placement | Sequence[Placement] = (),
     n_tokens: int = 30,
     tokenizer: Tokenizer | str | Path | None = None,
+    vocabulary: Vocabulary = "same",
     progress: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -84,10 +89,14 @@ def generate(
         prompts: as in `krs.sweep`.
         restore: what to put back; nothing gives the unlearned model's own answers.
         n_tokens: at most so many tokens an answer.
+        vocabulary: as in `krs.sweep`.
         tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
         device_map: see `device`.
+
+    Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
+    that are NaN or infinite, of either model or of the restored one.
     """
     placements = [restore] if isinstance(restore, Placement) else list(restore)
     if any(p.positions is not None for p in placements):
@@ -100,7 +109,7 @@ def generate(
     if len(loaded) == 1:
         models: tuple[nn.Module, ...] = (_plain(loaded[0][0]),)
     else:
-        v, u = check_pair(*(model for model, _ in loaded))
+        v, u = check_pair(loaded[0][0], loaded[1][0], vocabulary)
         for p in placements:
             u.require(p.points, p.layers)
         models = (v.model, u.model)
@@ -121,17 +130,41 @@ def greedy(
     restore: Sequence[Placement] = (),
     progress: bool = True,
     doing: str = "answers",
+    side: str = "vanilla",
+    n_ids: int | None = None,
 ) -> tuple[Ids, ...]:
-    """Greedy answers as token ids, each ending with its EOS if it came. See `generate`."""
+    """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
+
+    `side` is what messages call the first model; the second one is the unlearned model. Ids from
+    `n_ids` on are not said: those that a model does not have, if not given.
+    """
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     eos = eos_ids(vanilla)
     answers: list[Ids] = []
-    batches = [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
-    with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown, torch.no_grad():
-        for batch in batches:
-            answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, shown)
+    models = [vanilla] if unlearned is None else [vanilla, unlearned]
+    n_ids = shared_ids(models[0], models[-1]) if n_ids is None else n_ids
+    _check_ids(prompts, n_ids)
+    with plain_numerics(), plain_calls(*models):
+        size = 1 if any(neighbours_matter(model, prompts) for model in models) else _BATCH
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown:
+            while batches:
+                batch = batches.pop(0)
+                try:
+                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown)
+                except _NotFiniteError as found:
+                    if len(batch) == 1:
+                        _explain(found, models, (side, "unlearned"), len(answers))
+                    batches[:0] = [(prompt,) for prompt in batch]  # padding may be what is not finite (Gemma2, float64)
+                    shown.total += (len(batch) - 1) * n_tokens
     return tuple(answers)
+
+
+def _check_ids(prompts: tuple[Ids, ...], n_ids: int) -> None:
+    for i, prompt in enumerate(prompts):
+        if bad := [t for t in prompt if not 0 <= t < n_ids]:
+            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {n_ids} entries")
 
 
 def eos_ids(model: nn.Module) -> frozenset[int]:
@@ -150,6 +183,7 @@ def _lockstep(
     prompts: tuple[Ids, ...],
     n_tokens: int,
     eos: frozenset[int],
+    n_ids: int,
     shown: Any,
 ) -> list[Ids]:
     speakers = [_Speaker(vanilla, prompts)] if unlearned is None or restore else []
@@ -161,7 +195,10 @@ def _lockstep(
             _restore_from(vanilla, unlearned, restore, stack)
         for step in range(n_tokens):
             for speaker in speakers:
-                logits = speaker.step(said)
+                logits = speaker.step(said)[:, :n_ids]
+                if not (finite := torch.isfinite(logits).all(-1)).all():
+                    row = int((~finite).nonzero()[0])
+                    raise _NotFiniteError(speaker.model, row, (*prompts[row], *said[row]))
             for i, token in enumerate(logits.argmax(-1).tolist()):
                 said[i].append(token)
                 if going[i] and token in eos:
@@ -185,6 +222,27 @@ def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Pl
                 stack.enter_context(patched(unlearned, one.set(acts)))
 
 
+class _NotFiniteError(Exception):
+    """A model gave NaN or infinity: which model, on which row of the batch, after which tokens."""
+
+    def __init__(self, model: nn.Module, row: int, tokens: Ids) -> None:
+        super().__init__(model, row, tokens)
+        self.model, self.row, self.tokens = model, row, tokens
+
+
+def _explain(found: _NotFiniteError, models: list[nn.Module], sides: tuple[str, str], before: int) -> NoReturn:
+    """Raise `KrsError` that says which model is at fault, now that nothing is restored in it any more."""
+    where = f" on prompt {before + found.row}"
+    for model, side in zip(models, sides, strict=False):
+        inputs = {"input_ids": torch.tensor([found.tokens], device=device_of(model))}
+        refuse_not_finite(model, side, inputs, where)
+    what = "the restored model's logits" if len(models) > 1 else f"the logits of {sides[0]}, token by token,"
+    raise KrsError(
+        f"{what} are NaN or infinite{where}, though neither model's own are in one forward: what is put together "
+        f"overflows. {WIDER[0].upper()}{WIDER[1:]}, or restore something else"
+    )
+
+
 def _until_end(tokens: list[int], eos: frozenset[int]) -> Ids:
     end = next((i for i, t in enumerate(tokens) if t in eos), len(tokens) - 1)
     return tuple(tokens[: end + 1])
@@ -203,6 +261,9 @@ class _Speaker:
         self.model = model
         self.cache: Any = None
         self.device = device_of(model)
+        self.prompts = prompts
+        self.switch = switches_at(model)
+        start_afresh(model)
         longest = max(map(len, prompts))
         self.ids: Int[Tensor, "batch pos"] = torch.zeros(len(prompts), longest, dtype=torch.long)
         self.mask: Int[Tensor, "batch pos"] = torch.zeros_like(self.ids)
@@ -216,6 +277,8 @@ class _Speaker:
         if said[0]:
             ids = torch.tensor([[tokens[-1]] for tokens in said])
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+            if self.switch is not None and self.mask.shape[1] == self.switch + 1:  # a prompt by itself, see `batching`
+                self.cache, ids = None, torch.tensor([[*self.prompts[0], *said[0]]])
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {
             "input_ids": ids.to(self.device),

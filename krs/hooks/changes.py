@@ -74,13 +74,18 @@ def _source_weight(source: Any, point: Point, layer: int, which: int) -> Tensor:
     if isinstance(source, nn.Module):
         other = anatomy(source, "the source model")
         return read_weight(other.modules(point, layer)[which], other.path(point, layer, which))
-    return torch.as_tensor(source)
+    return _tensor(source)
+
+
+def _tensor(source: Any) -> Tensor:
+    """A tensor as it is; numbers and arrays on the CPU, whatever the default device."""
+    return source if isinstance(source, Tensor) else torch.as_tensor(source, device="cpu")
 
 
 def _source_value(source: Any, point: Point, layer: int, value: Tensor, watch: CallWatch) -> Tensor | None:
     """What to put, broadcastable to `value`; `None` where a recording has ended."""
     if not isinstance(source, Recording):
-        put = torch.as_tensor(source).to(value)
+        put = _tensor(source).to(value)
         if put.dim() > 3 or any(a not in (1, b) for a, b in zip(put.shape[::-1], value.shape[::-1], strict=False)):
             raise KrsError(
                 f"{point.name} at layer {layer}: {list(put.shape)} does not broadcast to {list(value.shape)}"

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, setting
@@ -36,12 +38,13 @@ class SelfCheck:
     effect: dict[str, float]
 
 
-@torch.no_grad()
+@plain_numerics()
 def self_check(
     model: object,
     points: Point | Setting | str = MLP_COEF + VALUE_VECTORS + ATTN_OUT,
     *,
     every_layer: bool = False,
+    side: str = "the model",
 ) -> SelfCheck:
     """Check that points fire once a forward, that self-patching is a no-op, and that changing them matters.
 
@@ -53,15 +56,28 @@ def self_check(
     >>> krs.hooks.self_check(model).noop
     0.0
 
-    Raises `KrsError` that names the layer, the path and the remedy.
+    Args:
+        model: as in `krs.sweep`.
+        points: what to check; the three built-in points if not given.
+        every_layer: change each point at each layer by itself, not at all layers together.
+        side: what messages call the model.
+
+    Raises `KrsError` that names the layer, the path and the remedy; and for logits that are NaN or infinite.
     """
-    body = anatomy(model)
+    body = anatomy(model, side)
     what = setting(points)
+    body.require(what.points, range(body.n_layers))
+    with plain_calls(body.model):
+        return _checked(body, what, every_layer, side)
+
+
+def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> SelfCheck:
     layers = tuple(range(body.n_layers))
-    body.require(what.points, layers)
     tokens = torch.arange(_TOKENS, device=body.model.get_input_embeddings().weight.device)[None]  # type: ignore[operator]
     if tokens.device.type == "meta":
         tokens = torch.arange(_TOKENS)[None]
+    if not is_finite(_logits(body.model, tokens)):
+        refuse_not_finite(body.model, side, {"input_ids": tokens})
     _fires_once(body, what, tokens)
     with record(body.model, what) as acts:
         plain = _logits(body.model, tokens)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight
+from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Patch, Placement, Point
@@ -65,11 +67,14 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         stack = ExitStack()
         try:
             with interrupt_deferred():
+                stack.enter_context(patches_open(self._body.model))
                 stack.callback(self._watch.attach(self._body.decoder).remove)
+                stack.callback(torch.clear_autocast_cache)  # runs when the weights are back
                 for patch in self._patches:
                     for point in patch.placement.points:
                         for layer in patch.placement.layers:
                             self._apply(patch, point, layer, stack)
+                torch.clear_autocast_cache()  # autocast keeps casts of weights, and would not see the new ones
         except BaseException:
             with interrupt_deferred():
                 stack.close()
@@ -102,5 +107,9 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
             return
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            new = new_weight(patch, point, layer, i, read_weight(module, path).detach())
-            stack.callback(replace_weight(module, path, new))
+            old = read_weight(module, path).detach()
+            new = new_weight(patch, point, layer, i, old)
+            made_in_inference = old.is_inference()  # only there may such a weight be written
+            with torch.inference_mode(made_in_inference):
+                undo = replace_weight(module, path, new)
+            stack.callback(torch.inference_mode(made_in_inference)(undo))

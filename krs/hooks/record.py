@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.calls import CallWatch
+from krs.hooks.finite import refuse_recorded
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Point, Setting, setting
@@ -77,7 +79,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
 
     A second forward replaces what the first one left. Inside `patched`, the patched values are recorded.
     Raises `KrsError` before anything runs for a point or layer the model does not have, and at the end of
-    the block when the model ran but a point never fired.
+    the block when the model ran but a point never fired, or when a value is NaN or infinite and no patch put it there.
     """
     body = anatomy(model)
     points = setting(what).points
@@ -96,6 +98,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
     finally:
         with interrupt_deferred():
             handles.close()
+    refuse_recorded(body, acts._values)
     missing = [(p, layer) for p in points for layer in chosen if (p, layer) not in acts]
     if watch.calls and missing:
         raise KrsError(body.never_fired(*missing[0]))
@@ -109,7 +112,8 @@ def _listen(body: Anatomy, point: Point, layer: int, acts: Recording, watch: Cal
         return
 
     def keep(value: Tensor) -> None:
-        acts._values[point, layer] = (watch.unfold(value.detach()).clone(),)
+        with torch.inference_mode(False):  # a clone that may be used outside the caller's inference mode
+            acts._values[point, layer] = (watch.unfold(value.detach()).clone(),)
         acts.offset = watch.offset
 
     handles.callback(on_value(modules, point, keep).remove)

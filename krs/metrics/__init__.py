@@ -1,6 +1,7 @@
 """The Knowledge Recovery Score and what it is made of; behaviour; drift."""
 
-from krs.metrics.answers import Answers, answers, load_answers
+from krs.metrics.answers import Answers, answers
+from krs.metrics.answers_file import load_answers
 from krs.metrics.drift import Drift, drift
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.score import SCORINGS, Score, krs_score

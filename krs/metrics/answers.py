@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,22 @@ from torch import nn
 
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
-from krs.generation.forward import device_of, logits_at
-from krs.generation.greedy import greedy
+from krs.generation.batching import neighbours_matter
+from krs.generation.forward import accepted, device_of, logits_at
+from krs.generation.greedy import eos_ids, greedy
+from krs.hooks.anatomy import Anatomy
+from krs.hooks.context import plain_numerics
+from krs.hooks.finite import is_finite, refuse_not_finite
+from krs.metrics import answers_file
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
 from krs.models.given import load_given
-from krs.models.pair import check_pair
-from krs.models.provenance import describe_model, now, versions
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
+from krs.models.provenance import NUMBERS, describe_model, now, versions
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
+from krs.writing import check_writable
 
 SIDES = ("target", "unrelated")
-_FORMAT = 1
 _ROWS = 8
 _MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
 
@@ -46,6 +51,11 @@ class Answers:
     provenance: dict[str, Any]
 
     @property
+    def complete(self) -> bool:
+        """Whether both models have answered (not so for the `partial` of a call that was interrupted)."""
+        return "unlearned" in self.token_ids
+
+    @property
     def table(self) -> DataFrame:
         """Means over questions, a row a side. Beside `bleu` stands its ceiling, and how the vanilla model fares."""
         means = self.frame.groupby("side", sort=False)[list(_MEANS)].mean()
@@ -59,13 +69,7 @@ class Answers:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file; `load_answers` reads it."""
-        said = {
-            "krs_answers": _FORMAT,
-            "rows": self.frame.astype(object).where(self.frame.notna(), None).to_dict(orient="records"),
-            "token_ids": self.token_ids,
-            "provenance": self.provenance,
-        }
-        Path(path).write_text(json.dumps(said, ensure_ascii=False, indent=1), encoding="utf-8")
+        answers_file.save(self, path)
 
     def __repr__(self) -> str:
         shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
@@ -75,26 +79,7 @@ class Answers:
         return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0))
 
 
-def load_answers(path: str | Path) -> Answers:
-    """Read what `Answers.save` wrote; raises `KrsError` for anything else."""
-    import pandas as pd
-
-    try:
-        said = json.loads(Path(path).read_text(encoding="utf-8"))
-        if said["krs_answers"] != _FORMAT:
-            raise KrsError(f"{str(path)!r} was written by another version of krs (format {said['krs_answers']})")
-        ids = {model: [tuple(row) for row in rows] for model, rows in said["token_ids"].items()}
-        frame = pd.DataFrame(said["rows"])
-        floats = ["bleu", "ceiling", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla"]
-        return Answers(frame.astype(dict.fromkeys(floats, float)), ids, said["provenance"])
-    except OSError as reason:
-        raise KrsError(f"cannot read {str(path)!r}: {reason.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise KrsError(
-            f"{str(path)!r} does not hold answers: give a file that Answers.save or krs answers wrote"
-        ) from None
-
-
+@plain_numerics()
 def answers(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
@@ -106,6 +91,8 @@ def answers(
     bleu: BleuKind = "sacrebleu",
     refusals: Sequence[str] = REFUSALS,
     reuse: Answers | None = None,
+    checkpoint: str | Path | None = None,
+    vocabulary: Vocabulary = "same",
     progress: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -130,17 +117,27 @@ def answers(
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
+        checkpoint: a file for the answers so far, written after each model has answered; called again with the same
+            models, prompts and length, the call goes on from it. It holds the result in the end.
+        vocabulary: as in `krs.sweep`.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
         device_map: see `device`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
+    An interrupted call raises what interrupted it with the attribute `partial`, the `Answers` there are, which `reuse=`
+    takes.
     """
     check_kind(bleu)
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        check_writable(file, "checkpoint")
     reader = as_tokenizer(tokenizer)
     given = {"vanilla": vanilla, "unlearned": unlearned}
     models = load_given(given, device=device, dtype=dtype, device_map=device_map)
-    v, u = (body.model for body in check_pair(models[0][0], models[1][0]))
+    bodies = check_pair(models[0][0], models[1][0], vocabulary)
+    v, u = (body.model for body in bodies)
+    n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
     reader = reader or models[0][1] or find_tokenizer(v) or models[1][1] or find_tokenizer(u)
     if reader is None:
         raise KrsError(
@@ -155,48 +152,50 @@ def answers(
         "unlearned": describe_model(unlearned, u),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "n_tokens": n_tokens,
+        "ends": sorted(eos_ids(v)),
         "bleu": signature(bleu),
         "refusals": list(refusals),
+        "numbers": NUMBERS,
         "versions": versions(),
         "made": now(),
     }
-    said = {
-        "vanilla": _vanilla_answers(v, prompts, n_tokens, reuse, provenance, progress),
-        "unlearned": greedy(u, prompts, n_tokens, progress=progress, doing="answers (unlearned)"),
-    }
-    texts = {name: [decode(a, reader, skip_special_tokens=True) for a in rows] for name, rows in said.items()}
-    rows = [
-        {"side": side, "question": _shown(prompt, reader), "vanilla": before, "unlearned": after}
-        for (side, prompt), before, after in zip(
-            ((side, p) for side in ids for p in asked[side]), texts["vanilla"], texts["unlearned"], strict=True
-        )
-    ]
-    nll = {name: _nll(model, prompts, said["vanilla"]) for name, model in (("nll_vanilla", v), ("nll", u))}
-    frame = _frame(rows, bleu, refusals).assign(**nll)
-    return Answers(frame, {name: list(found) for name, found in said.items()}, provenance)
+    said = answers_file.earlier(file, provenance)
+    if reuse is not None and "vanilla" not in said:
+        said["vanilla"] = answers_file.reused(reuse, provenance)
+        provenance["vanilla_answers"] = {k: reuse.provenance.get(k) for k in ("made", "versions")} | {"reused": True}
+    rows = [{"side": side, "question": _shown(p, reader)} for side in ids for p in asked[side]]
 
+    def so_far() -> Answers:
+        for name, found in said.items():
+            for row, answer in zip(rows, found, strict=True):
+                row[name] = decode(answer, reader, skip_special_tokens=True)
+        return Answers(_frame(rows, bleu, refusals), {name: list(found) for name, found in said.items()}, provenance)
 
-def _vanilla_answers(
-    v: nn.Module, prompts: tuple[Ids, ...], n_tokens: int, reuse: Answers | None, ours: dict[str, Any], progress: bool
-) -> tuple[Ids, ...]:
-    if reuse is None:
-        return greedy(v, prompts, n_tokens, progress=progress, doing="answers (vanilla)")
-    theirs = reuse.provenance
-    same = {
-        "prompts": theirs["prompts_sha256"] == ours["prompts_sha256"],
-        "n_tokens": theirs["n_tokens"] == n_tokens,
-        "vanilla model": theirs["vanilla"]["weights_sample_sha256"] == ours["vanilla"]["weights_sample_sha256"],
-    }
-    if differing := [what for what, equal in same.items() if not equal]:
-        raise KrsError(f"reuse= is of other answers: {' and '.join(differing)} differ. Leave it out")
-    return tuple(reuse.token_ids["vanilla"])
+    try:
+        for name, model in (("vanilla", v), ("unlearned", u)):
+            if name not in said:
+                doing = f"answers ({name})"
+                said[name] = greedy(model, prompts, n_tokens, progress=progress, doing=doing, side=name, n_ids=n_ids)
+                answers_file.keep(so_far(), file)
+        parts = (("nll_vanilla", bodies[0], "vanilla"), ("nll", bodies[1], "unlearned"))
+        nll = {name: _nll(body, side, prompts, said["vanilla"], n_rows) for name, body, side in parts}
+    except BaseException as stop:
+        if said:
+            answers_file.leave(so_far(), file, stop)
+        raise
+    found = so_far()
+    found = replace(found, frame=found.frame.assign(**nll))
+    answers_file.finish(found, file)
+    return found
 
 
 def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) -> DataFrame:
     import pandas as pd
 
     def figures(row: dict[str, str]) -> dict[str, Any]:
-        before, after = row["vanilla"], row["unlearned"]
+        before, after = row["vanilla"], row.get("unlearned")
+        if after is None:  # it has not answered yet
+            return {"unlearned": None} | dict.fromkeys(_MEANS, float("nan"))
         return {
             "bleu": bleu(before, after, kind),
             "ceiling": bleu(before, before, kind),
@@ -206,16 +205,20 @@ def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) 
             "distinct_2_vanilla": distinct(before, 2),
         }
 
-    return pd.DataFrame([row | figures(row) for row in rows])
+    return pd.DataFrame([row | figures(row) for row in rows]).assign(nll_vanilla=float("nan"), nll=float("nan"))
 
 
-def _nll(model: nn.Module, prompts: tuple[Ids, ...], said: tuple[Ids, ...]) -> list[float]:
-    """Mean negative log-likelihood a token, in nats, that a model gives each answer."""
-    batch = next_token_batch(prompts, said)
+def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ...], n_rows: int) -> list[float]:
+    """Mean negative log-likelihood a token, in nats, that a model gives each answer, over `n_rows` vocabulary rows."""
+    model, batch = body.model, next_token_batch(prompts, said)
+    at_once = 1 if neighbours_matter(model, batch.tokens) else _ROWS
     found: list[float] = []
-    for start in range(0, len(batch), _ROWS):
-        part, answer = batch.rows(start, start + _ROWS), said[start : start + _ROWS]
-        logits = logits_at(model, part.inputs(device_of(model)), part.scored_index())
+    for start in range(0, len(batch), at_once):
+        part, answer = batch.rows(start, start + at_once), said[start : start + at_once]
+        inputs = part.inputs(device_of(model))
+        logits = logits_at(model, inputs, part.scored_index())[..., :n_rows]
+        if not is_finite(logits):
+            refuse_not_finite(model, side, accepted(model, inputs))
         for row, ids in zip(logits, answer, strict=True):
             scores = torch.log_softmax(row[: len(ids)].float(), dim=-1)
             found.append(float(-scores.gather(-1, torch.tensor(ids, device=scores.device)[:, None]).mean()))

@@ -18,9 +18,11 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
+from krs.hooks.context import plain_numerics
+from krs.hooks.finite import REMEDY
 from krs.models.devices import summable
 from krs.models.given import load_given
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,10 +69,12 @@ class Drift:
         return str(self.by_component().to_html(float_format=lambda x: f"{x:.8f}", border=0))
 
 
+@plain_numerics()
 def drift(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
     *,
+    vocabulary: Vocabulary = "same",
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
@@ -88,16 +92,17 @@ def drift(
     Args:
         vanilla: as in `krs.sweep`.
         unlearned: as in `krs.sweep`.
+        vocabulary: as in `krs.sweep`; with `"shared"`, embedding and head are compared in the rows of both models.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
         device_map: see `device`.
 
-    Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), and for offloaded
-    weights.
+    Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), for offloaded
+    weights, and for weights that are NaN or infinite.
     """
     given = {"vanilla": vanilla, "unlearned": unlearned}
     models = load_given(given, device=device, dtype=dtype, device_map=device_map)
-    v, u = check_pair(*(model for model, _ in models))
+    v, u = check_pair(models[0][0], models[1][0], vocabulary)
     return _compare(v, u)
 
 
@@ -112,7 +117,10 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
         if theirs.device.type == "meta" or ours[name].device.type == "meta":
             raise KrsError(f"{name!r} is offloaded: load both models without offload")
         key = component_of(v, name)
-        sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + _sums(theirs, ours[name])
+        shared = min(len(theirs), len(ours[name])) if theirs.dim() else None
+        found = _sums(theirs[:shared], ours[name][:shared])
+        _require_finite(name, found)
+        sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + found
     head = v.model.get_output_embeddings()  # type: ignore[operator]
     tied = head is not None and head.weight is v.model.get_input_embeddings().weight  # type: ignore[operator]
     if tied:
@@ -144,6 +152,16 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
         wide, other = summable(x).double(), summable(y).double()
         total += torch.stack([wide @ other, wide @ wide, other @ other, same, same.new_tensor(x.numel())]).cpu()
     return total
+
+
+def _require_finite(name: str, sums: Tensor) -> None:
+    """Raise `KrsError` where a squared norm says that a weight of either model is NaN or infinite."""
+    for side, norm in (("vanilla", sums[1]), ("unlearned", sums[2])):
+        if not torch.isfinite(norm):
+            raise KrsError(
+                f"{side} is broken: its weight {name!r} has values that are NaN or infinite, so there is no distance "
+                f"to it. {REMEDY}"
+            )
 
 
 def _slices(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -57,7 +57,8 @@ def krs_score(
             zero.
         dtype: the models' dtype, which sets how large rounding noise is.
 
-    Returns NaN with the reason where the denominator is zero: nothing was unlearned there.
+    Returns NaN with the reason where the denominator is zero: nothing was unlearned there; where a loss is NaN: it
+    was not computed; and where one is infinite: the restored logits were.
     Raises `KrsError` for an unknown scoring.
     """
     if scoring not in SCORINGS:
@@ -65,8 +66,10 @@ def krs_score(
     kept = np.ones(loss.shape, bool) if mask is None else mask
     scale = np.zeros(loss.shape) if power is None else power
     floor = _TOLERANCE.get(dtype, 1e-5) ** 2
+    if np.isnan(loss[kept]).any():
+        return Score(float("nan"), "not computed")
     if not np.isfinite(loss[kept]).all():
-        return Score(float("nan"), "not computed, or not finite")
+        return Score(float("nan"), _not_finite(~np.isfinite(loss) & kept, dtype))
     if scoring == "next-token":
         bottom = baseline[kept].mean()
         if bottom <= floor * scale[kept].mean():
@@ -78,6 +81,15 @@ def krs_score(
     if zero.size:
         return Score(float("nan"), _nothing_unlearned(mean[1][zero[0]], f"prompt {zero[0]}"))
     return Score(float(np.mean(1 - mean[0] / mean[1])))
+
+
+def _not_finite(where: Bool[np.ndarray, "prompt token"], dtype: str) -> str:
+    prompts = np.flatnonzero(where.any(axis=1))
+    remedy = "; load both models in bfloat16 or float32" if dtype == "float16" else ""
+    return (
+        f"the restored model's logits are NaN or infinite on {len(prompts)} of {len(where)} prompts, though neither "
+        f"model's own are: the restoration overflows in {dtype}{remedy}"
+    )
 
 
 def _nothing_unlearned(bottom: float, where: str) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
 from krs.models.checkpoints import read_weights
 from krs.models.devices import pick_device, pick_dtype
@@ -29,6 +30,7 @@ from krs.names import BUNDLED, check_name, neighbours
 __all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
 
 
+@plain_numerics()
 def load(
     name: str | Path,
     *,

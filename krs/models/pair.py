@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -10,13 +11,21 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.unwrap import core
 
+Vocabulary: TypeAlias = Literal["same", "shared"]
+"""Whether both models must have the same vocabulary rows, or only those are scored that both have."""
 
-def check_pair(vanilla: object, unlearned: object) -> tuple[Anatomy, Anatomy]:
+_ROWS = ("vocabulary", "rows of the LM head")
+
+
+def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary = "same") -> tuple[Anatomy, Anatomy]:
     """The anatomies of two models that may be compared; raises `KrsError` that names what differs.
 
     They must be two models (no shared storage), both in eval mode, of one architecture, with the same layers,
-    widths, vocabulary and dtype.
+    widths, vocabulary and dtype. With `vocabulary="shared"` one of them may have more rows at the end of its
+    embedding and its head (a token added, a head padded to a multiple); see `shared_rows`.
     """
+    if vocabulary not in ("same", "shared"):
+        raise KrsError(f"vocabulary={vocabulary!r}: choose 'same' or 'shared'")
     if vanilla is unlearned:
         raise KrsError(
             "vanilla and unlearned are the same object: pass two models (copy.deepcopy first, or load it twice)"
@@ -25,19 +34,39 @@ def check_pair(vanilla: object, unlearned: object) -> tuple[Anatomy, Anatomy]:
     for side, body in (("vanilla", v), ("unlearned", u)):
         _in_eval_mode(side, body.model)
     _not_shared(v.model, u.model)
-    if differing := [f"{what}: {a} and {b}" for what, a, b in _facts(v, u) if a != b]:
+    differing = {what: (a, b) for what, a, b in _facts(v, u) if a != b}
+    if vocabulary == "shared":
+        differing = {what: pair for what, pair in differing.items() if what not in _ROWS}
+    if differing:
+        listed = "; ".join(f"{what}: {a} and {b}" for what, (a, b) in differing.items())
+        rows_only = (
+            ". If one of them has rows added at the end (a pad token, a head padded to a multiple), "
+            "vocabulary='shared' scores the rows that both have"
+        )
         raise KrsError(
-            f"vanilla and unlearned do not belong together; they differ in {'; '.join(differing)}. "
+            f"vanilla and unlearned do not belong together; they differ in {listed}. "
             "Pass the model that was unlearned and the one it came from, loaded with the same dtype"
+            f"{rows_only if differing.keys() & set(_ROWS) else ''}"
         )
     return v, u
+
+
+def shared_rows(vanilla: nn.Module, unlearned: nn.Module) -> int:
+    """How many vocabulary rows, from the first one on, both models have logits for: the ones that are scored."""
+    return min(_head_rows(vanilla), _head_rows(unlearned))
+
+
+def shared_ids(vanilla: nn.Module, unlearned: nn.Module) -> int:
+    """How many token ids, from the first one on, both models can say and read: the ones that may stand in a text."""
+    return min(shared_rows(vanilla, unlearned), vocabulary_of(vanilla), vocabulary_of(unlearned))
 
 
 def _facts(v: Anatomy, u: Anatomy) -> Iterator[tuple[str, object, object]]:
     yield "architecture", type_of(v), type_of(u)
     yield "number of layers", v.n_layers, u.n_layers
     yield "width (hidden size)", _width(v.model), _width(u.model)
-    yield "vocabulary", _vocabulary(v.model), _vocabulary(u.model)
+    yield "vocabulary", vocabulary_of(v.model), vocabulary_of(u.model)
+    yield "rows of the LM head", _head_rows(v.model), _head_rows(u.model)
     yield "dtype", dtype_of(v.model), dtype_of(u.model)
     ours, theirs = _layer_shapes(v), _layer_shapes(u)
     for name in sorted(ours.keys() | theirs.keys()):
@@ -63,8 +92,17 @@ def _width(model: nn.Module) -> int:
     return int(_embedding(model).shape[1])
 
 
-def _vocabulary(model: nn.Module) -> int:
+def vocabulary_of(model: nn.Module) -> int:
+    """How many token ids a model takes."""
     return int(_embedding(model).shape[0])
+
+
+def _head_rows(model: nn.Module) -> int:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        return vocabulary_of(model)
+    holder = core(head)
+    return int(getattr(holder, "out_features", 0) or holder.weight.shape[0])  # type: ignore[index]
 
 
 def _embedding(model: nn.Module) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,9 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from krs.models.identity import combined, identity
 from krs.models.pair import dtype_of
 
-_SAMPLES = 64
+NUMBERS = 1
+"""Raise this when krs itself comes to other numbers: what was begun before is not gone on with then."""
+
+_COUNT = ("torch", "transformers", "peft", "transformer-lens")
 
 
 def describe_model(given: object, model: nn.Module) -> dict[str, Any]:
@@ -29,25 +32,13 @@ def describe_model(given: object, model: nn.Module) -> dict[str, Any]:
         "device": str(next(model.parameters()).device),
         "attention": getattr(config, "_attn_implementation", None),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights_sample_sha256": weights_digest(model),
+        "identity": identity(model),
     }
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A hash over every parameter's name, shape and 64 evenly spaced values.
-
-    Quick at any size, and different as soon as training has moved a parameter as a whole; it is not a hash of all
-    the bytes. Offloaded parameters count by name and shape.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        if parameter.device.type == "meta":
-            continue
-        flat = parameter.detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-        digest.update(picked.float().cpu().numpy().tobytes() if picked.is_floating_point() else b"")
-    return digest.hexdigest()
+    """All of `krs.models.identity.identity` in one string."""
+    return combined(identity(model))
 
 
 def tokenizer_name(tokenizer: Any) -> str | None:
@@ -64,6 +55,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def versions_that_count(found: dict[str, str]) -> dict[str, str]:
+    """Of `versions()`, those under which numbers may differ: of libraries that compute them, without the last part."""
+    return {name: ".".join(v.split("+")[0].split(".")[:2]) for name, v in found.items() if name in _COUNT}
 
 
 def now() -> str:

@@ -12,7 +12,9 @@ from krs.restore.plan import Plan
 
 @dataclass(frozen=True)
 class Losses:
-    """Logit MSEs against the vanilla model, filled in as an engine goes; NaN where nothing was computed.
+    """Logit MSEs against the vanilla model, filled in as an engine goes.
+
+    NaN where nothing was computed yet, infinity where the restored model's logits were NaN or infinite.
 
     Attributes:
         restored: float64 `[restoration, prompt, token]`, in the plan's order.
@@ -35,9 +37,14 @@ class Losses:
 
     def done(self, restoration: int, rows: slice) -> bool:
         """Whether a restoration is computed for these prompts."""
-        return bool(np.isfinite(self.restored[restoration, rows][self.mask[rows]]).all())
+        return not np.isnan(self.restored[restoration, rows][self.mask[rows]]).any()
 
     @property
     def complete(self) -> bool:
         """Whether every restoration is computed for every prompt."""
         return all(self.done(r, slice(None)) for r in range(len(self.restored)))
+
+
+def computed(values: np.ndarray) -> np.ndarray:
+    """Losses as `Losses.restored` keeps them: whatever is no number is infinite, for NaN means not computed yet."""
+    return np.where(np.isfinite(values), values, np.inf)

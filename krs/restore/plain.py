@@ -20,8 +20,10 @@ from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
 from krs.hooks.weights import read_weight
 from krs.metrics.logits import logit_mse, logit_power
+from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
-from krs.restore.losses import Losses
+from krs.restore.finite import check_base
+from krs.restore.losses import Losses, computed
 from krs.restore.plan import Plan, Restoration
 
 NAME = "plain"
@@ -52,7 +54,7 @@ def steps(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
 def chunks(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iterator[slice]:
     """Prompts in runs whose recorded activations and logits fit into the budget; at least one prompt a run."""
     each = _bytes_per_prompt(plan, vanilla, batch)
-    size = max(1, min(len(batch), budget // each))
+    size = 1 if batch.alone else max(1, min(len(batch), budget // each))
     n = math.ceil(len(batch) / size)
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
@@ -86,20 +88,23 @@ def _chunk(
     index = batch.scored_index()
     where = batch.where(plan.positions)
     known, acts = _vanilla_side(plan, vanilla, batch, index)
-    target = known.to(device_of(unlearned.model))
+    n_rows = shared_rows(vanilla.model, unlearned.model)
+    target = known[..., :n_rows].to(device_of(unlearned.model))
     width = index.shape[1]
     inputs = batch.inputs(device_of(unlearned.model))
 
     def mse() -> np.ndarray:
-        return logit_mse(logits_at(unlearned.model, inputs, index).to(target.device), target).cpu().numpy()
+        logits = logits_at(unlearned.model, inputs, index)[..., :n_rows].to(target.device)
+        return logit_mse(logits, target).cpu().numpy()
 
-    losses.power[rows, :width] = logit_power(known).cpu().numpy()
+    losses.power[rows, :width] = logit_power(target).cpu().numpy()
     losses.baseline[rows, :width] = mse()
+    check_base(vanilla, unlearned, batch, losses, rows)
     restorations = list(plan)
     for r in todo:
         shown.set_postfix_str(f"{restorations[r].setting.name} at {restorations[r].window.name}")
         with patched(unlearned.model, *_patches(restorations[r], vanilla, acts, where)):
-            losses.restored[r, rows, :width] = mse()
+            losses.restored[r, rows, :width] = computed(mse())
         shown.update()
 
 

@@ -15,6 +15,7 @@ from krs.errors import KrsError
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
 from krs.prompts import Ids
 from krs.restore.windows import Shape, Window, shape
+from krs.wording import counted
 
 PAPER_SETTINGS: tuple[Setting, ...] = (
     Setting((MLP_COEF,)),
@@ -96,8 +97,10 @@ class Plan:
         where = "" if self.positions is None else f"; positions {self.positions}"
         first, last = self.windows[0], self.windows[-1]
         return (
-            f"Plan: {len(self.settings)} settings ({names}) x {len(self.windows)} windows ({first!r} … {last!r})"
-            f" = {len(self)} restorations{where}; {full} layer runs as full forwards, {needed} from each window up"
+            f"Plan: {counted(len(self.settings), 'setting')} ({names}) x "
+            f"{counted(len(self.windows), 'window')} ({first!r} … {last!r})"
+            f" = {counted(len(self), 'restoration')}{where}; "
+            f"{full} layer runs as full forwards, {needed} from each window up"
         )
 
 

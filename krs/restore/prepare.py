@@ -14,6 +14,7 @@ from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model, load_given
+from krs.models.pair import Vocabulary, vocabulary_of
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import (
     Ids,
@@ -47,6 +48,7 @@ def resolve(
     prompts: Sequence[Prompt],
     tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
+    vocabulary: Vocabulary = "same",
     **where: Any,
 ) -> tuple[Any, Any, Tokenizer | None]:
     """Load what is given by name (`where` as in `load_given`), and find a tokenizer if one is needed."""
@@ -61,7 +63,7 @@ def resolve(
     ]
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
-        _same_vocabulary(*found)
+        _same_vocabulary(found[0], found[1], vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
     if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
         raise KrsError(
@@ -71,19 +73,26 @@ def resolve(
     return models[0], models[1], chosen
 
 
-def _same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
+def _same_vocabulary(a: Tokenizer, b: Tokenizer, vocabulary: Vocabulary) -> None:
     ours, theirs = a.get_vocab(), b.get_vocab()
-    if differing := [t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)]:
+    asked = ours.keys() & theirs.keys() if vocabulary == "shared" else ours.keys() | theirs.keys()
+    if differing := [t for t in asked if ours.get(t) != theirs.get(t)]:
         raise KrsError(
             f"the tokenizers of vanilla and unlearned differ in {len(differing)} tokens (such as {min(differing)!r}): "
             "pass the one to use as tokenizer="
         )
 
 
-def check_tokens(ids: tuple[Ids, ...], n_tokens: int, body: Anatomy, answers: tuple[Ids, ...] | None = None) -> None:
-    """Raise `KrsError` for ids outside the vocabulary and prompts that do not fit into the context."""
+def check_tokens(
+    ids: tuple[Ids, ...],
+    n_tokens: int,
+    body: Anatomy,
+    answers: tuple[Ids, ...] | None = None,
+    rows: int | None = None,
+) -> None:
+    """Raise `KrsError` for ids outside the vocabulary (or its first `rows`) and prompts longer than the context."""
     config: Any = body.model.config
-    vocabulary = body.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = vocabulary_of(body.model) if rows is None else rows
     for i, row in enumerate(answers or ()):
         if bad := [t for t in row if not 0 <= t < vocabulary]:
             raise KrsError(f"answer {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")

@@ -10,10 +10,11 @@ import numpy as np
 
 from krs._typing import Axes, DataFrame
 from krs.metrics.score import Score, krs_score
-from krs.prompts import Scoring
+from krs.prompts import Ids, Scoring
 from krs.restore import storage
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
+from krs.wording import counted
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -26,7 +27,11 @@ class SweepResult:
         scoring: `"next-token"` (Eq. 3) or `"paper-code"`.
         prompts: the prompts as text, or as token ids where there was no tokenizer.
         answers: the vanilla model's greedy answers, in the same form.
-        provenance: versions, models, dtype, hash of the token ids, windows, settings, engine, time.
+        provenance: versions, models, dtype, hash of the token ids, windows, settings, engine, time; in `parts`, for
+            each run that computed some of it, which engine with which versions, when, and how much.
+        part: int16 `[restoration, prompt]`: which of `provenance["parts"]` computed it, -1 for none yet; `None` in
+            results of earlier versions.
+        token_ids: for each prompt its ids and those of its answer.
     """
 
     plan: Plan
@@ -35,6 +40,8 @@ class SweepResult:
     prompts: tuple[Any, ...] = ()
     answers: tuple[Any, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    part: np.ndarray | None = None
+    token_ids: tuple[tuple[Ids, Ids], ...] = ()
 
     @property
     def krs(self) -> DataFrame:
@@ -125,9 +132,10 @@ class SweepResult:
         made = self.provenance
         base = self.losses.baseline[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
+        size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
         return (
-            f"SweepResult: {len(self.plan.settings)} settings x {len(self.plan.windows)} windows, "
-            f"{len(self.losses.mask)} prompts, {int(self.losses.mask.sum())} scored tokens, "
+            f"SweepResult: {size}, "
+            f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "
             f"scoring {self.scoring}, engine {made.get('engine', '?')}, baseline MSE {base:.4g}{state}"
         )
 

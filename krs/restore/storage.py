@@ -1,29 +1,39 @@
-"""Results as files: arrays and a JSON header in one safetensors file, written all at once."""
+"""Results as files: arrays and a JSON header in one safetensors file, written all at once, checked when read."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from krs.errors import KrsError
 from krs.hooks.points import Setting, setting
+from krs.metrics.score import SCORINGS
 from krs.restore.losses import Losses
 from krs.restore.plan import Plan
 from krs.restore.windows import Window
+from krs.writing import write_bytes
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
 
 _FORMAT = 1
-_ARRAYS = ("restored", "baseline", "power", "mask")
+_LOSSES = ("restored", "baseline", "power", "mask")
+_OPTIONAL = ("part", "tokens", "lengths")
 
 
-def save(result: Any, path: Path, overwrite: bool) -> Path:
+class _Unfit(Exception):  # noqa: N818 - a message on its way to a KrsError
+    """Why a file is not one of ours."""
+
+
+def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
     """Write a result; an existing file is replaced only if asked for, and then in one step."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     if path.exists() and not overwrite:
         raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
@@ -38,15 +48,19 @@ def save(result: Any, path: Path, overwrite: bool) -> Path:
         "answers": result.answers,
         "provenance": result.provenance,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        arrays = {name: getattr(result.losses, name) for name in _ARRAYS}
-        save_file(arrays, unfinished, metadata={"krs": json.dumps(header, ensure_ascii=False)})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    arrays = {name: getattr(result.losses, name) for name in _LOSSES}
+    if result.part is not None:
+        arrays["part"] = result.part
+    if result.token_ids:
+        arrays["tokens"] = np.array([t for pair in result.token_ids for ids in pair for t in ids], dtype=np.int64)
+        arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in result.token_ids], dtype=np.int64)
+    write_bytes(path, as_bytes(arrays, metadata={"krs": json.dumps(header)}))
     return path
+
+
+def size_of(plan: Plan, prompts: int, tokens: int) -> int:
+    """About how many bytes a result's file has."""
+    return 8 * (len(plan) + 3) * prompts * tokens + 2 * len(plan) * prompts + 200_000
 
 
 def load_result(path: str | Path) -> SweepResult:
@@ -56,33 +70,145 @@ def load_result(path: str | Path) -> SweepResult:
     Traceback (most recent call last):
     krs.errors.KrsError: no file 'nowhere.krs'
 
-    Raises `KrsError` for a missing file and for one that is not a saved result.
+    Raises `KrsError` for a missing file and for one that is not a saved result, or not all of one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from krs.restore.result import SweepResult
-
     if not Path(path).is_file():
         raise KrsError(f"no file {str(path)!r}")
     try:
+        return _result(*_read(Path(path)))
+    except OSError as reason:
+        raise KrsError(f"cannot read {str(path)!r}: {reason.strerror or reason}") from None
+    except _Unfit as reason:
+        raise KrsError(
+            f"{str(path)!r} is not a result that krs saved ({reason}): give another file, or make it again"
+        ) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["krs"])
-            losses = Losses(**{name: file.get_tensor(name) for name in _ARRAYS})
-    except (SafetensorError, KeyError, json.JSONDecodeError) as reason:
-        raise KrsError(f"{str(path)!r} is not a result that krs saved ({reason})") from None
-    if header["format"] > _FORMAT:
-        raise KrsError(f"{str(path)!r} was saved by a newer krs (format {header['format']}): update krs to read it")
-    windows = tuple(Window(w["name"], tuple(w["layers"])) for w in header["windows"])
-    settings = tuple(_setting(name) for name in header["settings"])
-    positions = tuple(header["positions"]) if isinstance(header["positions"], list) else header["positions"]
+            text = (file.metadata() or {}).get("krs")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, TypeError, AttributeError) as reason:  # the last two: dtypes that numpy does not have
+        raise _Unfit(str(reason)) from None
+    _need(text is not None, "it has no header of krs")
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError as reason:
+        raise _Unfit(f"its header is not JSON: {reason}") from None
+    _need(isinstance(header, dict), "its header is no object")
+    return header, arrays
+
+
+def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
+    from krs.restore.result import SweepResult
+
+    edition = _entry(header, "format", _is_count)
+    if edition > _FORMAT:
+        raise KrsError(f"this result was saved by a newer krs (format {edition}): update krs to read it")
+    plan = _plan(header)
+    losses = _losses(arrays, len(plan))
+    prompts = len(losses.mask)
+    provenance = _entry(header, "provenance", lambda v: isinstance(v, dict))
+    _need(all(isinstance(provenance.get(side, {}), dict) for side in ("vanilla", "unlearned")), "odd provenance")
+    texts = {name: _entry(header, name, _is_list_of(lambda _: True)) for name in ("prompts", "answers")}
+    for name, rows in texts.items():
+        _need(len(rows) in (0, prompts), f"it has {len(rows)} {name} for {prompts} rows of numbers")
+    part = arrays.get("part")
+    if part is not None:
+        _need(part.shape == (len(plan), prompts) and part.dtype == np.int16, f"'part' is {_shape(part)}")
+        parts = provenance.get("parts")
+        _need(_is_list_of(lambda p: isinstance(p, dict))(parts), "'part' refers to parts that provenance does not name")
+        _need(part.min(initial=-1) >= -1 and part.max(initial=-1) < len(parts or []), "'part' refers to no part")
     return SweepResult(
-        plan=Plan(settings, windows, header["n_layers"], positions),
+        plan=plan,
         losses=losses,
-        scoring=header["scoring"],
-        prompts=tuple(header["prompts"]),
-        answers=tuple(header["answers"]),
-        provenance=header["provenance"],
+        scoring=_entry(header, "scoring", lambda v: isinstance(v, str) and v in SCORINGS),
+        prompts=tuple(map(_frozen, texts["prompts"])),
+        answers=tuple(map(_frozen, texts["answers"])),
+        provenance=provenance,
+        part=part,
+        token_ids=_token_ids(arrays, prompts),
     )
+
+
+def _plan(header: dict[str, Any]) -> Plan:
+    n_layers = _entry(header, "n_layers", _is_count)
+    names = _entry(header, "settings", _is_list_of(lambda v: isinstance(v, str)))
+    listed = _entry(header, "windows", _is_list_of(lambda v: isinstance(v, dict)))
+    _need(bool(names) and bool(listed), "it has no settings or no windows")
+    windows = []
+    for window in listed:
+        name = _entry(window, "name", lambda v: _is_count(v) or isinstance(v, str))
+        layers = _entry(window, "layers", _is_list_of(_is_count))
+        ascending = all(a < b for a, b in pairwise(layers))
+        _need(layers and ascending and layers[-1] < n_layers, f"the window {name!r} has layers {layers} of {n_layers}")
+        windows.append(Window(name, tuple(layers)))
+    positions = _entry(header, "positions", _is_positions)
+    positions = tuple(positions) if isinstance(positions, list) else positions
+    return Plan(tuple(_setting(name) for name in names), tuple(windows), n_layers, positions)
+
+
+def _losses(arrays: dict[str, np.ndarray], restorations: int) -> Losses:
+    for name in _LOSSES:
+        _need(name in arrays, f"the array {name!r} is missing")
+    mask = arrays["mask"]
+    _need(mask.ndim == 2 and mask.dtype == bool and mask.size > 0, f"'mask' is {_shape(mask)}")
+    for name in _LOSSES[:3]:
+        wanted = (restorations, *mask.shape) if name == "restored" else mask.shape
+        found = arrays[name]
+        _need(found.shape == wanted and found.dtype == np.float64, f"{name!r} is {_shape(found)}, not {list(wanted)}")
+    return Losses(**{name: arrays[name] for name in _LOSSES})
+
+
+def _token_ids(arrays: dict[str, np.ndarray], prompts: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Ids of each prompt and its answer; nothing for results of earlier versions."""
+    if "tokens" not in arrays and "lengths" not in arrays:
+        return ()
+    _need("tokens" in arrays and "lengths" in arrays, "'tokens' and 'lengths' belong together")
+    flat, lengths = arrays["tokens"], arrays["lengths"]
+    _need(
+        lengths.shape == (prompts, 2) and lengths.dtype == flat.dtype == np.int64 and lengths.min() >= 0,
+        f"'lengths' is {_shape(lengths)}",
+    )
+    _need(flat.ndim == 1 and len(flat) == lengths.sum(), f"'tokens' is {_shape(flat)}")
+    rows = [tuple(map(int, row)) for row in np.split(flat, lengths.ravel().cumsum()[:-1])]
+    return tuple(zip(rows[::2], rows[1::2], strict=True))
+
+
+def _entry(header: dict[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:
+    _need(name in header, f"{name!r} is missing in its header")
+    _need(fits(header[name]), f"{name!r} is {str(header[name])[:60]!r} in its header")
+    return header[name]
+
+
+def _need(condition: object, otherwise: str) -> None:
+    if not condition:
+        raise _Unfit(otherwise)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _is_positions(value: Any) -> bool:
+    if value is None or value in ("prompt", "answer"):
+        return True
+    return bool(value) and _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))(value)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype} of {list(array.shape)}"
 
 
 def _setting(name: str) -> Setting:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from krs._typing import Tokenizer
-from krs.errors import KrsError
-from krs.generation.greedy import greedy
-from krs.hooks.anatomy import Anatomy
+from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.check import self_check
 from krs.hooks.points import Point, Setting
-from krs.models.pair import check_pair
-from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
-from krs.prompts import Answer, Prompt, Scoring, TokenBatch, check_prompts, check_reach, decode, encode, encode_answers
+from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
+from krs.models.provenance import NUMBERS, describe_model, machine, now, tokenizer_name, versions
+from krs.prompts import Answer, Prompt, Scoring, check_prompts, check_reach, decode, encode, encode_answers
+from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
 from krs.restore.engines import execute
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.plan import Plan, check_positions, check_settings
 from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_tokens, resolve
 from krs.restore.result import SweepResult
-from krs.restore.storage import load_result
+from krs.restore.storage import size_of
 from krs.restore.wave.answers import is_offloaded
 from krs.restore.windows import Shape, shape
-
-_SAVE_EVERY = 30.0
+from krs.writing import check_writable
 
 
 def sweep(
@@ -49,6 +45,7 @@ def sweep(
     checkpoint: str | Path | None = None,
     answers: Sequence[Answer] | None = None,
     offload: Offload | None = None,
+    vocabulary: Vocabulary = "same",
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
@@ -93,141 +90,87 @@ def sweep(
         answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
         offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
+        vocabulary: `"shared"` scores the vocabulary rows that both models have, where one of them has more at its end
+            (a token was added, a head padded to a multiple); nothing beyond them is said or scored.
         device: where models given by name go: `"auto"` is the GPU where there is one, else the CPU; or `"cuda:1"`,
             `"xpu"`, `"mps"`, `"cpu"`.
         dtype: that they are loaded in; `"auto"` is their checkpoints' own.
         device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
 
-    Raises `KrsError` for bad input, before any model runs. An interrupted sweep raises what interrupted it with the
-    attribute `partial`, the `SweepResult` of what was done.
+    Raises `KrsError` for bad input, before any model runs, and for models whose logits are NaN or infinite. An
+    interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done.
     """
     check_prompts(prompts)
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        check_writable(file, "checkpoint")
     v_model, u_model, tokenizer = resolve(
         vanilla,
         unlearned,
         prompts,
         tokenizer,
         scoring,
+        vocabulary,
         device=device,
         dtype=dtype,
         device_map=device_map,
         offload=offload,
     )
-    v, u = check_pair(v_model, u_model)
+    v, u = check_pair(v_model, u_model, vocabulary)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ids = encode(prompts, tokenizer)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens)
-    check_tokens(ids, n_tokens, v, given)
+    n_ids = shared_ids(v.model, u.model)
+    check_tokens(ids, n_tokens, v, given, n_ids)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
-    for body in (v, u):
-        if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
-            self_check(body.model, Setting(plan.points))
-    said = given or greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers")
-    batch = batch_of(scoring, ids, said, tokenizer, v)
+    if file is not None:
+        check_writable(file, "checkpoint", size_of(plan, len(ids), n_tokens))
     made = {
         "made_by": "krs.sweep",
         "time": now(),
         "engine": engine,
         "n_tokens": n_tokens,
         "answers": "vanilla, greedy" if given is None else "given",
+        "ends": sorted(eos_ids(v.model)),
         "seed": None,
+        "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
         "unlearned": describe_model(unlearned, u.model),
         "tokenizer": tokenizer_name(tokenizer),
-        "tokens_sha256": batch.digest,
+        "numbers": NUMBERS,
         "versions": versions(),
         "machine": machine(),
     }
+    texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
+    dated = template_date(tokenizer, prompts)
+    found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
+    for side, body in (("vanilla", v), ("unlearned", u)):
+        if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
+            self_check(body.model, Setting(plan.points), side=side)
+    said = given
+    if said is None and found is not None:
+        said = tuple(answer for _, answer in found.token_ids)
+    if said is None:
+        said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
+    batch = batch_of(scoring, ids, said, tokenizer, v)
     result = SweepResult(
         plan,
         Losses.empty(plan, batch),
         scoring,
-        tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids,
+        texts,
         tuple(decode(a, tokenizer) for a in said) if tokenizer is not None else said,
-        made,
+        made | {"tokens_sha256": batch.digest},
+        token_ids=tuple(zip(ids, said, strict=True)),
     )
-    return _run(result, v, u, batch, engine, room, progress, None if checkpoint is None else Path(checkpoint))
+    result = with_answers_of(found, file, result)
 
+    def run(keeper: Any) -> None:
+        execute(engine, plan, v, u, batch, result.losses, room, progress, keeper, result.provenance)
 
-def _run(
-    result: SweepResult,
-    v: Anatomy,
-    u: Anatomy,
-    batch: TokenBatch,
-    engine: Engine,
-    room: int,
-    progress: bool,
-    file: Path | None,
-) -> SweepResult:
-    """Run the engine, keeping what it has done safe."""
-    if file is not None and file.exists():
-        result = _resumed(result, file)
-    plan, made, started = result.plan, result.provenance, time.monotonic()
-
-    def keeper(shown: Any) -> _Keeper:
-        return _Keeper(shown, result, file)
-
-    try:
-        execute(engine, plan, v, u, batch, result.losses, room, progress, keeper, made)
-    except BaseException as stop:
-        stop.partial = result  # type: ignore[attr-defined]
-        if file is not None:
-            result.save(file, overwrite=True)
-            stop.add_note(f"what was done is in {str(file)!r}; the same call goes on from there")
-        else:
-            stop.add_note("what was done is in the exception's attribute `partial`; checkpoint= would also save it")
-        raise
-    result = replace(result, provenance=made | {"seconds": round(time.monotonic() - started, 1)})
-    if file is not None:
-        result.save(file, overwrite=True)
-    return result
-
-
-class _Keeper:
-    """A progress bar that also saves the result every half minute."""
-
-    def __init__(self, shown: Any, result: SweepResult, file: Path | None) -> None:
-        self._shown, self._result, self._file = shown, result, file
-        self._saved = time.monotonic()
-
-    def update(self, n: int = 1) -> None:
-        self._shown.update(n)
-        if self._file is not None and time.monotonic() - self._saved > _SAVE_EVERY:
-            self._result.save(self._file, overwrite=True)
-            self._saved = time.monotonic()
-
-    def set_postfix_str(self, text: str) -> None:
-        self._shown.set_postfix_str(text)
-
-
-def _resumed(result: SweepResult, file: Path) -> SweepResult:
-    """The result with what an earlier, interrupted sweep of the same thing has left."""
-    earlier = load_result(file)
-    if differing := [name for name, a, b in _identity(result, earlier) if a != b]:
-        raise KrsError(
-            f"checkpoint={str(file)!r} holds another sweep; {', '.join(differing)} differ: give another file, or "
-            "remove this one"
-        )
-    return replace(result, losses=earlier.losses)
-
-
-def _identity(a: SweepResult, b: SweepResult) -> list[tuple[str, object, object]]:
-    ours, theirs = a.provenance, b.provenance
-    sides = [
-        (side, ours[side]["weights_sample_sha256"], theirs[side]["weights_sample_sha256"])
-        for side in ("vanilla", "unlearned")
-    ]
-    return [
-        *sides,
-        ("prompts or answers", ours["tokens_sha256"], theirs["tokens_sha256"]),
-        ("settings", a.plan.settings, b.plan.settings),
-        ("windows", a.plan.windows, b.plan.windows),
-        ("positions", a.plan.positions, b.plan.positions),
-        ("scoring", a.scoring, b.scoring),
-    ]
+    return carried_out(result, file, run)

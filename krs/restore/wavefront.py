@@ -25,8 +25,11 @@ import torch
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.idle import acting_hooks
+from krs.hooks.rope import following, start_afresh
 from krs.prompts import TokenBatch
-from krs.restore.losses import Losses
+from krs.restore.finite import check_base
+from krs.restore.losses import Losses, computed
 from krs.restore.plan import Plan
 from krs.restore.wave.allocator import freed_memory_kept
 from krs.restore.wave.answers import is_offloaded
@@ -57,7 +60,7 @@ def run(
     What `losses` holds already is not computed again. `shown` is a progress bar of `steps(…)` steps. Raises
     `NotExactError`, having left the losses of unfinished groups as they were, where the pass would not be exact.
     """
-    refuse(vanilla, unlearned)
+    refuse(vanilla, unlearned, batch)
     heads: Heads | None = None
     total = _layer_runs(plan, range(len(plan)))
     for rows in groups(plan, vanilla, batch, budget):
@@ -76,12 +79,17 @@ def steps(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
     return _layer_runs(plan, range(len(plan))) * sum(1 for _ in groups(plan, vanilla, batch, budget))
 
 
-def refuse(vanilla: Anatomy, unlearned: Anatomy) -> None:
-    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them."""
+def refuse(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch) -> None:
+    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them.
+
+    Also for models in which the rows of a forward act on each other, other than by how long they are: rows of one
+    prompt are all of one length.
+    """
+    if batch.alone and not (following(vanilla.model) or following(unlearned.model)):
+        raise NotExactError("what a row gives depends on the other rows that are computed with it")
     for body in (vanilla, unlearned):
-        for name, module in body.model.named_modules():
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise NotExactError(f"there are hooks on {name or 'the model'!r}")
+        for where in acting_hooks(body.model):
+            raise NotExactError(f"there are hooks on {where}")
 
 
 def groups(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iterator[slice]:
@@ -95,7 +103,7 @@ def groups(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iter
     tokens = budget // 2 // (rows * _bytes_per_state(vanilla))
     if not is_offloaded(vanilla.model):
         tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(vanilla.model)))
-    n = math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
+    n = len(batch) if batch.alone else math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
 
@@ -125,6 +133,8 @@ def _group(
     shown: Any,
 ) -> None:
     """One pass for some prompts: packed if the models can attend so, padded otherwise."""
+    start_afresh(vanilla.model)
+    start_afresh(unlearned.model)
     restorations = list(plan)
     rows_by_layer, last = schedule(plan, [restorations[r] for r in todo])
     layouts = [packed, padded] if can_pack(vanilla.layers[0]) and can_pack(unlearned.layers[0]) else [padded]
@@ -141,5 +151,7 @@ def _group(
     mask, width = batch.mask, batch.n_scored
     losses.power[rows, :width][mask] = power
     losses.baseline[rows, :width][mask] = base
+    if not check_base(vanilla, unlearned, batch, losses, rows):
+        raise NotExactError("its base row is NaN or infinite where the model by itself is not")
     for r, row in zip(todo, last, strict=True):
-        losses.restored[r, rows, :width][mask] = base if row == 0 else restored[row - 1]
+        losses.restored[r, rows, :width][mask] = computed(base if row == 0 else restored[row - 1])

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from krs.errors import KrsError
@@ -23,6 +18,7 @@ from krs.metrics.bleu import bleu
 from krs.progress import bar
 from krs.unlearn.config import Config
 from krs.unlearn.examples import Example, collate
+from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.losses import live_tokens, token_logprobs
 
 _N_TOKENS = 30
@@ -63,7 +59,7 @@ class SaveEvery(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint when it is time."""
-        if self.steps and state.global_step % self.steps == 0 and state.global_step < state.max_steps:
+        if self.steps and state.global_step % self.steps == 0 and not control.should_training_stop:
             control.should_save = True
 
 
@@ -74,7 +70,6 @@ class StopAtTarget(TrainerCallback):
         self.config, self.forget, self.decoded = config, forget, decoded
         self.asked = [e for e in forget if e.n_prompt]
         self.reached: str | None = None
-        self.seen: list[dict[str, float]] = []
         if config.stop_bleu is not None and not self.asked:
             raise KrsError("stop_bleu= compares answers, and no forget text has a prompt: use stop_forget_nll=")
 
@@ -95,7 +90,7 @@ class StopAtTarget(TrainerCallback):
             if found["forget_bleu"] <= config.stop_bleu:
                 self.reached = f"forget BLEU {found['forget_bleu']:.2f} <= {config.stop_bleu}"
         model.train(training)
-        self.seen.append(found)
+        state.log_history.append(found)  # which checkpoints keep
         if in_any_process(self.reached is not None, args.device):
             control.should_training_stop = True
 
@@ -108,43 +103,25 @@ class StopAtTarget(TrainerCallback):
         return sum(bleu(self.decoded(w), self.decoded(s)) for w, s in pairs) / len(said)
 
 
-class Interrupt(TrainerCallback):
-    """Ctrl-C lets the step end, saves a checkpoint if there is a place for it, and then stops; a second one at once."""
+class StopWhenAsked(TrainerCallback):
+    """Ctrl-C lets the step end, and a checkpoint is written, unless training ends there anyway."""
 
-    def __init__(self, saves: bool) -> None:
-        self.saves = saves
-        self.asked = False
-        self.step = 0
+    def __init__(self, interrupt: Interrupt) -> None:
+        self.interrupt = interrupt
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """From here on there is something to lose."""
+        self.interrupt.waits = True
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here if the user asked for it."""
-        self.step = state.global_step
-        self.asked = in_any_process(self.asked, args.device)
-        if self.asked:
+        heard = self.interrupt
+        heard.step = state.global_step
+        heard.asked = in_any_process(heard.asked, args.device)
+        if heard.asked and not control.should_training_stop:
+            heard.stopped = True
             control.should_training_stop = True
-            control.should_save = self.saves
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C waits for the end of the step; `KeyboardInterrupt` is raised at the end."""
-        if not self.saves or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def heard(number: int, frame: Any) -> None:
-            self.asked = True
-            signal.signal(signal.SIGINT, before)
-
-        signal.signal(signal.SIGINT, heard)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if self.asked:
-            said = f"stopped after step {self.step}, a checkpoint was written; the same call goes on from there"
-            tqdm.write(said, file=sys.stderr)
-            raise KeyboardInterrupt(said)
+            control.should_save = heard.saves
 
 
 def in_any_process(flag: bool, device: torch.device) -> bool:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from krs.errors import KrsError
+from krs.writing import write_text
 
 FOLDER = "checkpoints"
+FINISHED = "finished"
+"""The model as it is saved, before it is at its place."""
+KEPT = "kept"
+"""The weights of a finished model that could not be saved."""
+_MOVING = "krs_moving.json"
 _RECIPE = "krs_recipe.json"
 _STATE = "trainer_state.json"
 
@@ -22,7 +30,7 @@ def output(given: str | Path | None, overwrite: bool) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise KrsError(f"output_dir={str(given)!r} is a file: give a directory")
     inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    if inside - {FOLDER} and not overwrite:
+    if inside - {FOLDER, *moving(folder)} and not overwrite:
         raise KrsError(f"output_dir={str(given)!r} is not empty: give another one, or overwrite=True")
     return folder
 
@@ -37,8 +45,9 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = Tr
     place = folder / FOLDER
     mark = place / _RECIPE
     differing: list[str] = []
-    if there := place.is_dir() and any(place.iterdir()):
-        theirs = _read(mark)
+    there = place.is_dir() and any(place.iterdir()) and (_has_work(place) or not mark.exists())
+    if there:
+        theirs = read_json(mark)
         ours = json.loads(json.dumps(recipe))
         differing = sorted(
             _named(k, theirs.get(k), ours.get(k)) for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
@@ -47,15 +56,14 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = Tr
             return newest(folder)
     if not main:
         return None
-    if there:
-        if not overwrite:
-            raise KrsError(
-                f"{str(place)!r} holds checkpoints of another run; {', '.join(differing)} differ: give another "
-                "output_dir, or overwrite=True to begin anew"
-            )
-        shutil.rmtree(place)
+    if there and not overwrite:
+        raise KrsError(
+            f"{str(place)!r} holds checkpoints of another run; {', '.join(differing)} differ: give another "
+            "output_dir, or overwrite=True to begin anew"
+        )
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    write_text(mark, json.dumps(recipe, indent=2))
     return None
 
 
@@ -69,7 +77,7 @@ def _named(what: str, theirs: Any, ours: Any) -> str:
 
 def newest(folder: Path) -> Path | None:
     """The latest checkpoint that was written to its end (the trainer's state is written last)."""
-    found = [p for p in (folder / FOLDER).glob("checkpoint-*") if _read(p / _STATE)]
+    found = [p for p in (folder / FOLDER).glob("checkpoint-*") if read_json(p / _STATE)]
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
@@ -78,7 +86,38 @@ def end(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+@contextmanager
+def tidied(folder: Path, main: bool = True) -> Iterator[None]:
+    """A run that fails in here leaves nothing behind, unless there is something to go on from."""
+    new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if main and (folder / FOLDER / _RECIPE).exists() and not _has_work(folder / FOLDER):
+            end(folder)
+        if main and new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def note_moving(folder: Path, names: list[str]) -> None:
+    """Note which files of the finished model are about to take their places."""
+    write_text(folder / FOLDER / _MOVING, json.dumps({"names": names}))
+
+
+def moving(folder: Path) -> list[str]:
+    """Which files of a finished model may be at their places already, in a run that did not end."""
+    return list(read_json(folder / FOLDER / _MOVING).get("names", []))
+
+
+def _has_work(place: Path) -> bool:
+    """Whether there is anything that an earlier call worked for."""
+    kept = [place / KEPT, place / _MOVING]
+    return any(p.exists() for p in kept) or any(read_json(p / _STATE) for p in place.glob("checkpoint-*"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):

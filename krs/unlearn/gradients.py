@@ -12,13 +12,15 @@ from torch import Tensor, nn
 class SideNorms:
     """Norms of what each side's backward pass adds to the gradient.
 
-    Used as `with norms.of("forget"): logits.backward(…)`. Several backward passes of a side are one gradient if `keep`
-    is set (their sum is kept); without it each side has one.
+    Used as `with norms.of("forget", scale=1.0): logits.backward(…)`; `scale` is what the loss was multiplied by, as
+    fp16's gradient scaler does it, and is divided out. Several backward passes of a side are one gradient if `keep` is
+    set (their sum is kept); without it each side has one.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], keep: bool) -> None:
         self.keep = keep
         self.side = ""
+        self.scale = 1.0
         self.squares: dict[str, Tensor] = {}
         self.sums: dict[str, dict[int, Tensor]] = {}
         self.handles = [p.register_hook(self._hook(i)) for i, p in enumerate(parameters) if p.requires_grad]
@@ -29,15 +31,15 @@ class SideNorms:
                 kept = self.sums.setdefault(self.side, {})
                 kept[i] = kept[i] + gradient if i in kept else gradient.clone()
             elif self.side:
-                square = gradient.float().square().sum()
+                square = (gradient.float() / self.scale).square().sum()
                 self.squares[self.side] = self.squares.get(self.side, torch.zeros_like(square)) + square
 
         return seen
 
     @contextmanager
-    def of(self, side: str) -> Iterator[None]:
-        """Inside, a backward pass is that of a side."""
-        self.side = side
+    def of(self, side: str, scale: float = 1.0) -> Iterator[None]:
+        """Inside, a backward pass is that of a side, of a loss that was multiplied by `scale`."""
+        self.side, self.scale = side, scale
         try:
             yield
         finally:
@@ -51,7 +53,7 @@ class SideNorms:
     def norms(self) -> dict[str, float]:
         """The norm of each side's gradient in this step, before clipping."""
         for side, kept in self.sums.items():
-            self.squares[side] = torch.stack([g.float().square().sum() for g in kept.values()]).sum()
+            self.squares[side] = torch.stack([(g.float() / self.scale).square().sum() for g in kept.values()]).sum()
         return {side: float(square.sqrt()) for side, square in self.squares.items()}
 
     def close(self) -> None:

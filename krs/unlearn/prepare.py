@@ -15,7 +15,10 @@ from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, generate
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
-from krs.unlearn.memit.requests import requests_from
+from krs.unlearn.memit.requests import Request, requests_from
+from krs.writing import check_folder, write_text
+
+_FILES = ("forget.jsonl", "retain.jsonl", "requests.jsonl", "target.txt", "unrelated.txt")
 
 
 def prepare(
@@ -61,7 +64,9 @@ def prepare(
     folder = Path(output)
     if (folder / "forget.jsonl").exists() and not overwrite:
         raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_folder(folder, [*_FILES])
     found = load_concept(concept, name)
+    requests_from(found.questions, subjects=found.names)
     others = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
     reader = as_tokenizer(tokenizer)
     ((vanilla, beside),) = load_given({"model": model}, device=device, dtype=dtype, device_map=device_map)
@@ -79,15 +84,18 @@ def prepare(
 
     forget = asked(found.questions)
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
-    folder.mkdir(parents=True, exist_ok=True)
-    _lines(folder / "forget.jsonl", forget)
-    _lines(folder / "retain.jsonl", asked(others))
-    _lines(
-        folder / "requests.jsonl", [{"subject": r.subject, "prompt": r.prompt, "object": r.object} for r in requests]
-    )
-    (folder / "target.txt").write_text("".join(f"{q}\n" for q in found.questions), encoding="utf-8")
-    (folder / "unrelated.txt").write_text("".join(f"{q}\n" for q in found.unrelated_questions), encoding="utf-8")
+    retain = asked(others)
+    _lines(folder / "retain.jsonl", retain)
+    _lines(folder / "requests.jsonl", [_request(r) for r in requests])
+    write_text(folder / "target.txt", "".join(f"{q}\n" for q in found.questions))
+    write_text(folder / "unrelated.txt", "".join(f"{q}\n" for q in found.unrelated_questions))
+    _lines(folder / "forget.jsonl", forget)  # the last: an interrupted call has not written it
     return found
+
+
+def _request(request: Request) -> dict[str, Any]:
+    found = {"subject": request.subject, "prompt": request.prompt, "object": request.object}
+    return found | ({"occurrence": request.occurrence} if request.occurrence else {})
 
 
 def _without(questions: Sequence[str], concept: Concept) -> tuple[str, ...]:
@@ -95,4 +103,4 @@ def _without(questions: Sequence[str], concept: Concept) -> tuple[str, ...]:
 
 
 def _lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -18,15 +18,23 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
-from krs.models.load import find_tokenizer, load, quiet
+from krs.models.load import find_tokenizer, load
 from krs.models.provenance import describe_model, now, versions, weights_digest
 from krs.prompts import decode
 from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, to_examples
+from krs.unlearn.interrupt import Interrupt
+from krs.unlearn.isolation import isolated
 from krs.unlearn.methods import Edit, Method, Plugin, make
+from krs.unlearn.preflight import check_extras, check_finite, check_saves
+from krs.unlearn.saving import kept, save
 from krs.unlearn.student import check_trainable, context, finish
 
-REPORT = "krs_unlearn.json"
+Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
+"""The unlearned model, the log, and what else is to be reported."""
+
+Work: TypeAlias = Callable[[Path | None], Done]
+"""The long part of a run, which begins at a checkpoint if it is given one."""
 
 
 def run(
@@ -70,35 +78,76 @@ def run(
         trainer: further `transformers.TrainingArguments` (`fsdp`, `report_to`, `optim` …).
         settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`, `parameters`.
 
-    Raises `KrsError` for bad input before training, for a loss that is not finite, and when no parameter moved.
+    Whatever the caller has switched on around the call (autocast, `no_grad`, a default dtype or device) does not act
+    on it, and the caller's random numbers stay as they are.
+
+    Raises `KrsError` for bad input and for what could not be saved before training, for a loss or weights that are not
+    finite, and when no parameter moved. What cannot be saved at the end is the error's `partial`, and is kept in
+    `output_dir` too, where the same call finds it.
     """
     made = make(method, settings)
     _check_given(made, forget, retain, corpus, trainer)
+    check_extras(made)
     main = int(os.environ.get("RANK", "0")) == 0
     folder = checkpoints.output(output_dir, overwrite or not main)
-    vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
-    started = time.monotonic()
-    if isinstance(made, Edit):
-        unlearned, made_of, log = _edited(made, vanilla, forget, corpus, tokenizer, progress)
-    else:
-        assert isinstance(made, Method)
-        unlearned, made_of, log = _trained(
-            made, vanilla, forget, retain, tokenizer, folder, overwrite, main, trainer or {}, progress
-        )
-    if folder is not None and main:
-        report = {
-            "method": method,
-            "config": asdict(made.config),
-            "vanilla": describe_model(model, vanilla),
-            **made_of,
-            "seconds": round(time.monotonic() - started, 1),
-            "made": now(),
-            "versions": versions(),
-            "log": log,
+    interrupt = Interrupt(saves=folder is not None)
+    with isolated(), interrupt.listening():
+        vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
+        _check_place(folder, model, vanilla)
+        check_finite(vanilla)
+        if folder is not None and main:
+            check_saves(vanilla, tokenizer, folder, made.config)
+        if isinstance(made, Edit):
+            work, sides = _editing(made, vanilla, forget, corpus, tokenizer, progress)
+        else:
+            assert isinstance(made, Method)
+            options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "interrupt": interrupt}
+            work, sides = _training(made, vanilla, forget, retain, tokenizer, folder, options)
+        if folder is None:
+            return work(None)[0]
+        recipe = {
+            "method": made.name,
+            "settings": asdict(made.config),
+            "vanilla model": weights_digest(vanilla),
+            **{f"{side} texts": texts for side, texts in sides.items()},
         }
-        _save(unlearned, tokenizer, folder, report)
-        checkpoints.end(folder)
+        with checkpoints.tidied(folder, main):
+            resume = checkpoints.begin(folder, recipe, overwrite, main)
+            done = kept(folder, vanilla)
+            unlearned, report = done or _worked(work, resume, made, describe_model(model, vanilla), sides)
+            interrupt.waits = True
+            if main:
+                save(unlearned, tokenizer, folder, report)
+                checkpoints.end(folder)
     return unlearned
+
+
+def _worked(
+    work: Work, resume: Path | None, made: Plugin, vanilla: dict[str, Any], sides: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The unlearned model, and the report of how it was made."""
+    started = time.monotonic()
+    unlearned, log, ended = work(resume)
+    report = {
+        "method": made.name,
+        "config": asdict(made.config),
+        "vanilla": vanilla,
+        **sides,
+        **ended,
+        "seconds": round(time.monotonic() - started, 1),
+        "made": now(),
+        "versions": versions(),
+        "log": log,
+    }
+    return unlearned, report
+
+
+def _check_place(folder: Path | None, model: nn.Module | str | Path, vanilla: nn.Module) -> None:
+    """Raise `KrsError` if the output would take the vanilla model's place, which `overwrite` does not mean."""
+    config: Any = vanilla.config
+    given = [p for p in (model, getattr(config, "_name_or_path", "")) if isinstance(p, str | Path) and str(p)]
+    if folder is not None and folder.resolve().is_dir() and folder.resolve() in [Path(p).resolve() for p in given]:
+        raise KrsError(f"output_dir={str(folder)!r} is where the vanilla model is: give another directory")
 
 
 def _check_given(
@@ -133,62 +182,49 @@ def _check_given(
         raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
 
 
-def _edited(
+def _editing(
     made: Edit,
     vanilla: nn.Module,
     forget: Sequence[Any],
     corpus: Sequence[str] | None,
     tokenizer: Tokenizer,
     progress: bool,
-) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
-    edited = copy.deepcopy(vanilla).float()
-    log = made.edit(edited, tokenizer, forget, corpus, progress)
-    sides: dict[str, Any] = {"forget": _texts(forget), "corpus": _texts(corpus or [])}
-    sides["edited_layers"] = sorted({entry["layer"] for entry in log if "layer" in entry})
-    return finish(edited, vanilla, made.name), sides, log
+) -> tuple[Work, dict[str, Any]]:
+    """What does the work of a method that edits, and what it works on."""
+
+    def work(_: Path | None) -> Done:
+        edited = copy.deepcopy(vanilla).float()
+        log = made.edit(edited, tokenizer, forget, corpus, progress)
+        layers = sorted({entry["layer"] for entry in log if "layer" in entry})
+        return finish(edited, vanilla, made.name), log, {"edited_layers": layers}
+
+    return work, {"forget": _texts(forget), "corpus": _texts(corpus or [])}
 
 
-def _trained(
+def _training(
     made: Method,
     vanilla: nn.Module,
     forget: Sequence[Text],
     retain: Sequence[Text] | None,
     tokenizer: Tokenizer,
     folder: Path | None,
-    overwrite: bool,
-    main: bool,
     options: dict[str, Any],
-    progress: bool,
-) -> tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Work, dict[str, Any]]:
+    """What does the work of a method that trains, and what it works on."""
     from krs.unlearn.train import train
 
     check_trainable(vanilla, made.config)
     limit = context(vanilla, made.config.max_length)
     forget_set = to_examples(forget, tokenizer, limit, "forget")
     retain_set = _retain(made, forget, retain, tokenizer, limit)
-    made_of = {"forget": _digest(forget_set), "retain": _digest(retain_set)}
-    resume = None
-    if folder is not None:
-        recipe = {
-            "method": made.name,
-            "settings": asdict(made.config),
-            "forget texts": made_of["forget"],
-            "retain texts": made_of["retain"],
-            "vanilla model": weights_digest(vanilla),
-        }
-        resume = checkpoints.begin(folder, recipe, overwrite, main)
-    trained, log, ended = train(
-        made,
-        vanilla,
-        forget_set,
-        retain_set,
-        decoded=lambda ids: decode(ids, tokenizer, skip_special_tokens=True),
-        folder=folder,
-        resume=resume,
-        options=options,
-        progress=progress,
-    )
-    return trained, made_of | ended, log
+
+    def decoded(ids: Sequence[int]) -> str:
+        return decode(ids, tokenizer, skip_special_tokens=True)
+
+    def work(resume: Path | None) -> Done:
+        return train(made, vanilla, forget_set, retain_set, decoded=decoded, folder=folder, resume=resume, **options)
+
+    return work, {"forget": _digest(forget_set), "retain": _digest(retain_set)}
 
 
 def _vanilla(
@@ -230,11 +266,3 @@ def _texts(texts: Sequence[Any]) -> dict[str, Any]:
     for text in texts:
         digest.update(repr(text).encode())
     return {"texts": len(texts), "sha256": digest.hexdigest()}
-
-
-def _save(model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model.save_pretrained(folder)  # type: ignore[operator]
-    tokenizer.save_pretrained(folder)
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -13,6 +13,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.components import component_of
 from krs.unlearn.config import Config
+from krs.unlearn.preflight import broken
 
 _SUBSETS = {
     "value_vectors": {"value_vectors"},
@@ -51,6 +52,7 @@ def context(vanilla: nn.Module, max_length: int) -> int:
 def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
     """A copy of the model, in the precision and with the trainable weights that the settings name."""
     student: Any = copy.deepcopy(vanilla)
+    _recompute(student, False)
     if config.gradient_checkpointing:
         _recompute(student, True)
     if config.parameters == "lora":
@@ -67,7 +69,7 @@ def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
 def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
     """The trained copy as a plain model in eval mode, in the original's dtype; an adapter is merged.
 
-    Raises `KrsError` when no weight moved.
+    Raises `KrsError` when no weight moved, and when one is not finite.
     """
     if hasattr(student, "merge_and_unload"):
         student = student.merge_and_unload()  # type: ignore[operator]
@@ -78,7 +80,15 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
     for n, parameter in student.named_parameters():
         parameter.requires_grad_(before[n].requires_grad)
     first = next(vanilla.parameters())
-    return student.to(device=first.device, dtype=first.dtype).eval()
+    done = student.to(device=first.device, dtype=first.dtype).eval()
+    config: Any = done.config
+    config.use_cache = getattr(vanilla.config, "use_cache", True)  # the trainer switches it off
+    for n, value in broken(done):
+        raise KrsError(
+            f"{name}: {n!r} holds {value} after training: lower the learning rate, or take fewer steps"
+            + (", or load the model in bf16 or fp32, for fp16 overflows" if first.dtype == torch.float16 else "")
+        )
+    return done
 
 
 def _recompute(model: Any, on: bool) -> None:
@@ -95,10 +105,8 @@ def _fits_bf16(model: nn.Module) -> bool:
 
 
 def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise KrsError("parameters='lora' needs peft: pip install 'krs[unlearn]'") from None
+    from peft import LoraConfig, get_peft_model
+
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     settings: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "fan_in_fan_out": transposed}
     for parameter in model.parameters():

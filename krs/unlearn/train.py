@@ -11,16 +11,18 @@ from typing import Any
 
 from torch import nn
 from tqdm import tqdm
-from transformers import TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import ParallelMode
 
 from krs.errors import KrsError
 from krs.models.load import quiet
 from krs.unlearn import checkpoints
-from krs.unlearn.callbacks import Interrupt, OneBar, SaveEvery, StopAtTarget
+from krs.unlearn.callbacks import OneBar, SaveEvery, StopAtTarget, StopWhenAsked
 from krs.unlearn.examples import Example
+from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.methods import Method
+from krs.unlearn.saving import ADAPTER
 from krs.unlearn.student import finish, make_student
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 
@@ -36,6 +38,7 @@ def train(
     resume: Path | None,
     options: dict[str, Any],
     progress: bool,
+    interrupt: Interrupt | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
     """The trained copy, the log of every step, and how training ended.
 
@@ -49,39 +52,72 @@ def train(
         resume: the checkpoint to go on from.
         options: further `TrainingArguments`.
         progress: show a bar.
+        interrupt: what Ctrl-C does.
     """
-    config = method.config
+    config, needs = method.config, method.reference
+    interrupt = interrupt or Interrupt(saves=False)
     stop = StopAtTarget(config, forget, decoded)
-    interrupt = Interrupt(saves=folder is not None)
-    needs = method.reference
-    sides = [(forget, needs in ("logprobs", "both")), (retain, needs == "logprobs" and bool(retain))]
-    known = [reference_logprobs(vanilla, side, config.batch_size) if wanted else None for side, wanted in sides]
-    adapter = config.parameters == "lora"
+    callbacks = [OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps)]
+    pairs = Pairs(forget, retain)
+
+    def fresh() -> nn.Module:
+        return make_student(vanilla, config)
+
     with tempfile.TemporaryDirectory() as scratch:
-        student = make_student(vanilla, config)
-        trainer = UnlearnTrainer(
-            method,
-            vanilla if needs in ("live", "both") and not adapter else None,
-            model=student,
-            args=_arguments(method, vanilla, folder / checkpoints.FOLDER if folder else Path(scratch), options),
-            train_dataset=Pairs(forget, retain, *known),
-            data_collator=collate_pairs,
-            callbacks=[OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps), interrupt],
-        )
-        for noisy in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(noisy)
+        place = folder / checkpoints.FOLDER if folder else Path(scratch)
+        trainer = _trainer(method, vanilla, fresh(), pairs, place, options, [*callbacks, StopWhenAsked(interrupt)])
+        if needs in ("logprobs", "both"):
+            pairs.ref_logprob = reference_logprobs(vanilla, forget, config.batch_size, "forget")
+        if needs == "logprobs" and retain:
+            pairs.retain_ref_logprob = reference_logprobs(vanilla, retain, config.batch_size, "retain")
         if resume is not None and progress:
             tqdm.write(f"going on from {resume.name.replace('-', ' ')}", file=sys.stderr)
-        with quiet(), interrupt.listening():
+        with quiet():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-        trained = trainer.gathered(lambda: make_student(vanilla, config))
+        interrupt.unsaved = trainer.unsaved
+        trained = None if interrupt.stopped and interrupt.unsaved is None else trainer.gathered(fresh)
+        interrupt.raise_if_stopped(lambda: None if trained is None else finish(trained, vanilla, method.name))
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trained is None:
         return copy.deepcopy(vanilla), log, {}
-    if adapter and folder is not None and trainer.is_world_process_zero():
-        trained.save_pretrained(folder / "adapter")  # type: ignore[operator]
-    steps = {"steps": trainer.state.global_step, "stopped": stop.reached, "targets": stop.seen}
-    return finish(trained, vanilla, method.name), log, steps
+    if config.parameters == "lora" and folder is not None and trainer.is_world_process_zero():
+        trained.save_pretrained(folder / checkpoints.FOLDER / ADAPTER)  # type: ignore[operator]
+    precision = trainer.accelerator.mixed_precision
+    ended = {
+        "steps": trainer.state.global_step,
+        "stopped": stop.reached,
+        "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
+        "mixed_precision": None if precision == "no" else precision,
+    }
+    return finish(trained, vanilla, method.name), log, ended
+
+
+def _trainer(
+    method: Method,
+    vanilla: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+    place: Path,
+    options: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> UnlearnTrainer:
+    """The trainer; raises `KrsError` for options that it does not take."""
+    arguments = _arguments(method, vanilla, place, options)
+    live = method.reference in ("live", "both") and method.config.parameters != "lora"
+    try:
+        trainer = UnlearnTrainer(
+            method,
+            vanilla if live else None,
+            model=student,
+            args=arguments,
+            train_dataset=pairs,
+            data_collator=collate_pairs,
+            callbacks=callbacks,
+        )
+    except (ValueError, ImportError) as reason:
+        raise reason if isinstance(reason, KrsError) else KrsError(f"trainer=: {reason}") from None
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, Any]) -> TrainingArguments:
@@ -100,6 +136,7 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
         "logging_steps": 1,
         "save_strategy": "no",
         "remove_unused_columns": False,
+        "disable_tqdm": True,
         "use_cpu": device.type == "cpu",
         "seed": config.seed,
     }
@@ -108,7 +145,7 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
     pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
     try:
         made = TrainingArguments(**(pinned | more | ours))
-    except TypeError as reason:
+    except (TypeError, ValueError, ImportError) as reason:
         raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
     if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
         raise KrsError("trainer={'fsdp': …} divides a model among several processes: start them with accelerate launch")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 from transformers import Trainer
 
 from krs.errors import KrsError
 from krs.generation.forward import accepted
+from krs.unlearn.callbacks import in_any_process
 from krs.unlearn.examples import Example, collate
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import live_tokens, token_logprobs
@@ -73,12 +79,19 @@ class UnlearnTrainer(Trainer):
                 "FSDP: accelerate divides models among GPUs (or other accelerators) only, and would train whole copies "
                 f"on {self.args.device.type!r}: leave it out, or load the model to a GPU"
             )
+        precision = self.accelerator.mixed_precision
+        if precision != "no" and not self.accelerator.native_amp:
+            raise KrsError(
+                f"accelerate has no {precision} mixed precision on {self.args.device.type!r}, and would train in fp32 "
+                "without a word: leave it out, or ask for another"
+            )
         self.method = method
         self.reference = reference
         self.loss_is_scaled_for_ga = True
         self._terms: dict[str, float] = {}
         self._halves: dict[str, tuple[Tensor, Tensor]] = {}
         self._norms: SideNorms | None = None
+        self.unsaved: str | None = None
         if method.config.gradient_norms and self.accelerator.num_processes == 1:
             self._norms = SideNorms(options["model"].parameters(), keep=self.args.gradient_accumulation_steps > 1)
 
@@ -103,7 +116,8 @@ class UnlearnTrainer(Trainer):
         for side, (logits, leaf) in self._halves.items():
             assert self._norms is not None
             if leaf.grad is not None:
-                with self._norms.of(side):
+                scaler = self.accelerator.scaler
+                with self._norms.of(side, scale=1.0 if scaler is None else scaler.get_scale()):
                     logits.backward(leaf.grad)
         self._halves.clear()
         return loss
@@ -117,15 +131,42 @@ class UnlearnTrainer(Trainer):
         retain = self._side(model, inputs, "retain", counts) if self.method.needs_retain else None
         terms = self.method.loss(forget, retain)
         total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            raise KrsError(
-                f"{self.method.name}: the loss is {float(total.detach())} at step {self.state.global_step}: lower the "
-                "learning rate, or take fewer steps"
-            )
+        if in_any_process(not torch.isfinite(total), self.args.device):
+            raise KrsError(self._not_finite(float(total.detach())))
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, 0.0) + float(value.detach())
         total = total * counts["processes"]
         return (total, {"terms": terms}) if return_outputs else total
+
+    def _not_finite(self, loss: float) -> str:
+        """What to say in each of the processes, of which one at least has such a loss."""
+        step = self.state.global_step
+        said = (
+            f"the loss is {loss} at step {step}"
+            if not math.isfinite(loss)
+            else (f"the loss of another process is not finite at step {step}")
+        )
+        remedy = "lower the learning rate, or take fewer steps"
+        if step == 0:
+            remedy = (
+                "nothing has been trained yet, so it is the model or the method's loss that overflows: load the "
+                "model in another precision (bf16 or fp32 where it is fp16)"
+            )
+        return f"{self.method.name}: {said}: {remedy}"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint that cannot be written does not end the run: it is said, and the next one is tried."""
+        self.unsaved = None
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as reason:
+            if self.accelerator.num_processes > 1:  # the others wait for it
+                raise
+            self.unsaved = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+            step = self.state.global_step
+            shutil.rmtree(Path(str(self.args.output_dir)) / f"checkpoint-{step}", ignore_errors=True)
+            said = f"the checkpoint of step {step} could not be written ({self.unsaved}): training goes on without it"
+            tqdm.write(said, file=sys.stderr)
 
     def _side(self, model: nn.Module, inputs: dict[str, Any], side: str, counts: dict[str, float]) -> Side:
         """A side's logits. To tell gradients apart, the method is given a leaf in their place: its gradient, once the
@@ -194,12 +235,22 @@ class UnlearnTrainer(Trainer):
 
 
 @torch.no_grad()
-def reference_logprobs(model: nn.Module, examples: Sequence[Example], batch_size: int) -> Tensor:
-    """Each example's summed log-probability under the vanilla model, so that it need not run in training."""
+def reference_logprobs(model: nn.Module, examples: Sequence[Example], batch_size: int, side: str) -> Tensor:
+    """Each example's summed log-probability under the vanilla model, so that it need not run in training.
+
+    Raises `KrsError` that names the text for one that is not finite.
+    """
     found = []
     device = next(model.parameters()).device
     for start in range(0, len(examples), batch_size):
         batch = {k: v.to(device) for k, v in collate(examples[start : start + batch_size]).items()}
         labels = batch.pop("labels")
-        found.append(token_logprobs(model(**accepted(model, batch)).logits, labels).sum(-1).cpu())
+        logprobs = token_logprobs(model(**accepted(model, batch)).logits, labels).sum(-1).cpu()
+        if not torch.isfinite(logprobs).all():
+            i = start + int((~torch.isfinite(logprobs)).nonzero()[0])
+            raise KrsError(
+                f"the vanilla model's logits of {side} text {i} are not finite: load it in another precision (bf16 or "
+                "fp32 where it is fp16)"
+            )
+        found.append(logprobs)
     return torch.cat(found)

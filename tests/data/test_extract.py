@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -121,7 +122,8 @@ def test_the_command(tmp_path):
         assert "0 paragraphs about 'Hogwart'" in cut.output
 
 
-def test_bars_show_rates(tmp_path, capsys):
+def test_bars_show_rates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     extract(write(tmp_path / "a.jsonl", corpus(30)), "Harry Potter", tmp_path / "out.jsonl", min_chars=0, count=5)
     shown = capsys.readouterr().err
     assert "reading" in shown

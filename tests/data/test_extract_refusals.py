@@ -141,7 +141,9 @@ def test_bad_files(tmp_path, monkeypatch):
         run(tmp_path / "p.parquet", tmp_path / "o.jsonl")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "pyarrow", None)
-        with pytest.raises(KrsError, match=r"reading Parquet needs pyarrow: pip install 'krs\[data\]'"):
+        with pytest.raises(
+            KrsError, match=r"reading Parquet needs pyarrow, which is not installed: pip install 'krs\[data\]'"
+        ):
             run(tmp_path / "p.parquet", tmp_path / "o.jsonl")
 
 

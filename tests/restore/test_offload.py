@@ -45,7 +45,8 @@ def test_a_sweep_from_disk_equals_one_in_memory(saved, bytes_read):
     v, u = (krs.load(saved / name)[0] for name in "vu")
     tables = sum(m.weight.nbytes for model in (v, u) for m in model.modules() if isinstance(m, torch.nn.Embedding))
     layers = sum(p.nbytes for m in (v, u) for p in m.parameters()) - tables
-    assert layers < read < layers + 4 * tables  # each layer once; tables are most of a model as small as these
+    # Each layer once for its identity and once for the pass; tables are most of a model as small as these.
+    assert 2 * layers < read < 2 * layers + 5 * tables
 
 
 def test_an_offloaded_model_still_works_after_the_sweep(saved):

@@ -93,7 +93,7 @@ def test_provenance_traces_the_result(models, swept):
     assert made["engine"] == "wavefront"
     assert "engine_note" not in made
     assert made["vanilla"]["dtype"] == "float32"
-    assert made["vanilla"]["weights_sample_sha256"] != made["unlearned"]["weights_sample_sha256"]
+    assert made["vanilla"]["identity"]["weights"] != made["unlearned"]["identity"]["weights"]
     assert made["versions"]["torch"] == torch.__version__
     assert swept.answers[0].startswith("The Harry Potter books are")
 
@@ -119,3 +119,17 @@ def test_our_greedy_answers_are_transformers_greedy_answers(models):
         given = torch.tensor([prompt])
         theirs = vanilla.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=12, do_sample=False)
         assert tuple(theirs[0, len(prompt) :].tolist()) == ours
+
+
+def test_one_column_of_one_layer_makes_another_checkpoint(smollm2, tmp_path):
+    vanilla, _ = smollm2
+    unlearned = copy.deepcopy(vanilla)
+    first, second = (unlearned.model.layers[layer].mlp.down_proj.weight.data for layer in (26, 3))
+    options = {"settings": "attn_out", "windows": windows.of([[29]]), "answers": [[7, 8]], "progress": False}
+    kept = first[:, 878].clone()
+    first[:, 878] += 0.5
+    krs.sweep(vanilla, unlearned, [[5, 6]], checkpoint=tmp_path / "part.krs", **options)
+    first[:, 878] = kept
+    second[:, 500] += 0.5
+    with pytest.raises(krs.KrsError, match=r"holds another sweep. What differs: the unlearned model \(weights\)"):
+        krs.sweep(vanilla, unlearned, [[5, 6]], checkpoint=tmp_path / "part.krs", **options)

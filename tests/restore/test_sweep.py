@@ -173,9 +173,9 @@ def test_a_checkpoint_of_another_sweep_is_refused(tmp_path):
     v, u = pair("llama")
     file = tmp_path / "part.krs"
     _sweep(v, u, checkpoint=file)
-    with pytest.raises(KrsError, match="holds another sweep; unlearned differ"):
+    with pytest.raises(KrsError, match=r"holds another sweep. What differs: the unlearned model \(weights\)"):
         _sweep(v, perturbed(v, seed=7), checkpoint=file)
-    with pytest.raises(KrsError, match="windows differ"):
+    with pytest.raises(KrsError, match="holds another sweep. What differs: windows"):
         _sweep(v, u, checkpoint=file, windows=1)
 
 

@@ -122,6 +122,17 @@ def test_another_weight_text_length_or_dtype_is_computed_anew(model, settings, f
     assert len(forwards) > n
 
 
+def test_other_versions_are_computed_anew(forwards, monkeypatch):
+    _found(build("llama"))
+    n = len(forwards)
+    monkeypatch.setattr(moments, "versions", lambda: {"torch": "99.1.0"})
+    _found(build("llama"))
+    assert len(forwards) == 2 * n
+    monkeypatch.setattr(moments, "versions", lambda: {"torch": "99.1.5", "numpy": "9"})
+    _found(build("llama"))
+    assert len(forwards) == 2 * n
+
+
 def test_weights_of_later_layers_and_the_ridge_are_no_matter_to_the_cache(forwards):
     first = _found(build("llama"))
     n = len(forwards)

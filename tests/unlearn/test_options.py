@@ -168,6 +168,7 @@ from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 from tests.tiny import build
 class Slow(transformers.TrainerCallback):
     def on_step_end(self, *args, **kwargs):
+        open({out!r} + ".stepped", "a").close()
         time.sleep(0.1)
 import krs.unlearn.train as train
 train.OneBar.on_step_end = Slow.on_step_end
@@ -186,7 +187,7 @@ def test_a_run_that_is_killed_goes_on_with_the_losses_of_one_that_is_not(tmp_pat
     script = _SCRIPT.format(root=root, name="grad_diff", out=str(part), settings=settings)
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     place = part / "checkpoints"
-    wanted = (lambda: list(place.glob("checkpoint-6"))) if how == signal.SIGKILL else place.exists
+    wanted = (lambda: list(place.glob("checkpoint-6"))) if how == signal.SIGKILL else (tmp_path / "part.stepped").exists
     until = time.monotonic() + 90
     while not wanted() and child.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
@@ -200,8 +201,10 @@ def test_a_run_that_is_killed_goes_on_with_the_losses_of_one_that_is_not(tmp_pat
     options = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False}
     with pytest.raises(KrsError, match="checkpoints of another run; learning_rate .0.003 there, 0.001 here. differ"):
         unlearn.run("grad_diff", build("gpt2"), output_dir=part, **options, **(settings | {"learning_rate": 1e-3}))
+    nudged = build("gpt2")
+    nudged.transformer.h[2].mlp.c_proj.weight.data[5, 3] += 1e-4
     with pytest.raises(KrsError, match="checkpoints of another run; vanilla model differ"):
-        unlearn.run("grad_diff", build("gpt2", seed=1), output_dir=part, **options, **settings)
+        unlearn.run("grad_diff", nudged, output_dir=part, **options, **settings)
     resumed = unlearn.run("grad_diff", build("gpt2"), output_dir=part, **options, **settings)
     uninterrupted = unlearn.run("grad_diff", build("gpt2"), output_dir=whole, **options, **settings)
     assert _logs(part) == _logs(whole)

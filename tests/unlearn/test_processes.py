@@ -117,3 +117,31 @@ def test_fsdp_is_refused_where_nothing_would_be_divided(monkeypatch):
     cpu = torch.device("cpu")
     assert in_any_process(True, cpu)
     assert not in_any_process(False, cpu)
+
+
+_BAD_LOSS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from krs import unlearn
+from tests.tiny import build
+from tests.unlearn import test_processes as case
+@unlearn.register("bad")
+class Bad(unlearn.Method):
+    def loss(self, forget, retain):
+        return {{"forget": forget.logits.mean() * (float("nan") if os.environ["RANK"] == "1" else 1.0)}}
+unlearn.run("bad", build("llama"), tokenizer=case.tiny_tokenizer(), progress=False, steps=2, batch_size=2,
+            forget=case.SIDES["forget"])
+"""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_of_them(tmp_path):
+    """Otherwise the others wait for it in the next collective, until something kills them."""
+    script = tmp_path / "script.py"
+    script.write_text(_BAD_LOSS.format(root=os.getcwd()))
+    command = [*_LAUNCH, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_ENV, timeout=120)
+    assert done.returncode != 0
+    assert "bad: the loss is nan at step 0" in done.stderr
+    assert "bad: the loss of another process is not finite at step 0" in done.stderr

@@ -14,6 +14,7 @@ from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
+from krs.models.pair import shared_rows
 from krs.restore.wave.answers import answering, held
 from krs.restore.wave.lane import NotExactError
 
@@ -30,6 +31,7 @@ class Heads:
     def __init__(self, unlearned: Anatomy, vanilla: Anatomy) -> None:
         self.unlearned, self.vanilla = unlearned, vanilla
         self.distance: HeadDistance | None = None
+        self.rows = n = shared_rows(vanilla.model, unlearned.model)
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
         with held(ours), held(theirs):
@@ -37,7 +39,8 @@ class Heads:
                 weight, bias = _parameters(ours)
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
                 assert their_weight is not None
-                self.distance = HeadDistance(weight, their_weight, bias, their_bias, our_scale, their_scale)
+                bias, their_bias = (x if x is None else x[:n] for x in (bias, their_bias))
+                self.distance = HeadDistance(weight[:n], their_weight[:n], bias, their_bias, our_scale, their_scale)
 
     @property
     def linear(self) -> bool:
@@ -65,14 +68,18 @@ class Heads:
         """Mean squared vanilla logit of each token, float64, where it was summed."""
         if self.distance is not None:
             return self.distance.power(theirs.to(self.distance.a.device))
-        return torch.cat([logit_power(_logits(self.vanilla, part)) for part in self._chunks(theirs)])
+        return torch.cat([logit_power(self._logits(self.vanilla, part)) for part in self._chunks(theirs)])
 
     def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
         found = []
         for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
-            a = _logits(self.unlearned, mine)
-            found.append(logit_mse(a, _logits(self.vanilla, other).to(a.device)))
+            a = self._logits(self.unlearned, mine)
+            found.append(logit_mse(a, self._logits(self.vanilla, other).to(a.device)))
         return torch.cat(found)
+
+    def _logits(self, body: Anatomy, states: Tensor) -> Tensor:
+        """The logits of the vocabulary rows that both models have."""
+        return _logits(body, states)[..., : self.rows]
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
         vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]

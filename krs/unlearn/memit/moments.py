@@ -17,16 +17,19 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.points import MLP_COEF
-from krs.models.cache import build_once, is_cached
+from krs.models.cache import build_once, cache_root, is_cached
+from krs.models.identity import combined, config_that_counts, named_digests
 from krs.models.pair import dtype_of
+from krs.models.provenance import NUMBERS, versions, versions_that_count
 from krs.progress import bar
 from krs.prompts import Ids, TokenBatch
 from krs.unlearn.memit.forward import visit
+from krs.unlearn.preflight import check_place
+from krs.writing import replacing, write_text
 
-_FORMAT = 1
+_FORMAT = 2
 _MATRIX = "second_moment.safetensors"
 _TOKENS_A_FORWARD = 2048
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_commit_hash")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -104,7 +107,7 @@ def covariance(
         progress: show a bar.
 
     Sums are kept in float64. What follows the last of the layers is not computed. Raises `KrsError` for a corpus that
-    is too small, and for a matrix that is singular.
+    is too small, for a cache that cannot be written, and for a matrix that is singular.
     """
     body = anatomy(model)
     body.require([MLP_COEF], layers)
@@ -112,6 +115,10 @@ def covariance(
     check_size(sum(map(len, pieces)), min_tokens, _width(body, layers[0]), ridge)
     names = _names(body, pieces, layers) if cache else {}
     missing = [layer for layer in layers if not cache or not is_cached(names[layer])]
+    if cache and missing:
+        size = 8 * len(missing) * _width(body, layers[0]) ** 2
+        named = f"the cache directory {str(cache_root())!r}"
+        check_place(cache_root(), named, "the second moments", size, " ($HF_HOME), or set cache=False")
     sums = _sums(body, pieces, missing, progress) if missing else {}
     found = {}
     for layer in layers:
@@ -219,8 +226,9 @@ def _cached(name: str, made: Callable[[], tuple[Tensor, dict[str, Any]]]) -> tup
 
     def build(folder: Path) -> None:
         matrix, known = made()
-        save_file({"second_moment": matrix.contiguous()}, folder / _MATRIX)
-        (folder / "config.json").write_text(json.dumps(known), encoding="utf-8")
+        with replacing(folder / _MATRIX) as unfinished:
+            save_file({"second_moment": matrix.contiguous()}, unfinished)
+        write_text(folder / "config.json", json.dumps(known))
 
     folder = build_once(name, build)
     known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -229,29 +237,22 @@ def _cached(name: str, made: Callable[[], tuple[Tensor, dict[str, Any]]]) -> tup
 
 def _names(body: Anatomy, pieces: list[Ids], layers: Sequence[int]) -> dict[int, str]:
     """Where each layer's matrix is cached: a hash of all that it depends on, and of nothing that it does not."""
-    parts = _digests(body, max(layers))
+    config: Any = body.model.config
+    known = [
+        _FORMAT,
+        NUMBERS,
+        versions_that_count(versions()),
+        dtype_of(body.model),
+        config_that_counts(config.to_dict()),
+    ]
     corpus = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
+    prefix = f"{body.family.layers}."
+    digests = named_digests(body.model, lambda name: (_layer_of(name, prefix) or 0) <= max(layers))
     found = {}
     for layer in layers:
-        weights = [parts[None], *(parts[i] for i in range(layer + 1))]
-        said = json.dumps([_FORMAT, layer, dtype_of(body.model), corpus, weights])
-        found[layer] = f"memit/{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        below = {name: digest for name, digest in digests.items() if (_layer_of(name, prefix) or 0) <= layer}
+        found[layer] = f"memit/{combined(below, [known, layer, corpus])}"
     return found
-
-
-def _digests(body: Anatomy, last: int) -> dict[int | None, str]:
-    """A hash of all bytes of each layer's weights, up to the last; under `None`, of the config and of all the rest."""
-    config: Any = body.model.config
-    known = {k: v for k, v in config.to_dict().items() if k not in _NOT_THE_MODEL}
-    hashes = {part: hashlib.sha256() for part in [None, *range(last + 1)]}
-    hashes[None].update(json.dumps(known, sort_keys=True, default=str).encode())
-    for name, parameter in body.model.named_parameters():
-        part = _layer_of(name, f"{body.family.layers}.")
-        if part not in hashes:
-            continue
-        hashes[part].update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        hashes[part].update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return {part: found.hexdigest() for part, found in hashes.items()}
 
 
 def _layer_of(name: str, prefix: str) -> int | None:

@@ -14,7 +14,7 @@ from krs.errors import KrsError
 from krs.prompts import Ids, TokenBatch
 from krs.unlearn.memit.requests import HOLE, Request
 
-_ESSENCE = "{} is a"
+_MARK = "krsmark"
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,18 @@ def site(requests: Sequence[Request], contexts: Sequence[str], tokenizer: Tokeni
                 f"the prompt about {request.subject!r} has {longest} tokens, more than max_length={max_length}: "
                 "shorten it, or raise max_length"
             )
-        found.append(Sited(request, places, _place(Request(_ESSENCE, request.subject), HOLE, tokenizer)))
+        found.append(
+            Sited(request, places, _place(Request(f"{request.subject} is a", request.subject), HOLE, tokenizer))
+        )
     return found
 
 
 def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
-    content = context.replace(HOLE, request.text)
-    start = context.index(HOLE) + request.text.index(request.subject)
-    text = content
+    text = context.replace(HOLE, request.text)
+    start = context.index(HOLE) + request.start
     if request.chat:
-        text = _rendered(request, content, tokenizer)
-        inside = content.strip()
-        at = text.rfind(inside)
-        if at < 0:
-            raise KrsError(
-                f"the chat template changes the message {inside!r}, so the subject cannot be found in it: give the "
-                "prompt as text"
-            )
-        start += at - (len(content) - len(content.lstrip()))
+        text, moved = _rendered(request, text, tokenizer)
+        start += moved
     coded = tokenizer(text, add_special_tokens=not request.chat, return_offsets_mapping=True)
     last = start + len(request.subject) - 1
     covering = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a <= last < b]
@@ -105,16 +99,32 @@ def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
     return Place(text, tuple(coded["input_ids"]), covering[-1], request.chat)
 
 
-def _rendered(request: Request, content: str, tokenizer: Tokenizer) -> str:
+def _rendered(request: Request, content: str, tokenizer: Tokenizer) -> tuple[str, int]:
+    """The chat as text, and by how many characters the template has moved what stands in `content`.
+
+    Where the template puts the message is seen from a mark in its place: the words of the message may occur in a
+    system prompt, in other messages, and in what the template itself says.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise KrsError(
             f"the prompt about {request.subject!r} is chat messages, but the tokenizer has no chat template: give it "
             "as text, or set tokenizer.chat_template"
         )
-    assert not isinstance(request.prompt, str)
-    messages = [dict(m) for m in request.prompt]
-    messages[request.carrier]["content"] = content
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def chat(said: str) -> str:
+        assert not isinstance(request.prompt, str)
+        messages = [dict(m) for m in request.prompt]
+        messages[request.carrier]["content"] = said
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    text, (before, mark, after) = chat(content), chat(_MARK).partition(_MARK)
+    for inside in (content, content.strip()):
+        if mark and text == before + inside + after:
+            return text, len(before) - content.index(inside)
+    raise KrsError(
+        f"the chat template changes the message {content.strip()!r}, so the subject cannot be found in it: give the "
+        "prompt as text"
+    )
 
 
 def prompts_batch(places: Sequence[Place]) -> TokenBatch:

@@ -1,0 +1,53 @@
+"""How a command leaves what it made: tried beforehand, written in one step, and named when it is interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from krs.extras import installed, missing
+from krs.writing import check_folder, write_text
+
+_INTERRUPTED = 130
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the command with what the exception notes: where the work so far is, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        for note in getattr(stop, "__notes__", None) or ["nothing is kept"]:
+            print(f"krs: interrupted; {note.replace('the same call', 'the same command')}", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def writable(folder: Path, names: Sequence[str], figure: str | None) -> list[str]:
+    """The names of files that a command is going to write; `KrsError` now rather than later if it cannot.
+
+    The figure is left out, and said so, where there is no matplotlib.
+    """
+    wanted = [*names, *([figure] if figure is not None else [])]
+    if figure is not None and not installed("matplotlib"):
+        print(f"krs: there will be no {figure}: {missing('matplotlib', 'plot', 'a figure')}", file=sys.stderr)
+        wanted.remove(figure)
+    check_folder(folder, wanted, "--output")
+    return wanted
+
+
+def write_table(frame: Any, path: Path) -> None:
+    """A data frame as CSV."""
+    write_text(path, frame.to_csv(index=False))
+
+
+def draw(what: Any, folder: Path, figure: str, names: Sequence[str]) -> None:
+    """The figure, if it is among the names."""
+    from krs.plots import save_figure
+
+    if figure in names:
+        save_figure(what, folder / figure)

@@ -1,0 +1,159 @@
+"""Everything that could fail at the end of a run, tried before its start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from krs._typing import Tokenizer
+from krs.errors import KrsError
+from krs.extras import require
+from krs.models.load import quiet
+from krs.unlearn.config import Config, EditConfig
+from krs.unlearn.methods import Edit, Plugin
+
+_ADAM_STATES = 2
+
+
+def check_extras(made: Plugin) -> None:
+    """Raise `KrsError` if a library that the method needs is not installed."""
+    if isinstance(made, Edit):
+        return
+    require("accelerate", "unlearn", f"training ({made.name})")
+    if made.config.parameters == "lora":
+        require("peft", "unlearn", "parameters='lora'")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise `KrsError` for weights that are NaN or infinite."""
+    for name, value in broken(model):
+        raise KrsError(
+            f"{name!r} of the vanilla model holds {value}, so that no loss could be computed: load it in the precision "
+            "that it was made for (bf16 weights overflow in fp16), or fetch the checkpoint again"
+        )
+
+
+def broken(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of parameters and buffers that hold numbers which are not finite, and how many of which kind."""
+    found = []
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        value = tensor.detach()
+        if value.device.type == "meta" or not value.is_floating_point():
+            continue
+        if not torch.isfinite(value).all():
+            nan, inf = int(value.isnan().sum()), int(value.isinf().sum())
+            counts = [f"{n:,} {what}" for n, what in ((nan, "NaN"), (inf, "infinite")) if n]
+            found.append((name, f"{' and '.join(counts)} of {value.numel():,} values"))
+    return found
+
+
+def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig) -> None:
+    """Raise `KrsError` if a copy of the model could not be saved to `folder`.
+
+    Model configuration, generation configuration and tokenizer are saved to a temporary directory; a file is written
+    where the folder will be; weights that share memory and the space on the disk are looked at.
+    """
+    check_space(vanilla, folder, config)
+    try:
+        json.dumps(asdict(config))
+    except TypeError as reason:
+        raise KrsError(
+            f"the settings cannot be written to the report as JSON ({reason}): give numbers, texts and lists of these"
+        ) from None
+    _check_sharing(vanilla)
+    model: Any = vanilla
+    parts = [("tokenizer", tokenizer), ("config", model.config)]
+    parts += [("generation_config", model.generation_config)] if model.can_generate() else []
+    for name, part in parts:
+        try:
+            with tempfile.TemporaryDirectory() as scratch, quiet():
+                part.save_pretrained(scratch)
+        except Exception as reason:  # noqa: BLE001 - whatever it is, it would end the run after its work
+            owner = "tokenizer" if name == "tokenizer" else f"model.{name}"
+            raise KrsError(
+                f"{owner} cannot be saved, so that the unlearned model could not be either: "
+                f"{_first_lines(reason)} {_remedy(name)}"
+            ) from None
+
+
+def _remedy(name: str) -> str:
+    return (
+        "Set model.generation_config right before the run, such as model.generation_config.do_sample = True"
+        if name == "generation_config"
+        else f"Mend the {name} before the run, or leave output_dir out"
+    )
+
+
+def _first_lines(reason: Exception) -> str:
+    said = " ".join(line.strip() for line in str(reason).splitlines()[:3] if line.strip()) or type(reason).__name__
+    return said if said.endswith(".") else f"{said}."
+
+
+def check_space(vanilla: nn.Module, folder: Path, config: Config | EditConfig) -> None:
+    """Raise `KrsError` if model and checkpoints do not fit on the disk.
+
+    Counted are the model, and with `save_steps` a checkpoint beside it, or two while a new one replaces the last.
+    """
+    model = sum(p.numel() * p.element_size() for p in _tensors(vanilla))
+    checkpoint = 0
+    if isinstance(config, Config) and config.save_steps and config.parameters != "lora":
+        each = 2 if config.precision == "bf16-pure" else 4
+        checkpoint = (1 + _ADAM_STATES) * each * sum(p.numel() for p in vanilla.parameters())
+        written = (config.steps - 1) // config.save_steps
+        checkpoint *= min(written, 2)
+    needed = int(max(model + checkpoint / 2, checkpoint)) if checkpoint else model
+    what = "the model and its checkpoints" if checkpoint else "the model"
+    check_place(folder, f"output_dir={str(folder)!r}", what, needed, ", or set save_steps=0" if checkpoint else "")
+
+
+def check_place(folder: Path, name: str, what: str, needed: int, otherwise: str = "") -> None:
+    """Raise `KrsError` if a folder, which need not be there yet, cannot be written or has too little room.
+
+    Args:
+        folder: where something is going to be written.
+        name: of the folder, as the message has it.
+        what: is to be written.
+        needed: its bytes.
+        otherwise: what else can be done than to give another place.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+        free = shutil.disk_usage(place).free
+    except OSError as reason:
+        raise KrsError(
+            f"{name} cannot be written ({reason.strerror or reason}): give another place{otherwise}"
+        ) from None
+    if needed > free:
+        raise KrsError(
+            f"{name}: {what} will take {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there: free some "
+            f"space, or give another place{otherwise}"
+        )
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _check_sharing(vanilla: nn.Module) -> None:
+    """transformers saves no weights that share memory unless the model's class says that they are tied."""
+    from transformers import modeling_utils
+
+    find = getattr(modeling_utils, "remove_tied_weights_from_state_dict", None)
+    if find is None or any(t.device.type == "meta" for t in _tensors(vanilla)):
+        return
+    try:
+        find(vanilla.state_dict(), vanilla)
+    except RuntimeError as reason:
+        raise KrsError(
+            f"the model has weights that share memory, which transformers cannot save: {_first_lines(reason)[:300]} "
+            "Give each layer weights of its own (copy.deepcopy the shared modules), or leave output_dir out"
+        ) from None

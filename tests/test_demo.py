@@ -1,0 +1,58 @@
+"""The demo's unlearned model is used again only if it is the one that the demo made, of the same vanilla model."""
+
+import pytest
+
+from krs import KrsError, demo
+from krs.data.concepts import as_chat, load_concept
+from krs.generation import generate
+from tests.tiny import build, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+
+@pytest.fixture
+def unlearned(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.SETTINGS, "steps", 1)
+    said = []
+    monkeypatch.setattr(demo, "_say", said.append)
+    concept, tokenizer = load_concept("harry_potter"), tiny_tokenizer()
+
+    def made(vanilla):
+        said.clear()
+        answers = generate(vanilla, None, as_chat(concept.questions), tokenizer=tokenizer, n_tokens=2, progress=False)
+        model = demo._unlearned(vanilla, tokenizer, concept, answers, tmp_path / "unlearned", False)
+        return model, "earlier run" in said[0]
+
+    return made
+
+
+def _vanilla():
+    return build("llama", max_position_embeddings=256)
+
+
+def test_it_is_loaded_again_for_the_same_vanilla_model_only(unlearned, tmp_path):
+    first, loaded = unlearned(_vanilla())
+    assert not loaded
+    second, loaded = unlearned(_vanilla())
+    assert loaded
+    assert same_state(second, state(first))
+    (tmp_path / "sweep.krs").write_text("of the first")
+    other = _vanilla()
+    other.model.layers[2].mlp.down_proj.weight.data[:, 17] += 1e-3
+    third, loaded = unlearned(other)
+    assert not loaded
+    assert not same_state(third, state(first))
+    assert not (tmp_path / "sweep.krs").exists()
+
+
+def test_one_that_was_changed_is_refused(unlearned, tmp_path):
+    model, _ = unlearned(_vanilla())
+    model.model.layers[2].mlp.down_proj.weight.data[:, 17] += 1e-3
+    model.save_pretrained(tmp_path / "unlearned")
+    with pytest.raises(KrsError, match=r"unlearned' is not as the demo left it \(weights\): remove it, or give"):
+        unlearned(_vanilla())
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(KrsError, match=r"output: '.*file' is a file: give a directory"):
+        demo.demo(tmp_path / "file")
