@@ -9,11 +9,13 @@ OUT    ?= out/demo
 # uv does not read pip's variable for extra wheel folders; hand it over (empty is fine).
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test test-all test-cpus check format bench docs clean
 
 help:
 	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure (out/demo/)"
 	@echo "make test    run every test"
+	@echo "make test-all   those too that take minutes (marked long)"
+	@echo "make test-cpus  exactness and bounds as other processors round: vector widths, thread counts"
 	@echo "make check   lint, formatting and types"
 	@echo "make bench   benchmarks (benchmarks/)"
 	@echo "make docs    build the documentation site (site/)"
@@ -40,6 +42,12 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -m ""
+
+test-cpus: $(VENV)/.installed-test
+	@PYTHON=$(BIN)/python tests/other_cpus.sh
 
 check: $(VENV)/.installed-test
 	@$(BIN)/ruff check .

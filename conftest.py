@@ -1,18 +1,20 @@
-"""Every array shape that krs declares is checked at run time in the tests."""
+"""Every type and array shape that krs declares is checked at run time in the tests."""
 
+import functools
 import os
 import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from tests.type_checks import install
 
-install_import_hook("krs", "beartype.beartype")
+install("krs")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 _THREADS = torch.get_num_threads()
+_TINY_THREADS = int(os.environ.get("KRS_TEST_THREADS", "1"))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; the tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,15 +24,44 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a 
 def _seeded_and_threaded(request) -> None:
     """One thread for tiny models (two only wait for each other), all of them for the real one."""
     torch.manual_seed(0)
-    torch.set_num_threads(_THREADS if request.node.get_closest_marker("real") else 1)
+    real = request.node.get_closest_marker("real") or _is_doctest_of_the_bundled_model(request.node)
+    torch.set_num_threads(_THREADS if real else _TINY_THREADS)
 
 
 @pytest.fixture(scope="session")
 def smollm2():
     """The bundled model and its tokenizer (fetched and converted the first time)."""
+    return _bundled()
+
+
+@pytest.fixture(autouse=True)
+def _doctests_have_the_bundled_model(request) -> None:
+    if _is_doctest_of_the_bundled_model(request.node):
+        _bundled()
+
+
+def _is_doctest_of_the_bundled_model(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.DoctestItem) and "smollm2" in item.dtest.docstring
+
+
+def _bundled():
+    """Where the model cannot be fetched, what needs it says so and is skipped; where it has to be there, it fails."""
+    model, error = _fetched()
+    if error is not None and os.environ.get("KRS_REQUIRE_REAL") == "1":
+        raise error
+    if error is not None:
+        pytest.skip(f"the bundled model is not to be had here (KRS_REQUIRE_REAL=1 makes this a failure): {error}")
+    return model
+
+
+@functools.cache
+def _fetched():
     import krs
 
-    return krs.load("smollm2")
+    try:
+        return krs.load("smollm2"), None
+    except krs.KrsError as error:
+        return None, error
 
 
 @pytest.fixture

@@ -101,6 +101,9 @@ class There(torch.Tensor):
         _PRESENT[-1].waits["tolist"] += 1
         return self.host.tolist()
 
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
     def untyped_storage(self) -> Any:
         return self.host.untyped_storage()
 
@@ -193,6 +196,9 @@ class _Backend:
     def _is_in_bad_fork(self) -> bool:
         return False
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
     def manual_seed_all(self, _: int) -> None: ...
 
 
@@ -234,8 +240,10 @@ _REGISTERED = _register()
 @contextmanager
 def accelerator(float64: bool = True) -> Iterator[Accelerator]:
     """Inside, there are two pretended devices, with or without float64."""
+    from krs.hooks.linear import PLAIN_TYPES
     from krs.models.devices import _takes_float64
 
+    PLAIN_TYPES.add(There)  # a real accelerator's parameters are torch's own
     _PRESENT.append(Accelerator(float64))
     _takes_float64.cache_clear()
     torch.__future__.set_swap_module_params_on_conversion(True)  # what `.data = …` does elsewhere cannot be seen here
@@ -243,6 +251,7 @@ def accelerator(float64: bool = True) -> Iterator[Accelerator]:
         with _Dispatch():
             yield _PRESENT[-1]
     finally:
+        PLAIN_TYPES.discard(There)
         torch.__future__.set_swap_module_params_on_conversion(False)
         _PRESENT.pop()
         _takes_float64.cache_clear()

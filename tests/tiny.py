@@ -122,6 +122,12 @@ def pair(name: str, **overrides: Any) -> tuple[nn.Module, nn.Module]:
     return vanilla, perturbed(vanilla)
 
 
+def exact_pair(name: str, **overrides: Any) -> tuple[nn.Module, nn.Module]:
+    """The same in float64, in which ways to one number agree to `tests.noise.EXACT`."""
+    vanilla, unlearned = pair(name, **overrides)
+    return vanilla.double(), unlearned.double()
+
+
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter and buffer, to compare bit for bit with `same_state`."""
     return {key: value.clone() for key, value in model.state_dict().items()}

@@ -13,10 +13,12 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
+from krs.hooks.linear import is_packed
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, setting
 from krs.hooks.record import record
+from krs.hooks.unwrap import core
 
 _TOKENS = 4
 
@@ -85,12 +87,25 @@ def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> Self
         again = _logits(body.model, tokens)
     noop = _difference(plain, again)
     if noop > 1e-3 * (1 + plain.abs().max().item()):
+        _refuse_packed(body, what)
         raise KrsError(
             f"putting {what.name} of {body.family.name} back onto itself changed the logits by {noop:.2e}: the points "
             "are not what the model uses. Correct the family with krs.hooks.register_family"
         )
     effect = {point.name: _effect(body, point, layers, every_layer, tokens, plain) for point in what.points}
     return SelfCheck(what.points, body.n_layers, noop, effect)
+
+
+def _refuse_packed(body: Anatomy, what: Setting) -> None:
+    """Name the cause where it is packed weights that are multiplied in another way than unpacked ones."""
+    places = [(p, layer, m) for p in what.points for layer in range(body.n_layers) for m in body.modules(p, layer)]
+    for point, layer, module in places:
+        if point.kind == "weight" and is_packed(core(module)):
+            raise KrsError(
+                f"{body.path(point, layer)!r} is packed (quantised), and multiplying by what it is unpacked to rounds "
+                f"otherwise than the model does, so {point.name} cannot be put back: load both models unquantised, or "
+                "leave the weight points out"
+            )
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:

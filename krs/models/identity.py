@@ -108,7 +108,7 @@ def tensor_digest(value: Tensor) -> str:
     step = max(1, _SLICE // flat.element_size())
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step].cpu().contiguous()
-        digest.update(part.view(torch.uint8).numpy())
+        digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -197,7 +197,7 @@ def _tensors(model: nn.Module, of: Callable[[str], bool] = lambda _: True) -> It
 
 def _offloaded(model: nn.Module) -> dict[str, tuple[Any, str]]:
     """Where accelerate's hooks read each parameter and buffer that they keep elsewhere: a map, and a name in it."""
-    found = {}
+    found: dict[str, tuple[Any, str]] = {}
     for path, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
         for one in getattr(hook, "hooks", [hook]):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
-from krs.hooks.unwrap import core
+from krs.hooks.unwrap import core, plain_modules
 
 Vocabulary: TypeAlias = Literal["same", "shared"]
 """Whether both models must have the same vocabulary rows, or only those are scored that both have."""
@@ -82,8 +82,8 @@ def type_of(body: Anatomy) -> str:
 
 def dtype_of(model: nn.Module) -> str:
     """The dtype of the first floating-point parameter outside adapters, without the `torch.` prefix."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and "lora_" not in name:
+    for _, parameter in _own_parameters(model):
+        if parameter.is_floating_point():
             return str(parameter.dtype).removeprefix("torch.")
     return "none"
 
@@ -113,11 +113,15 @@ def _embedding(model: nn.Module) -> Tensor:
 
 def _layer_shapes(body: Anatomy) -> dict[str, tuple[int, ...]]:
     """By name; adapters' own parameters left out, and the names that wrappers add taken out."""
-    return {
-        name.replace("._original_component", "").replace(".base_layer", ""): tuple(parameter.shape)
-        for name, parameter in body.layers[0].named_parameters()
-        if "lora_" not in name
-    }
+    return {name: tuple(parameter.shape) for name, parameter in _own_parameters(body.layers[0])}
+
+
+def _own_parameters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters as the model had them before adapters were put around its modules."""
+    for path, module in plain_modules(root):
+        inner = core(module)
+        own = inner.named_parameters(recurse=inner is not module)
+        yield from ((f"{path}.{name}" if path else name, parameter) for name, parameter in own)
 
 
 def _in_eval_mode(side: str, model: nn.Module) -> None:

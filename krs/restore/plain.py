@@ -18,7 +18,6 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.patch import patched
 from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
-from krs.hooks.weights import read_weight
 from krs.metrics.logits import logit_mse, logit_power
 from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
@@ -62,11 +61,9 @@ def chunks(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iter
 
 def _bytes_per_prompt(plan: Plan, vanilla: Anatomy, batch: TokenBatch) -> int:
     length = max(map(len, batch.tokens))
-    activations = [p for p in plan.points if p.kind == "activation"]
-    units = 0
-    for point in activations:
-        module = vanilla.modules(point, plan.layers[0])[0]
-        units += max(read_weight(module, point.name).shape) if hasattr(module, "weight") else 0
+    config: Any = vanilla.model.config
+    widest = max(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    units = widest * sum(p.kind == "activation" for p in plan.points)
     head: Tensor = vanilla.model.get_output_embeddings().weight  # type: ignore[operator]
     logits = 4 * batch.n_scored * head.shape[0] * 4
     return length * units * len(plan.layers) * 4 + logits

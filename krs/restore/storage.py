@@ -93,7 +93,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, TypeError, AttributeError) as reason:  # the last two: dtypes that numpy does not have
         raise _Unfit(str(reason)) from None
-    _need(text is not None, "it has no header of krs")
+    if text is None:
+        raise _Unfit("it has no header of krs")
     try:
         header = json.loads(text)
     except json.JSONDecodeError as reason:

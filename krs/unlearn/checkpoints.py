@@ -68,8 +68,8 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = Tr
 
 
 def _named(what: str, theirs: Any, ours: Any) -> str:
-    """What differs; of settings, which."""
-    if what != "settings" or not isinstance(theirs, dict):
+    """What differs; of settings and versions, which."""
+    if what not in ("settings", "versions") or not isinstance(theirs, dict):
         return what
     names = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
     return " and ".join(f"{n} ({theirs.get(n)!r} there, {ours.get(n)!r} here)" for n in sorted(names))

@@ -17,9 +17,10 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.hooks.adapters import active_adapters, has_adapters, merged
 from krs.hooks.unwrap import unwrap
 from krs.models.load import find_tokenizer, load
-from krs.models.provenance import describe_model, now, versions, weights_digest
+from krs.models.provenance import NUMBERS, describe_model, now, versions, versions_that_count, weights_digest
 from krs.prompts import decode
 from krs.unlearn import checkpoints
 from krs.unlearn.examples import Example, Text, to_examples
@@ -29,6 +30,7 @@ from krs.unlearn.methods import Edit, Method, Plugin, make
 from krs.unlearn.preflight import check_extras, check_finite, check_saves
 from krs.unlearn.saving import kept, save
 from krs.unlearn.student import check_trainable, context, finish
+from krs.unlearn.verify import probes
 
 Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
 """The unlearned model, the log, and what else is to be reported."""
@@ -66,7 +68,8 @@ def run(
 
     Args:
         method: a name that `krs.unlearn.methods()` lists.
-        model: the vanilla model, or its name; it is not changed. A name is loaded to the GPU where there is one.
+        model: the vanilla model, or its name; it is not changed. A name is loaded to the GPU where there is one. A PEFT
+            model's adapters are merged into the copy before training, and the report names them.
         forget: what to unlearn: paragraphs, or prompts with answers (see `Text`); for MEMIT also requests.
         retain: what to keep, in the same forms; for the methods that use it.
         corpus: any text, for the methods that need statistics of it (MEMIT).
@@ -81,9 +84,12 @@ def run(
     Whatever the caller has switched on around the call (autocast, `no_grad`, a default dtype or device) does not act
     on it, and the caller's random numbers stay as they are.
 
+    What `krs.load(output_dir)` gives is compared with the copy before it is returned, and the report says by how much
+    logits differ.
+
     Raises `KrsError` for bad input and for what could not be saved before training, for a loss or weights that are not
-    finite, and when no parameter moved. What cannot be saved at the end is the error's `partial`, and is kept in
-    `output_dir` too, where the same call finds it.
+    finite, when no parameter moved, and when what was saved loads as another model. What cannot be saved at the end is
+    the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
     """
     made = make(method, settings)
     _check_given(made, forget, retain, corpus, trainer)
@@ -93,6 +99,8 @@ def run(
     interrupt = Interrupt(saves=folder is not None)
     with isolated(), interrupt.listening():
         vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
+        adapters = active_adapters(vanilla)
+        vanilla = merged(vanilla) if has_adapters(vanilla) else vanilla
         _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
@@ -109,15 +117,18 @@ def run(
             "method": made.name,
             "settings": asdict(made.config),
             "vanilla model": weights_digest(vanilla),
+            "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
             **{f"{side} texts": texts for side, texts in sides.items()},
         }
         with checkpoints.tidied(folder, main):
             resume = checkpoints.begin(folder, recipe, overwrite, main)
             done = kept(folder, vanilla)
-            unlearned, report = done or _worked(work, resume, made, describe_model(model, vanilla), sides)
+            described = describe_model(model, vanilla) | ({"merged_adapters": adapters} if adapters else {})
+            unlearned, report = done or _worked(work, resume, made, described, sides)
             interrupt.waits = True
             if main:
-                save(unlearned, tokenizer, folder, report)
+                texts = probes(forget, tokenizer, context(vanilla, 10**6))
+                save(unlearned, tokenizer, folder, report, texts)
                 checkpoints.end(folder)
     return unlearned
 

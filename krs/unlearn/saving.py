@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.models.load import load, quiet
+from krs.prompts import Ids
 from krs.unlearn import checkpoints
+from krs.unlearn.verify import check_saved
 from krs.writing import replacing, write_text
 
 REPORT = "krs_unlearn.json"
@@ -34,8 +36,12 @@ _OF_ANOTHER_MODEL = (
 """What would be loaded in the place of the new model, or beside it."""
 
 
-def save(model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str, Any]) -> None:
+def save(
+    model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str, Any], texts: Sequence[Ids] = ()
+) -> None:
     """Save model, tokenizer and report; nothing of them is at its place before all of them have been written.
+
+    What was written is loaded back and compared with the model, on `texts` (see `check_saved`).
 
     Raises `KrsError` when that fails. The model is then the exception's `partial`, and its weights are kept in
     `folder/checkpoints/`, where that can be done: `kept` finds them there.
@@ -47,6 +53,7 @@ def save(model: nn.Module, tokenizer: Tokenizer, folder: Path, report: dict[str,
         with quiet():
             model.save_pretrained(stage)  # type: ignore[operator]
         tokenizer.save_pretrained(stage)
+        report["saved"] = check_saved(model, stage, texts)
         said = json.dumps(report, indent=2, ensure_ascii=False)
         write_text(stage / REPORT, said)
         _share_permissions([stage, folder / checkpoints.FOLDER / ADAPTER], stage / REPORT)

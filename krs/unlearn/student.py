@@ -12,19 +12,20 @@ from torch import nn
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.components import component_of
+from krs.hooks.linear import is_packed
 from krs.unlearn.config import Config
 from krs.unlearn.preflight import broken
 
 _SUBSETS = {
     "value_vectors": {"value_vectors"},
     "attention": {"attention_in", "attention_out"},
-    "mlp": {"keys", "value_vectors"},
+    "mlp": {"keys", "value_vectors", "experts"},
 }
 
 
 def check_trainable(vanilla: nn.Module, config: Config) -> None:
     """Raise `KrsError`, before anything runs, for a model that cannot be trained as the settings say."""
-    packed = [name for name, p in vanilla.named_parameters() if not p.is_floating_point()]
+    packed = [f"{name}.weight" for name, module in vanilla.named_modules() if is_packed(module)]
     if packed:
         raise KrsError(
             f"{packed[0]!r} is packed (quantised) and cannot be trained: load the model unquantised "
@@ -39,8 +40,13 @@ def check_trainable(vanilla: nn.Module, config: Config) -> None:
             "first step and look as if training had changed them: load it in bf16 (krs.load(name, "
             "dtype=torch.bfloat16), or --dtype bfloat16), or train in fp32"
         )
-    if config.parameters in _SUBSETS:
-        anatomy(vanilla)
+    if wanted := _SUBSETS.get(config.parameters):
+        body = anatomy(vanilla)
+        if not any(component_of(body, name)[0] in wanted for name, _ in vanilla.named_parameters()):
+            raise KrsError(
+                f"parameters={config.parameters!r}: this {body.family.name} model has none of them "
+                f"({', '.join(sorted(wanted))}): train another part, or say where they are (krs.hooks.register_family)"
+            )
 
 
 def context(vanilla: nn.Module, max_length: int) -> int:
@@ -58,7 +64,7 @@ def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
     if config.parameters == "lora":
         student = _with_adapter(student, config)
     else:
-        student = student.to(torch.bfloat16) if config.precision == "bf16-pure" else student.float()
+        student = _in_bf16(student) if config.precision == "bf16-pure" else student.float()
         wanted = _SUBSETS.get(config.parameters)
         body = None if wanted is None else anatomy(student)
         for name, parameter in student.named_parameters():
@@ -80,7 +86,7 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
     for n, parameter in student.named_parameters():
         parameter.requires_grad_(before[n].requires_grad)
     first = next(vanilla.parameters())
-    done = student.to(device=first.device, dtype=first.dtype).eval()
+    done = _as_it_was(student, vanilla).eval()
     config: Any = done.config
     config.use_cache = getattr(vanilla.config, "use_cache", True)  # the trainer switches it off
     for n, value in broken(done):
@@ -89,6 +95,28 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
             + (", or load the model in bf16 or fp32, for fp16 overflows" if first.dtype == torch.float16 else "")
         )
     return done
+
+
+def _in_bf16(model: nn.Module) -> Any:
+    """The model with its weights in bf16, and its buffers as they are: see `_as_it_was`."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def _as_it_was(student: nn.Module, vanilla: nn.Module) -> nn.Module:
+    """Every parameter in the original's dtype, and the original's buffers, whose dtype is not that of the weights.
+
+    Frequencies of rotary embeddings are fp32 in a bf16 model: rounded, they would be another model's.
+    """
+    student.to(device=next(vanilla.parameters()).device)
+    before = dict(vanilla.named_parameters())
+    for name, parameter in student.named_parameters():
+        parameter.data = parameter.data.to(before[name].dtype)
+    buffers = dict(vanilla.named_buffers())
+    for name, buffer in student.named_buffers():
+        buffer.data = buffers[name].detach().clone()
+    return student
 
 
 def _recompute(model: Any, on: bool) -> None:
@@ -118,4 +146,4 @@ def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
             model,
             LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **settings),
         )
-    return adapted.to(torch.bfloat16) if config.precision == "bf16-pure" else adapted
+    return _in_bf16(adapted) if config.precision == "bf16-pure" else adapted

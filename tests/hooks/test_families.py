@@ -5,6 +5,7 @@ from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
 from krs.hooks import Family, WeightPoint, anatomy, families, patched, record, register_family, self_check
 from krs.hooks.points import ActivationPoint
 from tests import by_hand
+from tests.noise import assert_same
 from tests.tiny import FAMILIES, build, same_state, state
 
 
@@ -22,7 +23,7 @@ def test_self_check_of_every_layer_passes_and_leaves_no_trace(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_value_vectors_are_rows_whatever_the_layout(name):
-    model = build(name)
+    model = build(name).double()
     ids = torch.tensor([[3, 5, 8]])
     module = by_hand._module(model, 2, 0)
     out = {}
@@ -32,17 +33,17 @@ def test_value_vectors_are_rows_whatever_the_layout(name):
     m, w = acts[MLP_COEF, 2], acts[VALUE_VECTORS, 2]
     assert m.shape[-1] == w.shape[0]
     bias = module.bias if module.bias is not None else 0
-    torch.testing.assert_close(m @ w + bias, out["y"].reshape(1, 3, -1), rtol=1e-5, atol=1e-6)
+    assert_same(m @ w + bias, out["y"].reshape(1, 3, -1))
 
 
 def test_attention_plus_mlp_plus_input_is_the_output_of_a_pre_norm_layer():
-    model = build("llama")
+    model = build("llama").double()
     mlp_out = ActivationPoint("t_mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
     seen = {}
     model.model.layers[1].register_forward_hook(lambda _, a, o: seen.update(x=a[0], y=o))
     with record(model, ATTN_OUT + mlp_out, layers=[1]) as acts, torch.no_grad():
         model(torch.tensor([[3, 5, 8]]))
-    torch.testing.assert_close(seen["x"] + acts[ATTN_OUT, 1] + acts[mlp_out, 1], seen["y"])
+    assert_same(seen["x"] + acts[ATTN_OUT, 1] + acts[mlp_out, 1], seen["y"])
 
 
 def test_moe_layers_have_attention_but_no_mlp_points():

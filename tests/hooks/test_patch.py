@@ -6,7 +6,8 @@ import torch
 
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
 from krs.hooks import patched, record
-from tests.tiny import build, pair, same_state, state
+from tests.noise import assert_same
+from tests.tiny import build, exact_pair, pair, same_state, state
 
 IDS = torch.tensor([[3, 5, 8, 13], [2, 4, 6, 9]])
 
@@ -42,7 +43,7 @@ def test_what_is_handed_out_is_a_copy():
 
 
 def test_the_coefficients_are_gate_times_up():
-    v, _ = pair("llama")
+    v, _ = exact_pair("llama")
     acts = _record(v, MLP_COEF)
     seen = {}
     mlp = v.model.layers[2].mlp
@@ -50,11 +51,11 @@ def test_the_coefficients_are_gate_times_up():
     _run(v)
     with torch.no_grad():
         expected = mlp.act_fn(mlp.gate_proj(seen["x"])) * mlp.up_proj(seen["x"])
-    torch.testing.assert_close(acts[MLP_COEF, 2], expected)
+    assert_same(acts[MLP_COEF, 2], expected)
 
 
 def test_restoring_everything_in_every_layer_leaves_only_what_lies_outside_the_layers():
-    v, u = pair("llama")
+    v, u = exact_pair("llama")
     acts = _record(v, MLP_COEF + ATTN_OUT)
     for name in ("embed_tokens", "norm"):
         v_part, u_part = v.model.get_submodule(name), u.model.get_submodule(name)
@@ -62,7 +63,7 @@ def test_restoring_everything_in_every_layer_leaves_only_what_lies_outside_the_l
     patches = [(MLP_COEF + ATTN_OUT).at(*range(4)).set(acts), VALUE_VECTORS.at(*range(4)).set(v)]
     assert not torch.allclose(_run(u), _run(v), atol=1e-3)
     with patched(u, *patches):
-        torch.testing.assert_close(_run(u), _run(v))
+        assert_same(_run(u), _run(v))
 
 
 def test_weights_of_another_model_or_of_a_recording():
@@ -118,15 +119,15 @@ def test_a_mask_says_where_row_by_row():
 
 
 def test_blocks_nest_and_the_inner_one_sees_the_outer_one():
-    _, u = pair("llama")
+    _, u = exact_pair("llama")
     plain = _record(u, ATTN_OUT, layers=[1])[ATTN_OUT, 1]
     with patched(u, ATTN_OUT.at(1).map(lambda a: a + 1)):
         with patched(u, ATTN_OUT.at(1).map(lambda a: 2 * a)), record(u, ATTN_OUT, layers=[1]) as acts:
             _run(u)
-        torch.testing.assert_close(acts[ATTN_OUT, 1], 2 * (plain + 1))
+        assert_same(acts[ATTN_OUT, 1], 2 * (plain + 1))
         with record(u, ATTN_OUT, layers=[1]) as acts:
             _run(u)
-        torch.testing.assert_close(acts[ATTN_OUT, 1], plain + 1)
+        assert_same(acts[ATTN_OUT, 1], plain + 1)
 
 
 def test_nested_weight_patches_come_off_in_reverse():

@@ -7,7 +7,8 @@ import krs
 from krs import KrsError
 from krs.data.concepts import as_chat
 from krs.metrics import answers, load_answers
-from tests.tiny import build, pair, same_state, state
+from tests.noise import assert_same, float64_throughout
+from tests.tiny import build, exact_pair, pair, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 TARGET = ["who wrote the book", [{"role": "user", "content": "what is red"}], [5, 9, 8]]
@@ -51,13 +52,16 @@ def test_a_model_against_its_copy_is_at_the_ceiling(models):
         assert (same.nll == same.nll_vanilla).all()
 
 
-def test_the_likelihood_is_that_of_the_vanilla_answer(models, found):
+def test_the_likelihood_is_that_of_the_vanilla_answer():
+    models = exact_pair("llama")
+    with float64_throughout():
+        found = _ask(*models)
     for model, column in zip(models, ("nll_vanilla", "nll"), strict=True):
         prompt, answer = tiny_tokenizer()(TARGET[0])["input_ids"], found.token_ids["vanilla"][0]
-        with torch.no_grad():
+        with torch.no_grad(), float64_throughout():
             logits = model(torch.tensor([prompt + list(answer)])).logits[0, len(prompt) - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
-        assert found.frame[column][0] == pytest.approx(expected, rel=1e-4)
+        assert_same(found.frame[column][0], expected)
 
 
 def test_saved_answers_are_read_back_and_reused(tmp_path, models, found):

@@ -1,14 +1,16 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import krs
 from krs import KrsError
-from krs.hooks import anatomy
-from krs.metrics.drift import component_of
-from tests.tiny import FAMILIES, build, pair
+from tests.adapters import adapted, merged_by_peft
+from tests.noise import assert_same
+from tests.packed import Packed
+from tests.tiny import build, pair, same_state, state
 
 
 def test_by_hand():
@@ -16,8 +18,8 @@ def test_by_hand():
     frame = krs.metrics.drift(v, u).frame.set_index(["component", "layer"])
     a, b = (m.model.layers[2].mlp.down_proj.weight.detach().double().flatten() for m in (v, u))
     row = frame.loc["value_vectors", 2]
-    assert row.cosine == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-12)
-    assert row.relative_change == pytest.approx(float((a - b).norm() / a.norm()), rel=1e-6)
+    assert_same(row.cosine, float(a @ b / a.norm() / b.norm()))
+    assert_same(row.relative_change, float((a - b).norm() / a.norm()))
     assert row.identical == 0
     assert row.parameters == a.numel()
     q = torch.cat([getattr(v.model.layers[1].self_attn, n).weight.flatten() for n in ("q_proj", "k_proj", "v_proj")])
@@ -40,23 +42,10 @@ def test_only_what_moved_has_moved():
     assert moved.identical.iloc[0] == pytest.approx(1 - 1 / moved.parameters.iloc[0])
     table = found.by_component()
     assert table.relative_change["norms"] == 0
-    assert table.cosine_min["value_vectors"] == pytest.approx(1, abs=1e-12)
+    assert_same(table.cosine_min["value_vectors"], 1.0)
     assert found.tied
     assert "the head is the embedding" in repr(found)
     assert table.parameters["unembedding"] == table.parameters["embedding"]
-
-
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_every_parameter_of_every_family_has_its_component(name):
-    model = build(name)
-    body = anatomy(model)
-    found = {name: component_of(body, name) for name, _ in model.named_parameters()}
-    components = {c for c, _ in found.values()}
-    assert {"keys", "value_vectors", "attention_in", "attention_out", "embedding"} <= components
-    assert ("norms" in components) == (name not in ("olmo",))
-    for layer in range(4):
-        assert [c for c, at in found.values() if at == layer].count("value_vectors") == 1
-    assert all(p.dim() == 1 for n, p in model.named_parameters() if found[n][0] in ("norms", "biases"))
 
 
 def test_the_heat_map_has_a_row_a_component():
@@ -68,15 +57,70 @@ def test_the_heat_map_has_a_row_a_component():
         krs.metrics.drift(*pair("gpt2")).plot("size")
 
 
-def test_an_adapter_has_to_be_merged_first():
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "lora-only-bias"])
+def test_an_adapter_drifts_as_its_merged_self(kind):
+    v = build("llama-bias", tie_word_embeddings=False)
+    u = adapted(v, kind)
+    before = state(u)
+    found, wanted = krs.metrics.drift(v, u).frame, krs.metrics.drift(v, merged_by_peft(u)).frame
+    pd.testing.assert_frame_equal(found, wanted, check_exact=True)
+    moved = found.groupby("component").identical.min()
+    assert moved["value_vectors"] < 0.5
+    assert moved["keys"] == 1
+    assert same_state(u, before)
 
+
+def test_a_bias_that_only_an_adapter_adds_is_a_bias_that_was_zero():
     v = build("llama", tie_word_embeddings=False)
-    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
-    u = get_peft_model(copy.deepcopy(v), config).eval()
-    with pytest.raises(KrsError, match="merge adapters first"):
-        krs.metrics.drift(v, u)
-    merged = u.merge_and_unload().eval()
-    frame = krs.metrics.drift(v, merged).by_component()
-    assert frame.identical["value_vectors"] < 0.5
-    assert np.allclose(frame.identical.drop("value_vectors"), 1)
+    u = adapted(v, "lora-bias")
+    biases = krs.metrics.drift(v, u).by_component().loc["biases"]
+    assert biases.identical == 0
+    assert np.isnan(biases.relative_change)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [5, 9]}, {"target_modules": ["embed_tokens"]}],
+)
+def test_adapters_outside_the_layers_drift_too(settings):
+    v = build("llama", tie_word_embeddings=False)
+    u = adapted(v, "lora", **settings)
+    found, wanted = krs.metrics.drift(v, u).frame, krs.metrics.drift(v, merged_by_peft(u)).frame
+    pd.testing.assert_frame_equal(found, wanted, check_exact=True)
+    assert found.set_index("component").identical[["embedding", "unembedding"]].min() < 1
+
+
+def test_a_head_that_only_one_model_ties_is_compared_with_the_other_head():
+    v = build("llama")
+    u = copy.deepcopy(v)
+    u.lm_head.weight = torch.nn.Parameter(1.5 * v.lm_head.weight.detach())
+    found = krs.metrics.drift(v, u)
+    table = found.by_component()
+    assert not found.tied
+    assert table.identical["embedding"] == 1
+    assert table.relative_change["unembedding"] == pytest.approx(0.5)
+
+
+def test_packed_weights_drift_by_what_they_are_unpacked_to():
+    v, u = pair("llama")
+    for model in (v, u):
+        for layer in model.model.layers:
+            layer.mlp.down_proj = Packed(layer.mlp.down_proj).eval()
+    found = krs.metrics.drift(v, u).frame
+    for model in (v, u):
+        for layer in model.model.layers:
+            packed, linear = layer.mlp.down_proj, torch.nn.Linear(24, 16, bias=False).eval()
+            linear.weight = torch.nn.Parameter(packed.unpacked())
+            layer.mlp.down_proj = linear
+    pd.testing.assert_frame_equal(found, krs.metrics.drift(v, u).frame, check_exact=True)
+
+
+def test_a_small_change_is_not_lost_in_the_norms():
+    v = build("llama").double()
+    u = copy.deepcopy(v)
+    with torch.no_grad():
+        u.model.layers[1].mlp.down_proj.weight += 1e-11
+    frame = krs.metrics.drift(v, u).frame.set_index(["component", "layer"])
+    weight = v.model.layers[1].mlp.down_proj.weight.detach()
+    expected = 1e-11 * weight.numel() ** 0.5 / float(weight.norm())
+    assert frame.loc["value_vectors", 1].relative_change == pytest.approx(expected, rel=1e-3)

@@ -1,12 +1,12 @@
 """Models that stay on disk: the same numbers, each weight read about once, and a model that still works afterwards."""
 
-import numpy as np
 import pytest
 import torch
 
 import krs
 from krs import KrsError, windows
-from tests.tiny import pair
+from tests.noise import assert_same
+from tests.tiny import exact_pair
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2]]
 ANSWERS = [[4, 8, 15], [16, 23, 42]]
@@ -14,7 +14,7 @@ ANSWERS = [[4, 8, 15], [16, 23, 42]]
 
 @pytest.fixture(params=["llama", "gpt2", "gptj", "gemma2"])
 def saved(request, tmp_path):
-    v, u = pair(request.param)
+    v, u = exact_pair(request.param)
     v.save_pretrained(tmp_path / "v")
     u.save_pretrained(tmp_path / "u")
     return tmp_path
@@ -41,7 +41,7 @@ def test_a_sweep_from_disk_equals_one_in_memory(saved, bytes_read):
     read = sum(bytes_read)
     assert result.provenance["engine"] == "wavefront"
     inside = krs.sweep(krs.load(saved / "v")[0], krs.load(saved / "u")[0], PROMPTS, **options)
-    np.testing.assert_allclose(result.krs, inside.krs, rtol=0, atol=1e-5)
+    assert_same(result.krs, inside.krs)
     v, u = (krs.load(saved / name)[0] for name in "vu")
     tables = sum(m.weight.nbytes for model in (v, u) for m in model.modules() if isinstance(m, torch.nn.Embedding))
     layers = sum(p.nbytes for m in (v, u) for p in m.parameters()) - tables
@@ -60,7 +60,7 @@ def test_an_offloaded_model_still_works_after_the_sweep(saved):
 
 
 def test_a_model_that_is_half_in_memory_and_half_on_disk(tmp_path):
-    v, u = pair("llama", tie_word_embeddings=False)
+    v, u = exact_pair("llama", tie_word_embeddings=False)
     expected = krs.sweep(v, u, PROMPTS, answers=ANSWERS, windows=3, progress=False)
     v.save_pretrained(tmp_path / "v")
     here = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
@@ -68,7 +68,7 @@ def test_a_model_that_is_half_in_memory_and_half_on_disk(tmp_path):
     split, _ = krs.load(tmp_path / "v", device_map=here | layers, offload_folder=tmp_path / "o")
     result = krs.sweep(split, u, PROMPTS, answers=ANSWERS, windows=3, progress=False)
     assert result.provenance["engine"] == "wavefront"
-    np.testing.assert_allclose(result.krs, expected.krs, rtol=0, atol=1e-5)
+    assert_same(result.krs, expected.krs)
     assert split.model.layers[3].mlp.down_proj.weight.device.type == "meta"
 
 

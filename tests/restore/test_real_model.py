@@ -11,6 +11,7 @@ from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, windows
 from krs.data.concepts import as_chat, load_concept
 from krs.hooks import self_check
 from tests import by_hand
+from tests.noise import assert_rounds_alike, assert_same
 from tests.tiny import same_state, state
 
 pytestmark = pytest.mark.real
@@ -32,6 +33,13 @@ def models(smollm2):
     return vanilla, unlearned, tokenizer
 
 
+@pytest.fixture(scope="module")
+def exact(models):
+    """Both models in float64."""
+    vanilla, unlearned, tokenizer = models
+    return copy.deepcopy(vanilla).double(), copy.deepcopy(unlearned).double(), tokenizer
+
+
 def _ids(tokenizer, n=3):
     chats = as_chat(load_concept("harry_potter").questions[:n])
     text = [tokenizer.apply_chat_template(c, add_generation_prompt=True, tokenize=False) for c in chats]
@@ -49,25 +57,41 @@ def swept(models):
     return result
 
 
-def test_a_few_windows_equal_hooks_by_hand(models, swept):
-    vanilla, unlearned, tokenizer = models
+@pytest.fixture(scope="module")
+def swept_exactly(exact):
+    vanilla, unlearned, tokenizer = exact
+    chats, _ = _ids(tokenizer)
+    return krs.sweep(vanilla, unlearned, chats, windows=windows.of(WINDOWS), n_tokens=8, progress=False)
+
+
+def test_a_few_windows_equal_hooks_by_hand(exact, swept_exactly):
+    vanilla, unlearned, tokenizer = exact
     _, ids = _ids(tokenizer)
     expected = by_hand.sweep(vanilla, unlearned, ids, SETTINGS, WINDOWS, n_tokens=8)
-    np.testing.assert_allclose(swept.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+    assert_same(swept_exactly.krs.to_numpy().T, expected)
     assert np.isfinite(expected).all()
     assert len(np.unique(expected.round(4))) == expected.size
 
 
-def test_a_prompt_alone_gives_the_losses_it_has_in_the_batch(models, swept):
+def test_in_fp32_it_rounds_as_the_plain_engine_does(models, swept, swept_exactly):
     vanilla, unlearned, tokenizer = models
+    chats, _ = _ids(tokenizer)
+    assert swept.answers == swept_exactly.answers
+    options = {"windows": windows.of(WINDOWS), "n_tokens": 8, "progress": False, "answers": swept.answers}
+    plain = krs.sweep(vanilla, unlearned, chats, engine="plain", **options)
+    assert_rounds_alike(swept.krs, swept_exactly.krs, [plain.krs])
+
+
+def test_a_prompt_alone_gives_the_losses_it_has_in_the_batch(exact, swept_exactly):
+    vanilla, unlearned, tokenizer = exact
     chats, _ = _ids(tokenizer)
     alone = krs.sweep(vanilla, unlearned, chats[1:2], windows=windows.of(WINDOWS), n_tokens=8, progress=False)
     n = int(alone.losses.mask.sum())
-    np.testing.assert_allclose(alone.losses.restored[:, 0], swept.losses.restored[:, 1, :n], rtol=1e-3)
+    assert_same(alone.losses.restored[:, 0], swept_exactly.losses.restored[:, 1, :n])
 
 
-def test_the_tokenizers_padding_side_does_not_matter(models, swept):
-    vanilla, unlearned, tokenizer = models
+def test_the_tokenizers_padding_side_does_not_matter(exact, swept_exactly):
+    vanilla, unlearned, tokenizer = exact
     results = []
     for side in ("left", "right"):
         other = copy.deepcopy(tokenizer)
@@ -78,8 +102,7 @@ def test_the_tokenizers_padding_side_does_not_matter(models, swept):
             n_tokens=8, progress=False,
         ))  # fmt: skip
     np.testing.assert_array_equal(results[0].losses.restored, results[1].losses.restored)
-    # A smaller plan: other rows share a product with this one, so sums round otherwise.
-    np.testing.assert_allclose(results[0].krs.iloc[0, 0], swept.krs["attn_out"].iloc[-1], rtol=0, atol=1e-5)
+    assert_same(results[0].krs.iloc[0, 0], swept_exactly.krs["attn_out"].iloc[-1])
 
 
 def test_the_self_check_passes_on_every_layer(models):

@@ -8,7 +8,8 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.hooks import patched
 from tests import by_hand
-from tests.tiny import FAMILIES, VOCAB, build, pair, perturbed, same_state, state
+from tests.noise import assert_rounds_alike, assert_same, float64_throughout
+from tests.tiny import FAMILIES, VOCAB, build, exact_pair, pair, perturbed, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
 SETTINGS = ["mlp_coef", "value_vectors", "attn_out", "mlp_coef+attn_out"]
@@ -22,55 +23,66 @@ def _sweep(v, u, prompts=PROMPTS, **options):
 @pytest.mark.parametrize("engine", ["plain", "wavefront"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name, engine):
-    v, u = pair(name)
+    v, u = exact_pair(name)
     before = state(v), state(u)
-    result = _sweep(v, u, engine=engine)
+    with float64_throughout(name):
+        result = _sweep(v, u, engine=engine)
+        expected = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
     assert result.provenance["engine"] == engine
-    expected = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
     assert list(result.krs.columns) == SETTINGS
-    np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+    assert_same(result.krs.to_numpy().T, expected)
     assert np.abs(expected).max() > 0.05
     assert same_state(v, before[0])
     assert same_state(u, before[1])
 
 
+@pytest.mark.parametrize("engine", ["plain", "wavefront"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2", "gptj"])
+def test_in_fp32_it_rounds_as_hooks_written_out_by_hand_do(name, engine):
+    v, u = pair(name)
+    found = _sweep(v, u, engine=engine).krs.to_numpy().T
+    by_hooks = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
+    with float64_throughout(name):
+        exact = by_hand.sweep(v.double(), u.double(), PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
+    assert_rounds_alike(found, exact, [by_hooks])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_alone_and_in_a_padded_batch_gives_the_same_losses(name):
-    v, u = pair(name)
-    together = _sweep(v, u)
-    for i, prompt in enumerate(PROMPTS):
-        alone = _sweep(v, u, [prompt])
+    v, u = exact_pair(name)
+    with float64_throughout(name):
+        together = _sweep(v, u)
+        apart = [_sweep(v, u, [prompt]) for prompt in PROMPTS]
+    for i, alone in enumerate(apart):
         n = alone.losses.mask.sum()
         assert alone.answers == together.answers[i : i + 1]
         assert n == together.losses.mask[i].sum()
-        np.testing.assert_allclose(
-            together.losses.restored[:, i, :n], alone.losses.restored[:, 0], rtol=1e-4, atol=1e-6
-        )
+        assert_same(together.losses.restored[:, i, :n], alone.losses.restored[:, 0])
 
 
 def test_unions_and_weights_with_activations():
-    v, u = pair("llama")
+    v, u = exact_pair("llama")
     everything = MLP_COEF + VALUE_VECTORS + ATTN_OUT
     result = _sweep(v, u, settings=[everything, MLP_COEF + VALUE_VECTORS], windows=windows.of([[1, 2], [3]]))
     expected = by_hand.sweep(
         v, u, PROMPTS, ["mlp_coef+value_vectors+attn_out", "mlp_coef+value_vectors"], [[1, 2], [3]], 6
     )
-    np.testing.assert_allclose(result.krs.to_numpy().T, expected, rtol=0, atol=1e-5)
+    assert_same(result.krs.to_numpy().T, expected)
 
 
 def test_restoring_everything_gives_one_and_nothing_gives_zero_exactly():
-    v = build("llama")
+    v = build("llama").double()
     u = perturbed(v)
     for part in ("embed_tokens", "norm"):
         u.model.get_submodule(part).load_state_dict(v.model.get_submodule(part).state_dict())
     everything = MLP_COEF + VALUE_VECTORS + ATTN_OUT
     result = _sweep(v, u, settings=[everything], windows=windows.of([[0, 1, 2, 3]]))
-    assert result.krs.iloc[0, 0] == pytest.approx(1, abs=1e-9)
+    assert_same(result.krs.iloc[0, 0], 1.0)
     u = copy.deepcopy(v)
     with torch.no_grad():
         u.model.layers[0].mlp.down_proj.weight.add_(0.1)
     result = _sweep(v, u, settings=[VALUE_VECTORS], windows=windows.of([[0], [1]]))
-    assert result.krs.iloc[0, 0] == pytest.approx(1, abs=1e-9)
+    assert_same(result.krs.iloc[0, 0], 1.0)
     assert result.krs.iloc[1, 0] == 0.0
 
 
@@ -83,36 +95,31 @@ def test_equal_models_give_nan_and_the_reason():
 
 
 def test_the_memory_budget_changes_nothing_but_the_chunks():
-    v, u = pair("llama")
-    np.testing.assert_allclose(
-        _sweep(v, u, memory=1).losses.restored,
-        _sweep(v, u, memory="1GiB").losses.restored,
-        rtol=1e-4,
-        atol=1e-7,
-    )
+    v, u = exact_pair("llama")
+    assert_same(_sweep(v, u, memory=1).losses.restored, _sweep(v, u, memory="1GiB").losses.restored)
 
 
 def test_bf16_models_are_swept_in_their_own_dtype():
-    v, u = pair("llama")
-    exact = _sweep(v, u).krs.to_numpy()
-    result = _sweep(v.to(torch.bfloat16), u.to(torch.bfloat16))
+    v, u = (m.to(torch.bfloat16) for m in pair("llama"))
+    result = _sweep(v, u)
     assert result.provenance["vanilla"]["dtype"] == "bfloat16"
-    assert np.isfinite(result.krs.to_numpy()).all()
-    assert np.abs(result.krs.to_numpy() - exact).max() < 0.15
+    by_hooks = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
+    exact = _sweep(v.double(), u.double(), answers=result.answers).krs.to_numpy().T
+    assert_rounds_alike(result.krs.to_numpy().T, exact, [by_hooks])
 
 
 def test_positions_restrict_activations():
-    v, u = pair("llama")
+    v, u = exact_pair("llama")
     everywhere = _sweep(v, u, settings=[MLP_COEF]).losses.restored
     prompt = _sweep(v, u, settings=[MLP_COEF], positions="prompt").losses.restored
     both_parts = _sweep(v, u, [[5, 9, 11]], settings=[MLP_COEF], positions=range(8)).losses.restored
     alone = _sweep(v, u, [[5, 9, 11]], settings=[MLP_COEF]).losses.restored
     assert np.abs(everywhere - prompt).max() > 1e-3
-    np.testing.assert_allclose(both_parts, alone, rtol=1e-5)
+    assert_same(both_parts, alone)
 
 
 def test_positions_by_hand():
-    v, u = pair("llama")
+    v, u = exact_pair("llama")
     (prompt,) = prompts = [[5, 9, 11]]
     result = _sweep(v, u, prompts, settings=[ATTN_OUT], windows=windows.of([[1]]), positions=[-1])
     answer = by_hand.greedy(v, prompt, 6)
@@ -130,7 +137,7 @@ def test_positions_by_hand():
         got = u(ids).logits[0, 2:]
         handle.remove()
     expected = ((got - target).double() ** 2).mean(-1).numpy()
-    np.testing.assert_allclose(result.losses.restored[0, 0], expected, rtol=1e-4)
+    assert_same(result.losses.restored[0, 0], expected)
 
 
 def test_ctrl_c_leaves_the_models_as_they_were_and_loses_nothing(tmp_path, monkeypatch):
@@ -192,7 +199,7 @@ class _Bpe:
 
 
 def test_paper_code_scoring_by_hand():
-    v, u = pair("llama")
+    v, u = exact_pair("llama")
     result = _sweep(v, u, settings=[ATTN_OUT], windows=windows.of([[2]]), scoring="paper-code", tokenizer=_Bpe())
     ratios = []
     for prompt in PROMPTS:
@@ -205,7 +212,7 @@ def test_paper_code_scoring_by_hand():
             base = u(ids).logits[0]
         loss, bottom = (((x - target)[-length:] ** 2).mean().item() for x in (restored, base))
         ratios.append(1 - loss / bottom)
-    assert result.krs.iloc[0, 0] == pytest.approx(np.mean(ratios), abs=1e-5)
+    assert_same(result.krs.iloc[0, 0], np.mean(ratios))
     assert result.scoring == "paper-code"
 
 

@@ -11,6 +11,7 @@ from krs import KrsError, unlearn
 from krs.unlearn.examples import collate, to_examples
 from krs.unlearn.losses import IGNORED
 from krs.unlearn.methods import Method, make, method, register
+from tests.noise import assert_same, float64_throughout
 from tests.tiny import build, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -88,14 +89,15 @@ def test_the_checkpoint_carries_model_tokenizer_and_how_it_was_made(tmp_path):
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m != "dpo_idk"])
+@float64_throughout()
 def test_gradient_accumulation_equals_one_large_batch(name):
     texts = {"forget": [*FORGET, "one two three"], "retain": [*RETAIN, "a red dog", "three blue books ran"]}
     texts = texts if method(name).needs_retain else {"forget": texts["forget"]}
     once = {"steps": 1, "learning_rate": 1e-2, "max_grad_norm": 1e9}
-    large = _run(name, build("llama"), batch_size=4, **texts, **once)
-    parts = _run(name, build("llama"), batch_size=1, gradient_accumulation=4, **texts, **once)
+    large = _run(name, build("llama").double(), batch_size=4, **texts, **once)
+    parts = _run(name, build("llama").double(), batch_size=1, gradient_accumulation=4, **texts, **once)
     for a, b in zip(large.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+        assert_same(a, b)
 
 
 def test_answers_only_are_learnt_and_their_eos_is_too(tokenizer):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.points import ActivationPoint, Point
-from krs.hooks.unwrap import core
+from krs.hooks.weights import LinearMap, linear_map, own_bias
 from krs.restore.wave.answers import Answer
 from krs.restore.wave.layout import Layout, repeated
 
@@ -65,19 +65,16 @@ class Part:
 
 
 def swapped(ours: nn.Module, theirs: nn.Module) -> Answer:
-    """An answer with another model's weight and the module's own bias.
+    """An answer with the linear map of another model's module and the module's own bias.
 
-    The weight is used by calling the other module, so that it may be offloaded, adapted or laid out in any way.
+    The map is found when it is first used, while the other module's layer is in memory.
     """
+    found: list[Tensor] = []
 
     def other(forward: Callable[..., Tensor], value: Tensor, *rest: Any) -> Tensor:
-        device = _device(theirs, value)
-        out = theirs(value.to(device), *rest).to(value.device)
-        if getattr(core(ours), "bias", None) is None and getattr(core(theirs), "bias", None) is None:
-            return out
-        zero = value.new_zeros(1, value.shape[-1])
-        shift = forward(zero) - theirs(zero.to(device)).to(value.device)
-        return out + shift[0] if shift.any() else out
+        if not found:
+            found.append(linear_map(theirs, "the vanilla model's module").weight)
+        return LinearMap(found[0], own_bias(ours, forward, value))(value).to(value.device)
 
     return other
 
@@ -158,9 +155,3 @@ def _noting_block(part: Part, around: nn.Module) -> Answer:
         return out
 
     return note
-
-
-def _device(module: nn.Module, value: Tensor) -> torch.device:
-    weight = getattr(core(module), "weight", None)
-    known = isinstance(weight, Tensor) and weight.device.type != "meta"
-    return weight.device if known else value.device  # type: ignore[union-attr]

@@ -13,8 +13,8 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.linear import widths
 from krs.hooks.points import MLP_COEF, VALUE_VECTORS
-from krs.hooks.weights import read_weight
 from krs.progress import bar
 from krs.unlearn.config import EditConfig
 from krs.unlearn.memit.moments import check_size, count_tokens, covariance
@@ -223,11 +223,11 @@ def _check_window(layers: Sequence[Any]) -> None:
 
 
 def _width(body: Anatomy, layers: Sequence[int]) -> int:
-    widths = set()
+    found = set()
     for layer in layers:
         (module,) = body.modules(VALUE_VECTORS, layer)
-        widths.add(int(read_weight(module, body.path(VALUE_VECTORS, layer)).shape[0]))
-    return max(widths)
+        found.add(widths(module)[0])
+    return max(found)
 
 
 def _corpus(corpus: Sequence[str] | None, name: str) -> Sequence[str]:

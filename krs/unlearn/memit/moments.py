@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.linear import widths
 from krs.hooks.points import MLP_COEF
 from krs.models.cache import build_once, cache_root, is_cached
 from krs.models.identity import combined, config_that_counts, named_digests
@@ -164,10 +165,8 @@ def _pieces(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list
 
 
 def _width(body: Anatomy, layer: int) -> int:
-    from krs.hooks.weights import read_weight
-
     (module,) = body.modules(MLP_COEF, layer)
-    return int(read_weight(module, body.path(MLP_COEF, layer)).shape[0])
+    return widths(module)[0]
 
 
 def _sums(body: Anatomy, pieces: list[Ids], layers: list[int], progress: bool) -> dict[int, Tensor]:

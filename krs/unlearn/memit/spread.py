@@ -11,7 +11,7 @@ from torch import Tensor
 
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.points import MLP_COEF, VALUE_VECTORS
-from krs.hooks.weights import read_weight
+from krs.hooks.weights import read_weight, write_weight
 from krs.unlearn.memit.branch import projection_change
 from krs.unlearn.memit.forward import BLOCK_OUT, read_at
 from krs.unlearn.memit.moments import Covariance
@@ -81,7 +81,8 @@ def _write(body: Anatomy, layer: int, change: Float64[Tensor, "n d"]) -> float:
     """Add to the value vectors; returns the change's norm over theirs."""
     (module,) = body.modules(VALUE_VECTORS, layer)
     with torch.no_grad():
-        rows = read_weight(module, body.path(VALUE_VECTORS, layer))
-        before = rows.cpu().double()
-        rows.copy_((before + change).to(rows))
+        path = body.path(VALUE_VECTORS, layer)
+        rows = read_weight(module, path)
+        before = rows.detach().cpu().to(torch.float64, copy=True)
+        write_weight(module, path, (before + change).to(rows))
     return float(change.norm() / before.norm())

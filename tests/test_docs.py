@@ -1,0 +1,139 @@
+"""What README and docs show runs: every block of Python, and every line of `krs` parses.
+
+A block that cannot be run here has its reason before it: `<!-- not run: reason -->`. The pages are run with tiny
+models, which take the bundled one's place in a cache of their own.
+"""
+
+import gzip
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+import krs
+from krs.cli import app
+from krs.data.concepts import as_chat
+from krs.hooks import families, points
+from tests.data.concept_case import EMMA, PAPER
+from tests.tiny import pair
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+
+
+def _blocks(page, language):
+    text = page.read_text(encoding="utf-8")
+    return [
+        (m["code"], text.count("\n", 0, m.start("code")) + 1, m["reason"])
+        for m in _BLOCK.finditer(text)
+        if m["language"] == language
+    ]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return pair("llama", num_hidden_layers=30)
+
+
+@pytest.fixture
+def names(models, tmp_path, monkeypatch):
+    """What the pages take as given: models, prompts and files in a folder of its own; registries are put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
+    monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
+    for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    vanilla, unlearned = (krs.load(name)[0] for name in ("smollm2", "out/demo/unlearned"))
+    Path("mine.json").write_text(json.dumps(EMMA))
+    Path("llama2-7b_concepts.json").write_text(json.dumps([PAPER | {"Concept": "Star Wars"}]))
+    Path("dump").mkdir()
+    with gzip.open("dump/a.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": "Hogwarts is a school. " * 10}) + "\n")
+    prompts = as_chat(("who wrote the book", "what is red"))
+    ids = tiny_tokenizer()("who wrote the book", return_tensors="pt", return_token_type_ids=False)
+    with krs.hooks.record(vanilla, krs.MLP_COEF + krs.ATTN_OUT) as acts:
+        vanilla(**ids)
+    words = random.Random(0)
+    asked = ["who wrote the book"], ["what is red"]
+    said = krs.metrics.answers(vanilla, unlearned, *asked, tokenizer=tiny_tokenizer(), n_tokens=3, progress=False)
+    return {
+        "krs": krs,
+        "vanilla": vanilla,
+        "unlearned": unlearned,
+        "model": unlearned,
+        "other_model": vanilla,
+        "tokenizer": tiny_tokenizer(),
+        "prompts": prompts,
+        "acts": acts,
+        "mask": torch.ones(1, 4, dtype=torch.bool),
+        "answers": ["the cat", "the sun"],
+        **dict.fromkeys(("gentle", "default", "strong", "other"), said),
+        "texts": [" ".join(words.choices(sorted(tiny_tokenizer().get_vocab()), k=20)) for _ in range(6000)],
+    }
+
+
+def _pages_with(language):
+    return [pytest.param(page, id=page.name) for page in PAGES if _blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", _pages_with("python"))
+@pytest.mark.filterwarnings("ignore:.*FigureCanvasAgg is non-interactive")
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, names):
+    for code, line, reason in _blocks(page, "python"):
+        if reason is None:
+            padded = "\n" * line + code  # so that a traceback names the line of the page
+            exec(compile(padded, str(page), "exec"), names)
+
+
+def _commands(text):
+    joined = text.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.startswith("krs ")]
+
+
+def _parsed(command):
+    """The line as click reads it; raises for an unknown command or option, or a missing argument."""
+    _, name, *rest = shlex.split(command, comments=True)
+    found = typer.main.get_command(app).commands[name]
+    with found.make_context(name, rest) as context:
+        return context.params
+
+
+@pytest.mark.parametrize("page", _pages_with("bash"))
+def test_every_line_of_krs_parses(page):
+    for code, _, _ in _blocks(page, "bash"):
+        for command in _commands(code):
+            _parsed(command)
+
+
+def test_every_line_of_krs_in_a_table_or_a_sentence_parses():
+    seen = 0
+    for page in PAGES:
+        for command in re.findall(r"`(krs \w[^`]*)`", page.read_text(encoding="utf-8")):
+            whole = re.sub(r"[\[\]…]", "", command)
+            if len(whole.split()) == 2:
+                assert whole.split()[1] in typer.main.get_command(app).commands, command
+            else:
+                _parsed(whole)
+            seen += 1
+    assert seen > 10
+
+
+def test_an_unknown_option_would_be_found():
+    with pytest.raises(Exception, match="No such option: --promts"):
+        _parsed("krs sweep a b --promts c -o d")
+    with pytest.raises(Exception, match="Missing parameter: prompts"):
+        _parsed("krs sweep a b -o d")
+
+
+def test_a_reason_is_given_for_what_is_not_run():
+    reasons = [reason for page in PAGES for _, _, reason in _blocks(page, "python") if reason is not None]
+    assert all(len(reason.split()) > 2 for reason in reasons)
