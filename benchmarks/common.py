@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from floor import BareRate, Sampling, operations
 
@@ -19,10 +20,16 @@ import krs
 from krs.data.concepts import as_chat, load_concept
 from krs.generation.greedy import greedy
 from krs.hooks import anatomy
+from krs.metrics.measures import measures
 from krs.prompts import TokenBatch, encode, next_token_batch
-from krs.restore import plain, wavefront
+from krs.restore.engines import write
+from krs.restore.job import Chunk, Job
 from krs.restore.losses import Losses
+from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
+from krs.restore.wavefront import WavefrontEngine
+
+plain, wavefront = PlainEngine(), WavefrontEngine()
 
 
 def moved(model: torch.nn.Module) -> torch.nn.Module:
@@ -54,6 +61,7 @@ class Work:
     batch: TokenBatch
     answers: tuple
     plan: Plan
+    measures: tuple = ()
 
     @staticmethod
     def of(
@@ -72,8 +80,16 @@ class Work:
     def run(self, engine: Any, shown: Any, plan: Plan | None = None, budget: int = 2**30) -> Losses:
         """One sweep by an engine."""
         chosen = self.plan if plan is None else plan
-        losses = Losses.empty(chosen, self.batch)
-        engine.run(chosen, anatomy(self.vanilla), anatomy(self.unlearned), self.batch, losses, budget, shown)
+        wanted = measures(self.measures)
+        losses = Losses.empty(chosen, self.batch, wanted)
+        done = np.zeros((len(chosen), len(self.batch)), dtype=bool)
+        vanilla, unlearned = anatomy(self.vanilla), anatomy(self.unlearned)
+        job = Job(chosen, unlearned, vanilla, vanilla, self.batch, wanted, budget, done)
+        for step in engine.run(job):
+            if isinstance(step, Chunk):
+                write(step, job, losses)
+            else:
+                shown.update(step.steps)
         return losses
 
     def timed(self, engine: Any = wavefront, plan: Plan | None = None) -> tuple[float, BareRate, Losses]:

@@ -16,23 +16,50 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from krs._lazy import on_demand
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
     from krs import data, hooks, metrics, plots, unlearn
     from krs.generation import Generated, generate
-    from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+    from krs.hooks.points import (
+        ATTN_KEY,
+        ATTN_OUT,
+        ATTN_QUERY,
+        ATTN_VALUE,
+        ATTN_WEIGHTS,
+        HEAD_OUT,
+        KEYS,
+        MLP_COEF,
+        MLP_OUT,
+        NORMS,
+        RESID,
+        RESID_PRE,
+        VALUE_VECTORS,
+        WEIGHTS,
+    )
     from krs.models import load
     from krs.restore import Plan, SweepResult, load_result, sweep, windows
 
 __version__ = version("krs")
 
 __all__ = [
+    "ATTN_KEY",
     "ATTN_OUT",
+    "ATTN_QUERY",
+    "ATTN_VALUE",
+    "ATTN_WEIGHTS",
+    "HEAD_OUT",
+    "KEYS",
     "MLP_COEF",
+    "MLP_OUT",
+    "NORMS",
+    "RESID",
+    "RESID_PRE",
     "VALUE_VECTORS",
+    "WEIGHTS",
     "Generated",
     "KrsError",
+    "KrsWarning",
     "Plan",
     "SweepResult",
     "data",
@@ -53,7 +80,7 @@ __getattr__, __dir__ = on_demand(
         **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "unlearn")},
         "windows": "krs.restore.windows",
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
-        **dict.fromkeys(("ATTN_OUT", "MLP_COEF", "VALUE_VECTORS"), "krs.hooks.points:"),
+        **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "sweep"), "krs.restore:"),
     },

@@ -1,4 +1,4 @@
-"""The one exception that krs raises on purpose."""
+"""The one exception that krs raises on purpose, and the one warning."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ class KrsError(ValueError):
     """
 
     partial: Any = None
+
+
+class KrsWarning(UserWarning):
+    """Something that krs can go on with, and that is most likely not what was meant.
+
+    `warnings.simplefilter("error", krs.KrsWarning)` makes it an error, `"ignore"` silences it.
+    """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -45,36 +46,89 @@ def texts(path: Path, chat: bool = False) -> list[Any]:
     return found
 
 
-def setting(given: str) -> tuple[str, Any]:
+def setting(given: str, option: str = "--set", example: str = "learning_rate=1e-5") -> tuple[str, Any]:
     """`name=value`, the value as JSON if it is that, else as text."""
     name, sign, value = given.partition("=")
-    if not sign:
-        raise KrsError(f"--set {given!r}: write it as name=value, such as learning_rate=1e-5")
+    if not sign or not name:
+        raise KrsError(f"{option} {given!r}: write it as name=value, such as {example}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
 
 
+def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
+    """`name=value` arguments of the chat template, `None` for none."""
+    pairs = [setting(one, "--template-arg", "enable_thinking=false") for one in given or []]
+    return dict(pairs) if pairs else None
+
+
 def read_prompts(path: Path) -> list[Any]:
-    """Prompts of a file: a line each, or JSON (a list), or JSON lines."""
-    if not path.is_file():
-        raise KrsError(f"no such file: {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            found = json.loads(text)
-        elif path.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            found = [line for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as reason:
-        raise KrsError(f"{str(path)!r} is not valid JSON: {reason}") from None
+    """Prompts of a file: a line each, or JSON (a list), or JSON lines.
+
+    Lines end at line feeds and carriage returns and nowhere else, so a prompt may hold other separators (U+2028, a
+    form feed). Raises `KrsError` for what is no text, no JSON, or holds nothing.
+    """
+    text = read_text(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        found = _parsed(text, path, 1)
+    else:
+        lines = [(i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
+        found = [_parsed(line, path, i) for i, line in lines] if suffix == ".jsonl" else [line for _, line in lines]
     if not isinstance(found, list):
         raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
     if not found:
         raise KrsError(f"{str(path)!r} holds nothing: give at least one line")
     return found
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def read_text(path: Path) -> str:
+    """What a text file holds: UTF-8, or UTF-16 and UTF-32 that begin with a byte-order mark, which is left out.
+
+    Raises `KrsError` for a file that there is not, and for bytes that are no text in these encodings.
+    """
+    if not path.is_file():
+        raise KrsError(
+            f"{str(path)!r} is a directory: give a file" if path.is_dir() else f"no such file: {str(path)!r}"
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as reason:
+        raise KrsError(f"cannot read {str(path)!r}: {reason.strerror}") from None
+    mark, encoding = next(((m, e) for m, e in _MARKS.items() if data.startswith(m)), (b"", "utf-8"))
+    try:
+        text = (data[len(mark) :] if encoding == "utf-8" else data).decode(encoding)
+    except UnicodeDecodeError as reason:
+        line = data.count(b"\n", 0, reason.start) + 1
+        raise KrsError(
+            f"{str(path)!r} is not {encoding.upper()} text (byte 0x{data[reason.start]:02x} in line {line}): "
+            "save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise KrsError(
+            f"{str(path)!r} has a NUL byte in line {line}, so it is no UTF-8 text (UTF-16 without a mark, or no "
+            "text at all): save it as UTF-8"
+        )
+    return text
+
+
+def _parsed(text: str, path: Path, first: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as reason:
+        where = f"line {first + reason.lineno - 1}, column {reason.colno}"
+        raise KrsError(f"{str(path)!r} is not valid JSON: {reason.msg} in {where}") from None
 
 
 _OPTIONS = {
@@ -85,6 +139,7 @@ _OPTIONS = {
     "corpus=": "--corpus",
     "text_field=": "--text-field",
     "chat=True": "--chat",
+    "chat_template_kwargs=": "--template-arg",
     "reuse=": "--reuse",
     "device=": "--device ",
     "device_map=": "--device-map ",

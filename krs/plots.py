@@ -44,7 +44,7 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     Returns the axes. In a notebook the figure shows itself; `ax.figure.savefig("fig1.png")` saves it.
     """
     axes = ax if ax is not None else _new_axes()
-    table = result.krs
+    table = result.recovery()
     names = [w.name for w in result.plan.windows]
     numeric = all(isinstance(n, int) for n in names)
     x: Any = names if numeric else np.arange(len(names))
@@ -63,7 +63,7 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     if not numeric:
         axes.set_xticks(x, [str(n) for n in names], rotation=45, ha="right")
     axes.set_xlabel(_x_label(result, numeric))
-    axes.set_ylabel("Knowledge Recovery Score")
+    axes.set_ylabel("Knowledge Recovery Score" if result.direction == "restore" else "Recovery of the logit MSE")
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
     highest = np.nanmax(table.to_numpy(), initial=1.0)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import krs
 from krs import KrsError
 from krs.cli import app
-from krs.files import questions, read_prompts, texts
+from krs.files import in_options, questions, read_prompts, texts
 from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -95,6 +95,23 @@ def test_answers_are_not_written_over_unasked(tmp_path):
     done = CliRunner().invoke(app, [*run, "--overwrite"])
     assert done.output.rstrip().endswith("said/: answers.json, answers.csv")
     assert {p.name for p in (tmp_path / "said").iterdir()} == {"answers.json", "answers.csv"}
+
+
+def test_arguments_of_the_chat_template_reach_the_answers(tmp_path):
+    from tests.prompts.tokenizers import tokenizer_with
+
+    build("llama").save_pretrained(tmp_path / "v")
+    tokenizer_with().save_pretrained(tmp_path / "v")
+    (tmp_path / "q.txt").write_bytes("who wrote the book\u2028\r\n".encode("utf-16"))
+    run = ["answers", str(tmp_path / "v"), str(tmp_path / "v"), "--target", str(tmp_path / "q.txt"), "--quiet"]
+    run += ["--n-tokens", "4", "-o", str(tmp_path / "said"), "--template-arg", "enable_thinking=true"]
+    done = CliRunner().invoke(app, [*run, "--chat"])
+    assert done.exit_code == 0, done.exception
+    found = krs.metrics.load_answers(tmp_path / "said" / "answers.json")
+    assert found.provenance["chat_template_kwargs"] == {"enable_thinking": True}
+    assert found.frame.question.tolist() == ["who wrote the book\u2028"]
+    bare = CliRunner().invoke(app, [*run, "--overwrite"])
+    assert "--template-arg is for chat messages" in in_options(str(bare.exception))
 
 
 def test_prompt_files(tmp_path):

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.options import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Output,
+    Quiet,
+    TemplateArgs,
+    TokenizerName,
+    Unlearned,
+    Vanilla,
+)
 from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
 from krs.errors import KrsError
@@ -26,6 +36,7 @@ def answers(
     bleu: Annotated[str, typer.Option(help="sacrebleu or paper-code")] = "sacrebleu",
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -55,6 +66,7 @@ def answers(
             bleu=bleu,  # type: ignore[arg-type]
             reuse=None if reuse is None else krs.metrics.load_answers(reuse),
             progress=not quiet,
+            chat_template_kwargs=files.template_arguments(template_arg),
             checkpoint=unfinished,
             tokenizer=tokenizer,
             device=device,

@@ -14,4 +14,8 @@ Device = Annotated[str, typer.Option(help="where models go: auto (the GPU where 
 Dtype = Annotated[str, typer.Option(help="that models are loaded in, such as bfloat16; auto is their own")]
 DeviceMap = Annotated[str | None, typer.Option(help="'auto' shares models out over all GPUs")]
 TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="a model whose tokenizer serves, by name")]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option("--template-arg", help="for the chat template, such as enable_thinking=false; may be repeated"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]

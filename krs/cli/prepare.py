@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName
+from krs import files
+from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TemplateArgs, TokenizerName
 from krs.cli.shell import app, check_names
 
 
@@ -21,6 +22,7 @@ def prepare(
     chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
+    template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -46,6 +48,7 @@ def prepare(
         n_tokens=n_tokens,
         overwrite=overwrite,
         quiet=quiet,
+        chat_template_kwargs=files.template_arguments(template_arg),
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from krs import files
-from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TokenizerName, Unlearned, Vanilla
+from krs.cli.options import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Output,
+    Quiet,
+    TemplateArgs,
+    TokenizerName,
+    Unlearned,
+    Vanilla,
+)
 from krs.cli.outcome import draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
 from krs.errors import KrsError
@@ -29,6 +39,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="auto, wavefront or plain")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -67,9 +78,10 @@ def sweep(
             asked,
             **common,
             scoring=scoring,  # type: ignore[arg-type]
-            engine=engine,  # type: ignore[arg-type]
+            engine=engine,
             memory=memory,
             progress=not quiet,
+            chat_template_kwargs=files.template_arguments(template_arg),
             checkpoint=output / "sweep.krs",
         )
     write_table(result.to_frame(), output / "krs.csv")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet
+from krs.cli.options import Output, Quiet, TemplateArgs
 from krs.cli.shell import app, check_names
 from krs.wording import counted
 
@@ -33,6 +33,7 @@ def unlearn(
     dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
+    template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:
     """Unlearn texts from a copy of a model; writes model, tokenizer and krs_unlearn.json to a new directory.
@@ -57,6 +58,7 @@ def unlearn(
         output_dir=output,
         overwrite=overwrite,
         dtype=files.dtype(dtype),
+        chat_template_kwargs=files.template_arguments(template_arg),
         progress=not quiet,
         **options,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +103,7 @@ def load_concepts(name_or_path: str | Path) -> list[Concept]:
 
     A `.json` file holds an object or a list of objects, a `.jsonl` file an object a line. `docs/concepts.md` has the
     fields, `krs/data/concept.schema.json` has them for editors and other programs. A name out of `concepts()` gives
-    that one.
+    that one, as "Harry Potter" and "harry-potter" do.
 
     >>> import json, tempfile
     >>> file = Path(tempfile.mkdtemp()) / "mine.json"
@@ -111,19 +114,41 @@ def load_concepts(name_or_path: str | Path) -> list[Concept]:
     Raises:
         KrsError: there is no such file, or something in it is not right; the message names the concept and the field.
     """
-    bundled = name_or_path in concepts()
-    file = _BUNDLED / f"{name_or_path}.json" if bundled else Path(name_or_path)
+    bundled = _bundled(str(name_or_path))
+    file = _BUNDLED / f"{bundled}.json" if bundled is not None else Path(name_or_path)
     if not file.is_file():
+        near = get_close_matches(_plain(str(name_or_path)), concepts(), n=1)
         raise KrsError(
-            f"no concept {str(name_or_path)!r} comes with krs, and there is no such file: the bundled ones are "
-            f"{', '.join(concepts())}; a file of your own ends in .json or .jsonl"
+            f"no concept {str(name_or_path)!r} comes with krs, and there is no such file"
+            + (f": did you mean {near[0]!r}? The" if near else ": the")
+            + f" bundled ones are {', '.join(concepts())}; a file of your own ends in .json or .jsonl"
         )
     return [_concept(entry, file) for entry in read_entries(file, name_fields=("name", "Concept"))]
 
 
-def as_chat(questions: tuple[str, ...]) -> list[list[Message]]:
-    """Each question as a conversation of one user message, for the tokenizer's chat template."""
+def as_chat(questions: Iterable[str]) -> list[list[Message]]:
+    """Each question as a conversation of one user message, for the tokenizer's chat template.
+
+    >>> as_chat(["Who wrote Emma?"])
+    [[{'role': 'user', 'content': 'Who wrote Emma?'}]]
+
+    Raises `KrsError` for one question where a list is wanted.
+    """
+    if isinstance(questions, str):
+        raise KrsError("questions is one string: pass a list of questions, [question]")
     return [[{"role": "user", "content": question}] for question in questions]
+
+
+def _bundled(name: str) -> str | None:
+    """The bundled concept of this name, written in any case, with blanks or hyphens; a file of that name goes first."""
+    if name in concepts():
+        return name
+    return _plain(name) if _plain(name) in concepts() and not Path(name).is_file() else None
+
+
+def _plain(name: str) -> str:
+    """As bundled concepts are called: "Harry Potter" is "harry_potter"."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
 def _concept(entry: Entry, file: Path) -> Concept:

@@ -134,6 +134,8 @@ def extract(
         KrsError: something about the arguments, sources or output is not right; no record has a text; or the output
             belongs to an extraction with other settings or sources.
     """
+    if isinstance(aliases, str):
+        raise KrsError(f"aliases is one string: pass a list of names, [{aliases!r}]")
     query = Query(Mentions.of(concept, tuple(aliases), ignore_case, whole_word), text_field, id_field, prefilter)
     limits = _Limits(count, min_chars, max_chars)
     paths = Paths(_checked(Path(output)))

@@ -15,6 +15,7 @@ from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.rope import start_afresh
 from krs.hooks.unwrap import core
+from krs.prompts import TokenBatch
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -60,3 +61,20 @@ def logits_at(
     with plain_numerics(), plain_calls(model), head_at(model, index):
         start_afresh(model)
         return model(**accepted(model, inputs), use_cache=False).logits
+
+
+def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"]:
+    """What the LM head gets at the scored positions, prompt after prompt; no logits are computed for the others."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+
+    index = batch.scored_index()
+    with head_at(model, index), ExitStack() as handles:
+        with interrupt_deferred():
+            head = model.get_output_embeddings()  # type: ignore[operator]
+            handles.callback(head.register_forward_pre_hook(keep).remove)
+        with torch.no_grad():
+            model(**accepted(model, batch.inputs(device_of(model))), use_cache=False)
+    return seen[0][torch.as_tensor(batch.mask, device=seen[0].device)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
+from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import WIDER, refuse_not_finite
@@ -26,7 +27,17 @@ from krs.models.given import load_given
 from krs.models.pair import Vocabulary, check_pair, shared_ids
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
-from krs.prompts import Ids, Prompt, decode, encode, needs_tokenizer
+from krs.prompts import (
+    Ids,
+    Prompts,
+    check_prompts,
+    check_template_arguments,
+    decode,
+    encode,
+    is_chat,
+    needs_tokenizer,
+    with_template_arguments,
+)
 
 _BATCH = 16
 
@@ -59,12 +70,13 @@ class Generated:
 def generate(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path | None,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     *,
     restore: Placement | Sequence[Placement] = (),
     n_tokens: int = 30,
     tokenizer: Tokenizer | str | Path | None = None,
     vocabulary: Vocabulary = "same",
+    chat_template_kwargs: dict[str, Any] | None = None,
     progress: bool = True,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -84,20 +96,25 @@ def generate(
     ' Paris'
 
     Args:
-        vanilla: as in `krs.sweep`.
+        vanilla: as in `krs.sweep`. Both models' answers end where this one's do.
         unlearned: as in `krs.sweep`; with `None` the vanilla model answers alone.
         prompts: as in `krs.sweep`.
         restore: what to put back; nothing gives the unlearned model's own answers.
         n_tokens: at most so many tokens an answer.
+        tokenizer: looked for beside the model's checkpoint if not given.
         vocabulary: as in `krs.sweep`.
         tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
         device_map: see `device`.
+        chat_template_kwargs: as in `krs.sweep`.
+        progress: show a bar.
 
     Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
     that are NaN or infinite, of either model or of the restored one.
     """
+    asked = check_prompts(prompts)
+    arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     placements = [restore] if isinstance(restore, Placement) else list(restore)
     if any(p.positions is not None for p in placements):
         raise KrsError("generate() restores at every position: leave positions= out")
@@ -115,7 +132,9 @@ def generate(
         models = (v.model, u.model)
     tokenizer = tokenizer or next((beside for _, beside in loaded if beside is not None), None)
     tokenizer = tokenizer or next((t for m in models if (t := find_tokenizer(m)) is not None), None)
-    ids = encode(prompts, tokenizer if needs_tokenizer(list(prompts)) else None)
+    reader = with_template_arguments(tokenizer, arguments) if needs_tokenizer(asked) else None
+    ids = encode(asked, reader, pads=pad_ids(models[0]), ends=eos_ids(models[0]))
+    check_fits(ids, n_tokens, models[0])
     answers = greedy(models[0], ids, n_tokens, models[1] if len(models) > 1 else None, placements, progress)
     if tokenizer is None:
         return Generated(answers)
@@ -132,15 +151,18 @@ def greedy(
     doing: str = "answers",
     side: str = "vanilla",
     n_ids: int | None = None,
+    eos: frozenset[int] | None = None,
 ) -> tuple[Ids, ...]:
     """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
 
     `side` is what messages call the first model; the second one is the unlearned model. Ids from
-    `n_ids` on are not said: those that a model does not have, if not given.
+    `n_ids` on are not said: those that a model does not have, if not given. `eos` are the ids that end an answer, those
+    of `vanilla` if not given. An unlearned model that answers alone needs the vanilla model's: its own configuration
+    may have lost them.
     """
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
-    eos = eos_ids(vanilla)
+    eos = eos_ids(vanilla) if eos is None else eos
     answers: list[Ids] = []
     models = [vanilla] if unlearned is None else [vanilla, unlearned]
     n_ids = shared_ids(models[0], models[-1]) if n_ids is None else n_ids
@@ -168,11 +190,22 @@ def _check_ids(prompts: tuple[Ids, ...], n_ids: int) -> None:
 
 
 def eos_ids(model: nn.Module) -> frozenset[int]:
-    """The ids that end an answer, as the model's generation config (or else its config) says."""
-    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
-        found = getattr(config, "eos_token_id", None)
+    """The ids that end an answer, as the model's generation config (or else its config) says; it may name several."""
+    return _named(model, "eos_token_id")
+
+
+def pad_ids(model: nn.Module) -> frozenset[int]:
+    """The id that the model's configuration names for padding, if it names one."""
+    return _named(model, "pad_token_id")
+
+
+def _named(model: nn.Module, name: str) -> frozenset[int]:
+    config: Any = getattr(model, "config", None)
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else None
+    for one in (getattr(model, "generation_config", None), config, inner):
+        found = getattr(one, name, None)
         if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
+            return frozenset(map(int, [found] if isinstance(found, int) else found))
     return frozenset()
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.families import Family, family_of
-from krs.hooks.points import Point
-from krs.hooks.unwrap import unwrap
+from krs.hooks.fused import HeadCounts, Part, find
+from krs.hooks.points import Point, WeightPoint
+from krs.hooks.unwrap import core, unwrap
+
+_PROJECTED: dict[str, Part] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
+    return "norm" in type(core(module)).__name__.lower()
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,30 @@ class Anatomy:
         """The module that runs the layers once a forward."""
         return self.model.get_submodule(self.family.decoder)
 
+    def paths(self, point: Point, layer: int) -> tuple[str, ...]:
+        """Paths, inside the layer, of the module or modules that a point is about; `""` is the layer itself.
+
+        Raises `KrsError` for a layer out of range, and for a role that this family or this layer does not have.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise KrsError(
+                f"layer {layer} is out of range: this model has {self.n_layers} layers, 0 to {self.n_layers - 1}"
+            )
+        role = point.role
+        if role.startswith("."):
+            return (role[1:],)
+        if role not in self.family.roles and role not in self.family.absent:
+            if role in _PROJECTED:
+                return (self._projection(_PROJECTED[role], layer)[0],)
+            if role == "norms":
+                return self._norms(layer)
+            if role == "attn_weights":
+                return (*self.family.paths("attn_in"), *self.family.paths("attn_out_proj"))
+        return self.family.paths(role)
+
     def path(self, point: Point, layer: int, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
-        inside = self.family.paths(point.role)[which]
+        inside = self.paths(point, layer)[which]
         return ".".join(part for part in (self.family.layers, str(layer), inside) if part)
 
     def modules(self, point: Point, layer: int) -> list[nn.Module]:
@@ -47,11 +76,54 @@ class Anatomy:
 
         Raises `KrsError` for a layer out of range, and when the path leads nowhere.
         """
-        if not 0 <= layer < self.n_layers:
+        return [self._follow(point, layer, i) for i in range(len(self.paths(point, layer)))]
+
+    def units(self, point: Point, layer: int) -> tuple[int, ...] | None:
+        """Which entries of its module's last axis a point is about (rows, for a weight); `None` for all.
+
+        Raises `KrsError` for chosen units or heads that are not there.
+        """
+        part = None
+        if point.role in _PROJECTED and point.role not in self.family.roles:
+            part = self._projection(_PROJECTED[point.role], layer)[1]
+        if point.chosen is None:
+            return part
+        size = len(part) if part is not None else self._width(point, layer)
+        numbers, each = point.chosen.numbers, 1
+        if point.chosen.what == "heads":
+            heads = HeadCounts.of(self.model.config)
+            many = heads.query if getattr(point, "heads_of", "query") == "query" else heads.key
+            each, size = size // many, many
+        if numbers[-1] >= size:
             raise KrsError(
-                f"layer {layer} is out of range: this model has {self.n_layers} layers, 0 to {self.n_layers - 1}"
+                f"{point!r}: {point.chosen.what[:-1]} {numbers[-1]} is out of range, there are {size} at layer {layer}"
             )
-        return [self._follow(point, layer, i) for i in range(len(self.family.paths(point.role)))]
+        inside = [n * each + i for n in numbers for i in range(each)]
+        return tuple(inside) if part is None else tuple(part[i] for i in inside)
+
+    def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
+        around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]
+        attention = self.layers[layer].get_submodule(around)
+        name, units = find(part, lambda n: hasattr(attention, n), self.model.config)
+        return f"{around}.{name}" if around else name, units
+
+    def _norms(self, layer: int) -> tuple[str, ...]:
+        found = tuple(n for n, m in self.layers[layer].named_modules() if is_norm(m) and hasattr(core(m), "weight"))
+        if not found:
+            raise KrsError(f"layer {layer} of this {type(self.model).__name__} has no norms with weights")
+        return found
+
+    def _width(self, point: Point, layer: int) -> int:
+        """How many entries the last axis of a point's value has."""
+        (module,) = self.modules(point, layer)[:1]
+        side = "in" if isinstance(point, WeightPoint) or getattr(point, "side", "") == "input" else "out"
+        holder = core(module)
+        known = getattr(holder, f"{side}_features", None)
+        if known is None and isinstance(weight := getattr(holder, "weight", None), Tensor) and weight.dim() == 2:
+            known = weight.shape[0 if side == "in" else 1]  # Conv1D
+        if known is None and isinstance(weight, Tensor) and weight.dim() == 1:
+            known = weight.shape[0]
+        return int(known or self.model.config.hidden_size)  # type: ignore[union-attr]
 
     def _follow(self, point: Point, layer: int, which: int) -> nn.Module:
         path = self.path(point, layer, which)
@@ -69,6 +141,7 @@ class Anatomy:
         for point in points:
             for layer in layers:
                 self.modules(point, layer)
+                self.units(point, layer)
 
     def never_fired(self, point: Point, layer: int) -> str:
         """The message for a point whose module the model did not call."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from krs.errors import KrsError
+from krs.hooks.values import by_position
 
 
 class CallWatch:
@@ -41,8 +42,6 @@ class CallWatch:
         past = kwargs.get("past_key_values")
         self.offset = int(past.get_seq_length()) if past is not None else 0
 
-    def unfold(self, value: Tensor) -> Tensor:
-        """`[batch, position, unit]`, also where the family's module sees `[batch * position, unit]` (OPT)."""
-        if value.dim() == 3:
-            return value
-        return rearrange(value, "(batch pos) unit -> batch pos unit", batch=self.batch)
+    def by_position(self, value: Tensor, module: nn.Module) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """A module's value as `[batch, position, …, unit]`, and the way back; see `krs.hooks.values.by_position`."""
+        return by_position(value, self.batch, self.length, module)

@@ -14,58 +14,83 @@ from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.points import Patch, Placement, Point
 from krs.hooks.record import Recording
+from krs.hooks.values import put
 from krs.hooks.weights import read_weight
 
-Weight: TypeAlias = Shaped[Tensor, "in out"]
+Weight: TypeAlias = Shaped[Tensor, "in *out"]
 
 
-def activation_change(patch: Patch, point: Point, layer: int, watch: CallWatch) -> Callable[[Tensor], Tensor]:
-    """The function from the model's value to the patched one; it never writes into the value it gets."""
+def activation_change(
+    patch: Patch, point: Point, layer: int, watch: CallWatch, module: nn.Module, units: tuple[int, ...] | None
+) -> Callable[[Tensor], Tensor]:
+    """The function from the module's value to the patched one; it never writes into the value it gets.
+
+    Args:
+        patch: what goes there.
+        point: which of the patch's points.
+        layer: which of its layers.
+        watch: what the forward is about.
+        module: whose value it is.
+        units: which entries of the value's last axis the point is about; `None` for all.
+    """
     if isinstance(patch.source, nn.Module):
         raise KrsError(
             f"{patch.placement!r}.set(model): {point.name} is an activation and depends on the tokens. Record it "
             f"first, with record(model, {point.name.upper()}) as acts: …, and then .set(acts)"
         )
+    index = None if units is None else torch.tensor(units)
 
-    def change(flat: Tensor) -> Tensor:
-        value = watch.unfold(flat)
-        index = _index(patch.placement, value, watch)
+    def change(raw: Tensor) -> Tensor:
+        whole, back = watch.by_position(raw, module)
+        value = whole if index is None else whole.index_select(-1, index.to(whole.device))
+        at = _index(patch.placement, value, watch)
         if patch.fn is not None:
-            part = value[index].clone()
-            made: Tensor | None = _called(patch.fn, part, patch.placement)
+            made: Tensor | None = _called(patch.fn, value[at].clone(), patch.placement)
         else:
-            whole = _source_value(patch.source, point, layer, value, watch)
-            made = None if whole is None else whole.expand_as(value)[index]
+            source = _source_value(patch.source, point, layer, value, watch)
+            made = None if source is None else source.expand_as(value)[at]
         if made is None:
-            return flat
+            return raw
         if patch.placement.positions is None and patch.placement.units is None:
             new = made.to(value)
         else:
             new = value.clone()
-            new[index] = made.to(value)
-        return _keep_elsewhere(value, new, patch, watch).reshape(flat.shape)
+            new[at] = made.to(value)
+        return back(put(whole, new, _where(value, patch, watch), index))
 
     return change
 
 
-def new_weight(patch: Patch, point: Point, layer: int, which: int, old: Weight) -> Weight:
-    """The whole new weight of the `which`-th module of a weight point."""
+def new_weight(
+    patch: Patch, point: Point, layer: int, which: int, old: Weight, rows: tuple[int, ...] | None = None
+) -> Weight:
+    """The whole new weight of the `which`-th module of a weight point; `rows` are those that the point is about."""
     if patch.where is not None:
         raise KrsError(f"{patch!r}: a weight acts at every position, so where= does not go with it")
-    rows = _checked(patch.placement.units, old.shape[0], "unit", patch.placement)
-    index = slice(None) if rows is None else torch.tensor(rows, device=old.device)
+    chosen = list(rows) if rows is not None else _checked(patch.placement.units, old.shape[0], "unit", patch.placement)
+    index = slice(None) if chosen is None else torch.tensor(chosen, device=old.device)
     new = old.clone()
     if patch.fn is not None:
         new[index] = _called(patch.fn, old[index].clone(), patch.placement).detach()
         return new
     source = _source_weight(patch.source, point, layer, which).detach().to(old)
-    if source.dim() == 2 and source.shape != old.shape:
+    if rows is not None and source.shape == (len(rows), *old.shape[1:]):
+        new[index] = source
+        return new
+    if source.dim() == old.dim() and source.shape != old.shape:
         raise KrsError(
             f"{point.name} at layer {layer} is {list(old.shape)} ([in, out]) and cannot take {list(source.shape)}: "
             "the two models must have the same shape"
         )
     new[index] = source.expand_as(old)[index]
     return new
+
+
+def whole_source(patch: Patch, point: Point, layer: int) -> nn.Module:
+    """The module whose parameters a patch of a whole module takes."""
+    if not isinstance(patch.source, nn.Module):
+        raise KrsError(f"{patch!r}: {point.name} is every parameter of a layer: give .set(…) another model")
+    return anatomy(patch.source, "the source model").modules(point, layer)[0]
 
 
 def _source_weight(source: Any, point: Point, layer: int, which: int) -> Tensor:
@@ -85,24 +110,26 @@ def _tensor(source: Any) -> Tensor:
 def _source_value(source: Any, point: Point, layer: int, value: Tensor, watch: CallWatch) -> Tensor | None:
     """What to put, broadcastable to `value`; `None` where a recording has ended."""
     if not isinstance(source, Recording):
-        put = _tensor(source).to(value)
-        if put.dim() > 3 or any(a not in (1, b) for a, b in zip(put.shape[::-1], value.shape[::-1], strict=False)):
+        given = _tensor(source).to(value)
+        if given.dim() > value.dim() or any(
+            a not in (1, b) for a, b in zip(given.shape[::-1], value.shape[::-1], strict=False)
+        ):
             raise KrsError(
-                f"{point.name} at layer {layer}: {list(put.shape)} does not broadcast to {list(value.shape)}"
+                f"{point.name} at layer {layer}: {list(given.shape)} does not broadcast to {list(value.shape)}"
             )
-        return put
+        return given
     (recorded,) = source.values_at(point, layer)
     span = _span(source.offset, recorded.shape[1], watch)
     if span is None:
         return None
-    put = recorded[:, span]
-    if put.shape != value.shape:
+    given = recorded[:, span]
+    if given.shape != value.shape:
         raise KrsError(
             f"{point.name} at layer {layer}: recorded {list(recorded.shape)} (from position {source.offset}), but the "
             f"model was called with {list(value.shape)} (from position {watch.offset}), as [batch, position, unit]: "
             "record and run on the same batch"
         )
-    return put.to(value)
+    return given.to(value)
 
 
 def _span(start: int, length: int, watch: CallWatch) -> slice | None:
@@ -145,16 +172,16 @@ def _called(fn: Callable[[Tensor], Tensor], part: Tensor, place: Placement) -> T
     return made
 
 
-def _keep_elsewhere(value: Tensor, new: Tensor, patch: Patch, watch: CallWatch) -> Tensor:
-    """`new` where the patch's mask is true, the model's own value elsewhere."""
+def _where(value: Tensor, patch: Patch, watch: CallWatch) -> Tensor | None:
+    """The positions of this call that the patch's mask is true at; `None` for all of them."""
     if patch.where is None:
-        return new
+        return None
     span = _span(0, patch.where.shape[1], watch)
     if span is None:
-        return value
-    mask = patch.where[:, span].to(value.device)
+        return torch.zeros(value.shape[:2], dtype=torch.bool)
+    mask = patch.where[:, span]
     if mask.shape != value.shape[:2]:
         raise KrsError(
             f"where= is {list(patch.where.shape)}, but the batch is {list(value.shape[:2])} ([batch, position])"
         )
-    return torch.where(mask[..., None], new, value)
+    return mask

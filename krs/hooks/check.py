@@ -16,7 +16,7 @@ from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.hooks.linear import is_packed
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, setting
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, WeightPoint, setting
 from krs.hooks.record import record
 from krs.hooks.unwrap import core
 
@@ -67,8 +67,11 @@ def self_check(
     Raises `KrsError` that names the layer, the path and the remedy; and for logits that are NaN or infinite.
     """
     body = anatomy(model, side)
-    what = setting(points)
-    body.require(what.points, range(body.n_layers))
+    asked = setting(points).points
+    body.require(asked, range(body.n_layers))
+    what = Setting(tuple(p for p in asked if not (isinstance(p, WeightPoint) and p.whole)))
+    if not what.points:  # a whole layer is what it is
+        return SelfCheck(asked, body.n_layers, 0.0, {})
     with plain_calls(body.model):
         return _checked(body, what, every_layer, side)
 

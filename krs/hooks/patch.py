@@ -11,12 +11,12 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
-from krs.hooks.changes import activation_change, new_weight
+from krs.hooks.changes import activation_change, new_weight, whole_source
 from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
-from krs.hooks.points import ActivationPoint, Patch, Placement, Point
-from krs.hooks.weights import read_weight, replace_weight
+from krs.hooks.points import ActivationPoint, Patch, Placement, Point, WeightPoint
+from krs.hooks.weights import read_weight, replace_weight, replace_whole
 
 
 class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
@@ -96,7 +96,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     def _apply(self, patch: Patch, point: Point, layer: int, stack: ExitStack) -> None:
         modules = self._body.modules(point, layer)
         if isinstance(point, ActivationPoint):
-            change = activation_change(patch, point, layer, self._watch)
+            change = activation_change(patch, point, layer, self._watch, modules[0], self._body.units(point, layer))
             self._fired.setdefault((point, layer), 0)
 
             def act(value: Tensor) -> Tensor:
@@ -105,11 +105,11 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
 
             stack.callback(on_value(modules, point, act).remove)
             return
+        if isinstance(point, WeightPoint) and point.whole:
+            stack.callback(replace_whole(modules[0], whole_source(patch, point, layer)))
+            return
+        rows = self._body.units(point, layer)
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            old = read_weight(module, path).detach()
-            new = new_weight(patch, point, layer, i, old)
-            made_in_inference = old.is_inference()  # only there may such a weight be written
-            with torch.inference_mode(made_in_inference):
-                undo = replace_weight(module, path, new)
-            stack.callback(torch.inference_mode(made_in_inference)(undo))
+            new = new_weight(patch, point, layer, i, read_weight(module, path).detach(), rows)
+            stack.callback(replace_weight(module, path, new))

@@ -11,15 +11,34 @@ None of them knows a model; `krs.hooks.families` says where a point is in each a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import index
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from krs.errors import KrsError
+
+P = TypeVar("P", bound="Point")
+
+
+@dataclass(frozen=True, repr=False)
+class Chosen:
+    """Which units or heads of a point."""
+
+    what: Literal["units", "heads"]
+    numbers: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """For a figure's legend: `head 3`, `heads 3, 5`."""
+        return f"{self.what if len(self.numbers) > 1 else self.what[:-1]} {', '.join(map(str, self.numbers))}"
+
+    def __repr__(self) -> str:
+        return f"{self.what}({', '.join(map(str, self.numbers))})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,17 +50,39 @@ class Point:
 
     Attributes:
         name: how it is written as a string and in result columns.
-        role: which module of a layer it belongs to; a `Family` says where that module is.
+        role: which module of a layer it belongs to; a `Family` says where that module is. A role that begins with a
+            dot is the module's path inside the layer itself, in any family that has it: `".self_attn.q_proj"`, or
+            `"."` for the layer.
         label: how figures name it.
+        chosen: the units or heads that it is about; `None` for all. Set by `.units(…)` and `.heads(…)`.
     """
 
     name: str
     role: str
     label: str
+    chosen: Chosen | None = field(default=None, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]]
 
     def __add__(self, other: Point | Setting) -> Setting:
         return Setting((self,)) + other
+
+    def units(self: P, *units: int) -> P:
+        """This point at some entries of the last axis only (rows, for a weight), as a point of its own.
+
+        >>> from krs import MLP_COEF
+        >>> MLP_COEF.units(7, 9)
+        mlp_coef.units(7, 9)
+        """
+        return self._choose("units", units)
+
+    def _choose(self: P, what: Literal["units", "heads"], given: tuple[int, ...]) -> P:
+        if self.chosen is not None:
+            raise KrsError(f"{self.name} has its {self.chosen.what} chosen already: choose once, from the whole point")
+        numbers = tuple(sorted(set(_indices(given) or ())))
+        if not numbers or numbers[0] < 0:
+            raise KrsError(f"{self.name}.{what}(…) takes numbers from 0 up, not {', '.join(map(str, given)) or 'none'}")
+        chosen = Chosen(what, numbers)
+        return replace(self, name=f"{self.name}.{chosen}", label=f"{self.label}, {chosen.label}", chosen=chosen)
 
     def at(self, *layers: int, positions: Indices = None, units: Indices = None) -> Placement:
         """This point at some layers; see `Setting.at`."""
@@ -60,13 +101,33 @@ class Point:
 class ActivationPoint(Point):
     """A value that flows through a module: what enters it, or what leaves it.
 
-    Values have the shape `[batch, position, unit]`.
+    Values have the shape `[batch, position, unit]` (`[batch, position, head, unit]` where a module treats heads by
+    themselves).
 
-    >>> MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
+    >>> GATE = ActivationPoint("gate", role=".mlp.gate_proj", label="MLP gates", side="output")
+
+    Attributes:
+        side: what enters the module, or what leaves it.
+        heads_of: for values that lie head by head, which heads these are: `"query"` (as many as there are attention
+            heads) or `"key"` (fewer under grouped-query attention).
     """
 
     side: Literal["input", "output"]
+    heads_of: Literal["query", "key"] | None = field(default=None, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "activation"
+
+    def heads(self: P, *heads: int) -> P:
+        """This point at some attention heads only, as a point of its own.
+
+        >>> from krs import HEAD_OUT
+        >>> HEAD_OUT.heads(3, 5).at(20)
+        head_out.heads(3, 5).at(20)
+
+        Raises `KrsError` for a point whose units are not those of heads.
+        """
+        if self.heads_of is None:
+            raise KrsError(f"{self.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+        return self._choose("heads", heads)
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,8 +136,12 @@ class WeightPoint(Point):
 
     Values have the shape `[in, out]` whatever the module's own layout: row j of the value vectors is
     the vector that coefficient j multiplies.
+
+    Attributes:
+        whole: every parameter inside the module belongs to it, biases and norms too, not the module's weight alone.
     """
 
+    whole: bool = field(default=False, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "weight"
 
 
@@ -159,6 +224,8 @@ class Placement:
             raise KrsError(f"{self._points()}.at() names no layer: give at least one, such as .at(27)")
         if bad := [layer for layer in self.layers if layer < 0]:
             raise KrsError(f"{self._points()}.at(…) takes layer numbers from 0 up, not {bad[0]!r}")
+        if self.units is not None and (chosen := [p for p in self.points if p.chosen is not None]):
+            raise KrsError(f"{chosen[0]!r} has its {chosen[0].chosen.what} chosen already: leave units= out")  # type: ignore[union-attr]
         if self.positions is not None and any(p.kind == "weight" for p in self.points):
             raise KrsError(
                 f"{self!r}: a weight acts at every position, so positions= does not go with it; "
@@ -235,25 +302,73 @@ ATTN_OUT = ActivationPoint("attn_out", role="attn_out_proj", label="Attention ou
 In post-norm families (OLMo2, Gemma2, Glm4) a norm follows before it is added to the residual stream.
 """
 
+RESID = ActivationPoint("resid", role=".", label="Residual stream", side="output")
+"""The residual stream behind a layer, `[batch, position, d]`: what the layer returns."""
+
+RESID_PRE = ActivationPoint("resid_pre", role=".", label="Residual stream before", side="input")
+"""The residual stream before a layer, `[batch, position, d]`: what the layer gets."""
+
+MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
+"""The MLP output `M`, `[batch, position, d]`: what the MLP's output projection returns, its bias included."""
+
+HEAD_OUT = ActivationPoint("head_out", role="attn_out_proj", label="Head outputs", side="input", heads_of="query")
+"""What the attention heads put out, `[batch, position, heads * head size]`: the *input* of the attention's output
+projection. `HEAD_OUT.heads(3, 5)` is two of them."""
+
+ATTN_QUERY = ActivationPoint("attn_query", role="attn_query", label="Queries", side="output", heads_of="query")
+"""The queries, `[batch, position, heads * head size]`: what their projection returns, before rotary positions and
+before a norm on them. The slice of a fused projection where the family has one."""
+
+ATTN_KEY = ActivationPoint("attn_key", role="attn_key", label="Keys of the attention", side="output", heads_of="key")
+"""The keys of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
+
+ATTN_VALUE = ActivationPoint(
+    "attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key"
+)
+"""The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
+
+KEYS = WeightPoint("keys", role="mlp_in", label="Keys")
+"""The MLP's keys `W_K`: the weights of its input projections, gate and up. Their biases stay the model's own."""
+
+ATTN_WEIGHTS = WeightPoint("attn_weights", role="attn_weights", label="Attention weights")
+"""The weights of the attention's projections: queries, keys, values and output. Their biases stay the model's own."""
+
+NORMS = WeightPoint("norms", role="norms", label="Norms")
+"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own."""
+
+WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
+"""Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
+
 _REGISTRY: dict[str, Point] = {}
 
 
 def register_point(point: Point) -> Point:
     """Make a point known by its name, so that strings such as `"mlp_coef+my_point"` can use it.
 
-    >>> MLP_OUT = register_point(
-    ...     ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output"))
-    >>> setting("mlp_out+attn_out").name
-    'mlp_out+attn_out'
+    >>> GATE = register_point(ActivationPoint("gate", role=".mlp.gate_proj", label="MLP gates", side="output"))
+    >>> setting("gate+attn_out").name
+    'gate+attn_out'
+
+    Raises `KrsError` for a name that another point has, and for one that a setting's name could not be read back with.
     """
+    if not re.fullmatch(r"[A-Za-z_]\w*", point.name):
+        raise KrsError(f"a point cannot be called {point.name!r}: use letters, digits and underscores")
     known = _REGISTRY.setdefault(point.name, point)
     if known != point:
         raise KrsError(f"the point name {point.name!r} is taken by another point: choose another name")
     return point
 
 
-for _point in (MLP_COEF, VALUE_VECTORS, ATTN_OUT):
+_BUILT_IN = (
+    MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
+    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
+)  # fmt: skip
+for _point in _BUILT_IN:
     register_point(_point)
+
+
+def _with_heads() -> list[str]:
+    return [p.name for p in _REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
 
 
 def setting(given: str | Point | Setting) -> Setting:
@@ -264,14 +379,25 @@ def setting(given: str | Point | Setting) -> Setting:
         return Setting((given,))
     if not isinstance(given, str):
         raise KrsError(f"a setting is a point, a sum of points or a string, not {type(given).__name__}")
-    names = [name.strip() for name in given.split("+")]
-    if unknown := [name for name in names if name not in _REGISTRY]:
-        raise KrsError(
-            f"unknown point {unknown[0]!r} in setting {given!r}: known are {', '.join(sorted(_REGISTRY))}; "
-            "add your own with krs.hooks.register_point"
-        )
-    first, *rest = (_REGISTRY[name] for name in names)
+    first, *rest = (_named(name.strip(), given) for name in given.split("+"))
     total = Setting((first,))
     for point in rest:
         total = total + point
     return total
+
+
+def _named(name: str, given: str) -> Point:
+    """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`."""
+    found = re.fullmatch(r"(\w+)(?:\.(units|heads)\(([\d,\s]+)\))?", name)
+    if found is None or found[1] not in _REGISTRY:
+        raise KrsError(
+            f"unknown point {name!r} in setting {given!r}: known are {', '.join(sorted(_REGISTRY))}; "
+            "add your own with krs.hooks.register_point"
+        )
+    point = _REGISTRY[found[1]]
+    if found[2] is None:
+        return point
+    if found[2] == "heads" and not isinstance(point, ActivationPoint):
+        raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+    numbers = [int(n) for n in found[3].split(",") if n.strip()]
+    return point.units(*numbers) if found[2] == "units" else point.heads(*numbers)  # type: ignore[attr-defined]

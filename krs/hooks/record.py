@@ -107,13 +107,20 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
 def _listen(body: Anatomy, point: Point, layer: int, acts: Recording, watch: CallWatch, handles: ExitStack) -> None:
     modules = body.modules(point, layer)
     if not isinstance(point, ActivationPoint):
-        values = (read_weight(m, body.path(point, layer, i)).detach().clone() for i, m in enumerate(modules))
+        units = body.units(point, layer)
+        rows = slice(None) if units is None else list(units)
+        values = (read_weight(m, body.path(point, layer, i)).detach()[rows].clone() for i, m in enumerate(modules))
         acts._values[point, layer] = tuple(values)
         return
 
+    units = body.units(point, layer)
+    index = None if units is None else torch.tensor(units)
+
     def keep(value: Tensor) -> None:
+        whole, _ = watch.by_position(value.detach(), modules[0])
         with torch.inference_mode(False):  # a clone that may be used outside the caller's inference mode
-            acts._values[point, layer] = (watch.unfold(value.detach()).clone(),)
+            kept = whole.clone() if index is None else whole.index_select(-1, index.to(whole.device))
+            acts._values[point, layer] = (kept,)
         acts.offset = watch.offset
 
     handles.callback(on_value(modules, point, keep).remove)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from krs.errors import KrsError
+from krs.hooks.given import check_model
 
 
 def unwrap(model: object, side: str = "the model") -> nn.Module:
@@ -26,11 +27,8 @@ def unwrap(model: object, side: str = "the model") -> nn.Module:
     adapter is no part of the base model's modules (virtual tokens, adapters that the tokens choose), and for anything
     that is not a `torch.nn.Module`.
     """
-    if not isinstance(model, nn.Module):
-        raise KrsError(
-            f"{side} is a {type(model).__name__}, not a model: pass a transformers causal LM, a "
-            "TransformerLens bridge, a PEFT model, or a name that krs.load understands"
-        )
+    check_model(model, side)
+    assert isinstance(model, nn.Module)
     if _is_compiled(model):
         raise KrsError(
             f"{side} is compiled, so hooks inside it may never fire: pass the model as it was before "

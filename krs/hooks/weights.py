@@ -63,16 +63,20 @@ def _named(found: LinearMap) -> dict[str, Tensor]:
     return {"weight": found.weight.T} | ({} if found.bias is None else {"bias": found.bias})
 
 
-def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in out"]:
+def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in *out"]:
     """The weight that `module` applies, as `[in, out]`: for an MLP's output projection, a row a value vector.
 
     A view of the parameter where that is the weight; with an adapter, what merging gives; of a packed weight, the
     unpacked one. Raises `KrsError` as `linear_map` does.
     """
+    norm = diagonal(module)
+    if norm is not None:
+        _refuse_offloaded(outside(module), path)
+        return norm
     return linear_map(module, path).weight
 
 
-def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]) -> Callable[[], None]:
+def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in *out"]) -> Callable[[], None]:
     """Make `module` apply `value` (`[in, out]`) and return the function that undoes it, bit for bit.
 
     A plain parameter is written in place, so tied parameters stay tied. Where the weight is not one parameter (an
@@ -80,6 +84,8 @@ def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in out"]
     to it. The module keeps its own bias.
     """
     holder = outside(module)
+    if diagonal(module) is not None:
+        return _written(read_weight(module, path), value)
     found = linear_map(module, path)
     if tuple(value.shape) != tuple(found.weight.shape):
         raise KrsError(
@@ -132,17 +138,48 @@ def own_bias(module: nn.Module, forward: Callable[[Tensor], Tensor], like: Tenso
 def _written(rows: Tensor, value: Tensor) -> Callable[[], None]:
     saved = rows.detach().clone()
 
-    def undo() -> None:
-        with torch.no_grad():
-            rows.copy_(saved)
+    def write(what: Tensor) -> None:
+        with torch.inference_mode(rows.is_inference()), torch.no_grad():  # only there may such a weight be written
+            rows.copy_(what)
 
     try:
-        with torch.no_grad():
-            rows.copy_(value)
+        write(value)
+    except BaseException:
+        write(saved)
+        raise
+    return lambda: write(saved)
+
+
+def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
+    """Give every parameter inside `module` the value that it has in `other`; returns what undoes it, bit for bit."""
+    theirs = dict(other.named_parameters())
+    ours = dict(module.named_parameters())
+    if ours.keys() != theirs.keys() or any(ours[n].shape != theirs[n].shape for n in ours):
+        raise KrsError(
+            "all weights of a layer go from one model to the other only where both have the same parameters: merge "
+            "adapters first (merge_and_unload())"
+        )
+    if elsewhere := [n for n in ours if "meta" in (ours[n].device.type, theirs[n].device.type)]:
+        raise KrsError(f"{elsewhere[0]!r} is offloaded and not in memory, so it cannot be replaced here")
+    undoing: list[Callable[[], None]] = []
+
+    def undo() -> None:
+        while undoing:
+            undoing.pop()()
+
+    try:
+        for name, p in ours.items():
+            undoing.append(_written(p, theirs[name]))
     except BaseException:
         undo()
         raise
     return undo
+
+
+def diagonal(module: nn.Module) -> Tensor | None:
+    """The weight of a norm, one number a unit, which is no linear map; `None` for any other module."""
+    weight = outside(module)._parameters.get("weight")
+    return weight if weight is not None and weight.dim() == 1 and not is_adapter(outside(module)) else None
 
 
 def _is_view(found: LinearMap, holder: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,32 @@ from torch import nn
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
+from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, logits_at
-from krs.generation.greedy import eos_ids, greedy
+from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.metrics import answers_file
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
 from krs.models.given import load_given
+from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
-from krs.models.provenance import NUMBERS, describe_model, now, versions
+from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
-from krs.prompts import Ids, Prompt, decode, encode, next_token_batch
+from krs.prompts import (
+    Ids,
+    Prompts,
+    check_prompts,
+    check_strings,
+    check_template_arguments,
+    decode,
+    encode,
+    is_chat,
+    next_token_batch,
+    with_template_arguments,
+)
+from krs.prompts.notes import answer_notes, bare_texts, prompt_notes, show
 from krs.writing import check_writable
 
 SIDES = ("target", "unrelated")
@@ -61,6 +75,11 @@ class Answers:
         means = self.frame.groupby("side", sort=False)[list(_MEANS)].mean()
         return means.assign(questions=self.frame.groupby("side", sort=False).size())
 
+    @property
+    def notes(self) -> list[str]:
+        """What about the questions or the models is most likely not meant."""
+        return list(self.provenance.get("notes", []))
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """This pair as one point of the paper's Fig. 2; see `krs.plots.plot_tradeoff` for several."""
         from krs.plots import plot_tradeoff
@@ -73,18 +92,21 @@ class Answers:
 
     def __repr__(self) -> str:
         shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
-        return f"Answers ({self.provenance['bleu']})\n{shown}"
+        return "\n".join([f"Answers ({self.provenance['bleu']})", shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0))
+        from html import escape
+
+        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
+        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0)) + notes
 
 
 @plain_numerics()
 def answers(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path,
-    target: Sequence[Prompt],
-    unrelated: Sequence[Prompt] = (),
+    target: Prompts,
+    unrelated: Prompts = (),
     *,
     tokenizer: Tokenizer | str | Path | None = None,
     n_tokens: int = 30,
@@ -94,6 +116,7 @@ def answers(
     checkpoint: str | Path | None = None,
     vocabulary: Vocabulary = "same",
     progress: bool = True,
+    chat_template_kwargs: dict[str, Any] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
@@ -108,7 +131,7 @@ def answers(
     (100, 1)
 
     Args:
-        vanilla: as in `krs.sweep`.
+        vanilla: as in `krs.sweep`. Both models' answers end where this one's do.
         unlearned: as in `krs.sweep`.
         target: prompts about what was unlearned.
         unrelated: prompts about other things.
@@ -120,9 +143,13 @@ def answers(
         checkpoint: a file for the answers so far, written after each model has answered; called again with the same
             models, prompts and length, the call goes on from it. It holds the result in the end.
         vocabulary: as in `krs.sweep`.
+        progress: show bars.
+        chat_template_kwargs: as in `krs.sweep`.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
         device_map: see `device`.
+
+    What is most likely not meant is in the result's `notes`, as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
     An interrupted call raises what interrupted it with the attribute `partial`, the `Answers` there are, which `reuse=`
@@ -132,9 +159,14 @@ def answers(
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
         check_writable(file, "checkpoint")
+    asked = {"target": check_prompts(target, "target")}
+    if others := _some(unrelated):
+        asked["unrelated"] = check_prompts(others, "unrelated")
+    refusals = check_strings(refusals, "refusals", "regular expression")
+    every = [prompt for side in asked.values() for prompt in side]
+    arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
     reader = as_tokenizer(tokenizer)
-    given = {"vanilla": vanilla, "unlearned": unlearned}
-    models = load_given(given, device=device, dtype=dtype, device_map=device_map)
+    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
     bodies = check_pair(models[0][0], models[1][0], vocabulary)
     v, u = (body.model for body in bodies)
     n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
@@ -144,26 +176,28 @@ def answers(
             "no tokenizer was found beside the models: pass tokenizer=, one that is loaded or the name of a model that "
             "has it"
         )
-    asked = {side: list(given) for side, given in zip(SIDES, (target, unrelated), strict=True)}
-    ids = {side: encode(given, reader) for side, given in asked.items() if given or side == "target"}
-    prompts = tuple(p for rows in ids.values() for p in rows)
+    ends = eos_ids(v)
+    prompts = encode(every, with_template_arguments(reader, arguments), pads=pad_ids(v), ends=ends)
+    check_fits(prompts, n_tokens, v, None, n_ids)
     provenance = {
         "vanilla": describe_model(vanilla, v),
         "unlearned": describe_model(unlearned, u),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "n_tokens": n_tokens,
-        "ends": sorted(eos_ids(v)),
+        "ends": sorted(ends),
         "bleu": signature(bleu),
         "refusals": list(refusals),
+        "chat_template_kwargs": as_json(arguments),
         "numbers": NUMBERS,
         "versions": versions(),
         "made": now(),
     }
+    notes = check_roles(v, u) + prompt_notes(every, reader, arguments)
     said = answers_file.earlier(file, provenance)
     if reuse is not None and "vanilla" not in said:
         said["vanilla"] = answers_file.reused(reuse, provenance)
         provenance["vanilla_answers"] = {k: reuse.provenance.get(k) for k in ("made", "versions")} | {"reused": True}
-    rows = [{"side": side, "question": _shown(p, reader)} for side in ids for p in asked[side]]
+    rows = [{"side": side, "question": _shown(p, reader)} for side in asked for p in asked[side]]
 
     def so_far() -> Answers:
         for name, found in said.items():
@@ -175,8 +209,12 @@ def answers(
         for name, model in (("vanilla", v), ("unlearned", u)):
             if name not in said:
                 doing = f"answers ({name})"
-                said[name] = greedy(model, prompts, n_tokens, progress=progress, doing=doing, side=name, n_ids=n_ids)
+                options: dict[str, Any] = {"doing": doing, "side": name, "n_ids": n_ids, "eos": ends}
+                said[name] = greedy(model, prompts, n_tokens, progress=progress, **options)
                 answers_file.keep(so_far(), file)
+        notes += answer_notes(said["vanilla"], reader, ends, bare_texts(every, reader), "vanilla answers")
+        provenance["notes"] = notes
+        show([f"note: {note}" for note in notes], progress)
         parts = (("nll_vanilla", bodies[0], "vanilla"), ("nll", bodies[1], "unlearned"))
         nll = {name: _nll(body, side, prompts, said["vanilla"], n_rows) for name, body, side in parts}
     except BaseException as stop:
@@ -229,6 +267,11 @@ def _shown(prompt: Any, tokenizer: Tokenizer) -> str:
     """A prompt as a table should show it: its text, or what the last message says."""
     if isinstance(prompt, str):
         return prompt
-    if not isinstance(prompt, torch.Tensor) and isinstance(prompt[0], dict):
-        return str(prompt[-1]["content"])
-    return decode([int(t) for t in prompt], tokenizer)
+    return str(prompt[-1]["content"]) if is_chat(prompt) else decode(prompt, tokenizer)
+
+
+def _some(prompts: Any) -> Any:
+    """Prompts that may be none; a generator is read."""
+    if isinstance(prompts, Iterator):
+        prompts = list(prompts)
+    return prompts if not isinstance(prompts, Sized) or prompts else None

@@ -45,8 +45,12 @@ def bleu(vanilla: str, unlearned: str, kind: BleuKind = "sacrebleu") -> float:
         kind: `"sacrebleu"`: sentence BLEU of sacrebleu with effective order; the vanilla answer is the reference.
             `"paper-code"`: what the released code computes: tokens between white space, up to 4-grams, the smoothing
             that NLTK calls method 3, and the *unlearned* answer as the reference.
+
+    Two empty answers are the same answer: 100 in either kind. An empty one against any other gives 0.
     """
     check_kind(kind)
+    if not vanilla.strip() and not unlearned.strip():
+        return 100.0
     if kind == "paper-code":
         return 100 * _smoothed(hypothesis=vanilla.split(), reference=unlearned.split())
     if not vanilla.strip():

@@ -24,6 +24,7 @@ from krs.hooks.unwrap import is_adapter, outside, plain_modules
 from krs.hooks.weights import effective_parameters
 from krs.models.devices import summable
 from krs.models.given import load_given
+from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair
 
 
@@ -106,9 +107,9 @@ def drift(
     modules that do not apply one weight to every input, for offloaded weights, and for weights that are NaN or
     infinite.
     """
-    given = {"vanilla": vanilla, "unlearned": unlearned}
-    models = load_given(given, device=device, dtype=dtype, device_map=device_map)
+    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
     v, u = check_pair(models[0][0], models[1][0], vocabulary)
+    check_roles(v.model, u.model)
     return _compare(v, u)
 
 

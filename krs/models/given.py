@@ -12,6 +12,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.hooks.given import check_model
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source
@@ -43,6 +44,9 @@ def load_given(
     """
     names = {side: model for side, model in given.items() if isinstance(model, str | Path)}
     asked = {"device": device != "auto", "dtype": dtype != "auto", "device_map": device_map is not None}
+    for side, model in given.items():
+        if side not in names:
+            check_model(model, side)
     if len(names) < len(given) and offload is not None:
         raise KrsError(
             "offload= is for models given by name; one that is loaded stays as it is: load it with "

@@ -26,6 +26,7 @@ from krs.models.hub import HUB_OPTIONS, hub_options, json_of, offline, source
 from krs.models.olmo import is_original, to_config, to_transformers
 from krs.models.tokenizers import find_tokenizer, tokenizer_beside
 from krs.names import BUNDLED, check_name, neighbours
+from krs.prompts import kind
 
 __all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
 
@@ -103,6 +104,8 @@ def _offloading(offload: str, options: dict[str, Any], device: object) -> dict[s
 
 def locate(name: str | Path) -> tuple[str, bool]:
     """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
+    if not isinstance(name, str | Path):
+        raise KrsError(f"krs.load takes a name, and was given {kind(name)}: a model that is loaded is passed as it is")
     check_name(name)
     path = Path(name).expanduser()
     if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -60,6 +61,11 @@ def versions() -> dict[str, str]:
 def versions_that_count(found: dict[str, str]) -> dict[str, str]:
     """Of `versions()`, those under which numbers may differ: of libraries that compute them, without the last part."""
     return {name: ".".join(v.split("+")[0].split(".")[:2]) for name, v in found.items() if name in _COUNT}
+
+
+def as_json(value: Any) -> Any:
+    """A value as a JSON file holds it, what JSON has no form for as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def now() -> str:

@@ -2,115 +2,151 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
-from typing import Any, Protocol
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
 
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
-from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import numerics, plain_calls, plain_numerics
+from krs.hooks.offload import is_offloaded
+from krs.metrics.measures import LOGIT_MSE
 from krs.progress import bar
-from krs.prompts import TokenBatch
-from krs.restore import plain, wavefront
-from krs.restore.finite import check_each, check_longest
-from krs.restore.losses import Losses
-from krs.restore.plan import Plan
-from krs.restore.wave.answers import is_offloaded
-from krs.restore.wave.lane import NotExactError
+from krs.restore.finite import check_base, check_each, check_longest
+from krs.restore.job import Chunk, Engine, Job, NotExactError
+from krs.restore.losses import Losses, computed
+from krs.restore.plain import PlainEngine
+from krs.restore.wavefront import WavefrontEngine
 from krs.wording import counted
 
-
-class Executor(Protocol):
-    """A module that carries plans out."""
-
-    NAME: str
-
-    def run(
-        self,
-        plan: Plan,
-        vanilla: Anatomy,
-        unlearned: Anatomy,
-        batch: TokenBatch,
-        losses: Losses,
-        budget: int,
-        shown: Any,
-    ) -> None:
-        """Fill `losses`."""
-
-    def steps(self, plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
-        """How many times `run` updates its progress bar."""
+_ENGINES: dict[str, Engine] = {}
+_AUTO = ("wavefront", "plain")
+_GROUP = "krs.engines"
 
 
-_ENGINES: dict[str, tuple[Any, ...]] = {
-    "auto": (wavefront, plain),
-    "wavefront": (wavefront,),
-    "plain": (plain,),
-}
-CHOICES = tuple(_ENGINES)
+def register_engine(engine: Engine) -> Engine:
+    """Make an engine known by its name, for `krs.sweep(engine="…")`.
+
+    Raises `KrsError` for a name that another engine has, and for what is no engine.
+    """
+    if not isinstance(engine, Engine):
+        raise KrsError(f"{type(engine).__name__} is no engine: it needs a name, run(job) and steps(job)")
+    if _ENGINES.setdefault(engine.name, engine) is not engine or engine.name == "auto":
+        raise KrsError(f"the engine name {engine.name!r} is taken: choose another name")
+    return engine
+
+
+register_engine(WavefrontEngine())
+register_engine(PlainEngine())
+
+
+def engine_names() -> tuple[str, ...]:
+    """Names that `engine=` takes: `auto`, those registered, and those of entry points in the group `krs.engines`."""
+    return tuple(dict.fromkeys(["auto", *_ENGINES, *(e.name for e in entry_points(group=_GROUP))]))
+
+
+def _find(name: str) -> Engine:
+    if name not in _ENGINES:
+        for entry in entry_points(group=_GROUP):
+            if entry.name == name:
+                made = entry.load()
+                register_engine(made() if isinstance(made, type) else made)
+    return _ENGINES[name]
 
 
 def execute(
     engine: str,
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
+    job: Job,
     losses: Losses,
-    budget: int,
     progress: bool,
-    keeper: Any,
+    keeper: Callable[[Any], Any],
     made: dict[str, Any],
 ) -> None:
     """Fill `losses` with the engine asked for; `"auto"` takes the plain one where the fast one would not be exact.
 
     Args:
+        engine: its name.
+        job: what is to be done.
+        losses: where the numbers go.
+        progress: show a bar.
         keeper: makes of a progress bar one that also saves.
         made: provenance; gets the engine's name, in `engine_note` why it is not the fast one, in `numerics` what may
             change how it rounds, and in `batching` why prompts were run one at a time, if they were.
 
-    Raises `KrsError` with the reason when only the wavefront engine was asked for and it is not exact here.
+    Raises `KrsError` with the reason when an engine was asked for by name and it is not exact here.
     """
-    with plain_numerics(), plain_calls(vanilla.model, unlearned.model):
+    with plain_numerics(), plain_calls(*{id(b): b.model for b in job.models}.values()):
         made["numerics"] = numerics()
-        if not is_offloaded(unlearned.model):
-            check_longest(unlearned, batch)
-        batch = _apart(batch, vanilla, unlearned, made)
-        _execute(engine, plan, vanilla, unlearned, batch, losses, budget, progress, keeper, made)
+        if not is_offloaded(job.recipient.model):
+            check_longest(job.recipient, job.batch)
+        _execute(engine, _apart(job, made), losses, progress, keeper, made)
 
 
-def _apart(batch: TokenBatch, vanilla: Anatomy, unlearned: Anatomy, made: dict[str, Any]) -> TokenBatch:
-    """The batch, marked to be run a prompt at a time where a prompt's numbers would depend on its neighbours."""
-    for side, body in (("vanilla", vanilla), ("unlearned", unlearned)):
-        if why := neighbours_matter(body.model, batch.tokens):
-            made["batching"] = f"a prompt at a time: {side}: {why}"
-            return replace(batch, alone=True)
-    return batch
+def _apart(job: Job, made: dict[str, Any]) -> Job:
+    """The job, marked to be run a prompt at a time where a prompt's numbers would depend on its neighbours."""
+    for body in job.models:
+        if why := neighbours_matter(body.model, job.batch.tokens):
+            made["batching"] = f"a prompt at a time: {job.name_of(body)}: {why}"
+            return replace(job, batch=replace(job.batch, alone=True))
+    return job
 
 
 def _execute(
-    engine: str,
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    budget: int,
-    progress: bool,
-    keeper: Any,
-    made: dict[str, Any],
+    engine: str, job: Job, losses: Losses, progress: bool, keeper: Callable[[Any], Any], made: dict[str, Any]
 ) -> None:
-    for executor in _ENGINES[engine]:
-        made["engine"] = executor.NAME
-        doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
-        total = executor.steps(plan, vanilla, batch, budget)
+    names = _AUTO if engine == "auto" else (engine,)
+    plan = job.plan
+    doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
+    for name in names:
+        chosen = _find(name)
+        made["engine"] = name
         try:
-            with bar(total, doing, show=progress, unit="step") as shown:
-                executor.run(plan, vanilla, unlearned, batch, losses, budget, keeper(shown))
+            with bar(chosen.steps(job), doing, show=progress, unit="step") as shown:
+                _collect(chosen, job, losses, keeper(shown))
             return
         except NotExactError as reason:
-            made["engine_note"] = f"not the wavefront engine: {reason}"
-            if executor is _ENGINES[engine][-1]:
-                check_each(vanilla, unlearned, batch)
+            made["engine_note"] = f"not the {name} engine: {reason}"
+            if name == names[-1]:
+                check_each(job.donor, job.recipient, job.batch)
                 raise KrsError(
-                    f"engine='wavefront' is not exact here: {reason}. Use engine='auto', which takes the plain engine"
+                    f"engine={name!r} is not exact here: {reason}. Use engine='auto', which takes the plain engine"
                 ) from None
+
+
+def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
+    """Put the numbers of an engine's chunks where they belong."""
+    with closing(engine.run(job)) as steps:  # type: ignore[type-var]
+        for step in steps:
+            if isinstance(step, Chunk):
+                write(step, job, losses)
+                part = job.batch.rows(step.prompts.start, step.prompts.stop)
+                if not check_base(job.donor, job.recipient, part, losses, step.prompts):
+                    raise NotExactError("its base row is NaN or infinite where the model by itself is not")
+            else:
+                if step.what:
+                    shown.set_postfix_str(step.what)
+                shown.update(step.steps)
+
+
+def write(chunk: Chunk, job: Job, losses: Losses) -> None:
+    """One chunk's numbers into the arrays; what was done already stays as it is.
+
+    Raises `KrsError` for an engine that leaves out a measure.
+    """
+    if missing := [m.name for m in job.measures if m.name not in chunk.values]:
+        raise KrsError(f"the engine {chunk.engine!r} gave no {missing[0]}, which was asked for")
+    rows, mask = chunk.prompts, losses.mask[chunk.prompts]
+    fresh = ~job.done[:, rows].all(axis=1)
+    for name, values in chunk.values.items():
+        into = losses.of(name)
+        into.recipient[rows][mask] = values.recipient
+        into.donor[rows][mask] = values.donor
+        for r, found in zip(chunk.restorations, values.restored, strict=True):
+            if fresh[r]:
+                into.restored[r, rows][mask] = computed(found) if name == LOGIT_MSE.name else found
+    losses.power[rows][mask] = chunk.power
+    job.done[np.ix_(chunk.restorations, np.arange(rows.start, rows.stop))] = True

@@ -1,7 +1,7 @@
-"""The plain engine: one forward of the unlearned model a restoration, through hooks, for every family.
+"""The plain engine: one forward of the recipient a restoration, through hooks, for every family.
 
-It is the reference that a faster engine is compared with. It keeps of the vanilla model only the activations that
-the plan asks for, and of the logits only the scored positions.
+It is the reference that a faster engine is compared with. It keeps of the donor only the activations that the plan
+asks for, and of the logits only the scored positions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from krs.generation.forward import device_of, logits_at
@@ -18,107 +19,101 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.patch import patched
 from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
-from krs.metrics.logits import logit_mse, logit_power
-from krs.models.pair import shared_rows
+from krs.metrics.logits import logit_power
+from krs.metrics.measures import Measure, ReferenceTokens, ScoredTokens
 from krs.prompts import TokenBatch
-from krs.restore.finite import check_base
-from krs.restore.losses import Losses, computed
-from krs.restore.plan import Plan, Restoration
-
-NAME = "plain"
+from krs.restore.job import Chunk, Job, Progress, Values
+from krs.restore.plan import Plan, Restoration, for_prompts
 
 
-def run(
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    budget: int,
-    shown: Any,
-) -> None:
-    """Fill `losses`, prompts in chunks that keep the vanilla model's recorded activations under `budget` bytes.
+class PlainEngine:
+    """One forward a restoration, prompts in chunks that keep the donor's activations within the budget."""
 
-    What `losses` holds already is not computed again. `shown` is a progress bar of `steps(…)` steps.
-    """
-    for rows in chunks(plan, vanilla, batch, budget):
-        _chunk(plan, vanilla, unlearned, batch.rows(rows.start, rows.stop), losses, rows, shown)
+    name = "plain"
 
+    def run(self, job: Job) -> Iterator[Chunk | Progress]:
+        """Yields a chunk for each restoration of each run of prompts."""
+        for rows in chunks(job):
+            todo = job.todo(rows)
+            yield Progress(len(job.plan) - len(todo))
+            if todo:
+                yield from _run_of_prompts(job, rows, todo)
 
-def steps(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
-    """How many times `run` will update its progress bar."""
-    return len(plan) * sum(1 for _ in chunks(plan, vanilla, batch, budget))
+    def steps(self, job: Job) -> int:
+        """One a restoration and run of prompts."""
+        return len(job.plan) * sum(1 for _ in chunks(job))
 
 
-def chunks(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iterator[slice]:
+def chunks(job: Job) -> Iterator[slice]:
     """Prompts in runs whose recorded activations and logits fit into the budget; at least one prompt a run."""
-    each = _bytes_per_prompt(plan, vanilla, batch)
-    size = 1 if batch.alone else max(1, min(len(batch), budget // each))
-    n = math.ceil(len(batch) / size)
-    for part in np.array_split(np.arange(len(batch)), n):
+    size = max(1, min(len(job.batch), job.budget // _bytes_per_prompt(job.plan, job.donor, job.batch)))
+    size = 1 if job.batch.alone else size
+    n = math.ceil(len(job.batch) / size)
+    for part in np.array_split(np.arange(len(job.batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
 
 
-def _bytes_per_prompt(plan: Plan, vanilla: Anatomy, batch: TokenBatch) -> int:
-    length = max(map(len, batch.tokens))
-    config: Any = vanilla.model.config
+def _bytes_per_prompt(plan: Plan, donor: Anatomy, batch: TokenBatch) -> int:
+    config: Any = donor.model.config
     widest = max(config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     units = widest * sum(p.kind == "activation" for p in plan.points)
-    head: Tensor = vanilla.model.get_output_embeddings().weight  # type: ignore[operator]
+    head: Tensor = donor.model.get_output_embeddings().weight  # type: ignore[operator]
     logits = 4 * batch.n_scored * head.shape[0] * 4
-    return length * units * len(plan.layers) * 4 + logits
+    return max(map(len, batch.tokens)) * units * len(plan.layers) * 4 + logits
 
 
-def _chunk(
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    rows: slice,
-    shown: Any,
-) -> None:
-    todo = [r for r in range(len(plan)) if not losses.done(r, rows)]
-    shown.update(len(plan) - len(todo))
-    if not todo:
-        return
+def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | Progress]:
+    batch = job.batch.rows(rows.start, rows.stop)
     index = batch.scored_index()
-    where = batch.where(plan.positions)
-    known, acts = _vanilla_side(plan, vanilla, batch, index)
-    n_rows = shared_rows(vanilla.model, unlearned.model)
-    target = known[..., :n_rows].to(device_of(unlearned.model))
-    width = index.shape[1]
-    inputs = batch.inputs(device_of(unlearned.model))
+    mask = torch.as_tensor(batch.mask)
 
-    def mse() -> np.ndarray:
-        logits = logits_at(unlearned.model, inputs, index)[..., :n_rows].to(target.device)
-        return logit_mse(logits, target).cpu().numpy()
+    def scored(body: Anatomy) -> Tensor:
+        """Logits of the scored tokens, prompt after prompt, `[token, vocab]`, where the recipient is."""
+        logits = logits_at(body.model, batch.inputs(device_of(body.model)), index)
+        return logits[mask.to(logits.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
 
-    losses.power[rows, :width] = logit_power(target).cpu().numpy()
-    losses.baseline[rows, :width] = mse()
-    check_base(vanilla, unlearned, batch, losses, rows)
-    restorations = list(plan)
+    known, acts = _donor_side(job, batch, index)
+    donor_logits = known[mask.to(known.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
+    recipient_logits = scored(job.recipient)
+    sides = {id(job.donor): donor_logits, id(job.recipient): recipient_logits}
+    against = sides.get(id(job.reference))
+    reference = ReferenceTokens(
+        scored(job.reference) if against is None else against, batch.target_ids.to(recipient_logits.device)
+    )
+    recipient, donor = (_measured(job.measures, logits, reference) for logits in (recipient_logits, donor_logits))
+    power = logit_power(reference.logits).cpu().numpy()
+    restorations = list(job.plan)
     for r in todo:
-        shown.set_postfix_str(f"{restorations[r].setting.name} at {restorations[r].window.name}")
-        with patched(unlearned.model, *_patches(restorations[r], vanilla, acts, where)):
-            losses.restored[r, rows, :width] = computed(mse())
-        shown.update()
+        what = f"{restorations[r].setting.name} at {restorations[r].window.name}"
+        with patched(job.recipient.model, *_patches(restorations[r], job.donor, acts, batch, rows)):
+            found = _measured(job.measures, scored(job.recipient), reference)
+        values = {name: Values(v[None], recipient[name], donor[name]) for name, v in found.items()}
+        yield Chunk(PlainEngine.name, [r], rows, values, power)
+        yield Progress(1, what)
 
 
-def _vanilla_side(plan: Plan, vanilla: Anatomy, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Recording | None]:
-    """The vanilla logits at the scored positions, and the activations that the plan restores."""
-    inputs = batch.inputs(device_of(vanilla.model))
-    activations = tuple(p for p in plan.points if p.kind == "activation")
+def _measured(measures: tuple[Measure, ...], logits: Tensor, reference: ReferenceTokens) -> dict[str, np.ndarray]:
+    tokens = ScoredTokens(logits, reference)
+    return {m.name: m(tokens).cpu().double().numpy() for m in measures}
+
+
+def _donor_side(job: Job, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Recording | None]:
+    """The donor's logits at the scored positions, and the activations that the plan puts."""
+    inputs = batch.inputs(device_of(job.donor.model))
+    activations = tuple(p for p in job.plan.points if p.kind == "activation")
     if not activations:
-        return logits_at(vanilla.model, inputs, index), None
-    with record(vanilla.model, Setting(activations), layers=plan.layers) as acts:
-        logits = logits_at(vanilla.model, inputs, index)
+        return logits_at(job.donor.model, inputs, index), None
+    with record(job.donor.model, Setting(activations), layers=job.plan.layers) as acts:
+        logits = logits_at(job.donor.model, inputs, index)
     return logits, acts
 
 
-def _patches(restoration: Restoration, vanilla: Anatomy, acts: Recording | None, where: Tensor | None) -> list[Patch]:
+def _patches(
+    restoration: Restoration, donor: Anatomy, acts: Recording | None, batch: TokenBatch, rows: slice
+) -> list[Patch]:
     layers = restoration.window.layers
+    where = batch.where(for_prompts(restoration.positions, rows))
     return [
-        point.at(*layers).set(acts, where=where) if point.kind == "activation" else point.at(*layers).set(vanilla.model)
+        point.at(*layers).set(acts, where=where) if point.kind == "activation" else point.at(*layers).set(donor.model)
         for point in restoration.setting.points
     ]

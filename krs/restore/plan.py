@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from krs.errors import KrsError
+from krs.hooks.interventions import Intervention, Positions
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
 from krs.prompts import Ids
 from krs.restore.windows import Shape, Window, shape
@@ -32,6 +33,12 @@ class Restoration:
 
     setting: Setting
     window: Window
+    positions: Positions = None
+
+    @property
+    def interventions(self) -> frozenset[Intervention]:
+        """What is done in each layer of the window."""
+        return frozenset(Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points)
 
     @property
     def placement(self) -> Placement:
@@ -68,7 +75,7 @@ class Plan:
         return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
 
     def __iter__(self) -> Iterator[Restoration]:
-        return (Restoration(s, w) for s in self.settings for w in self.windows)
+        return (Restoration(s, w, self.positions) for s in self.settings for w in self.windows)
 
     def __len__(self) -> int:
         return len(self.settings) * len(self.windows)
@@ -102,6 +109,13 @@ class Plan:
             f" = {counted(len(self), 'restoration')}{where}; "
             f"{full} layer runs as full forwards, {needed} from each window up"
         )
+
+
+def for_prompts(positions: Positions, rows: slice) -> Positions:
+    """Positions for some prompts of a batch: of indices for each prompt, those of these prompts."""
+    if isinstance(positions, tuple) and positions and isinstance(positions[0], tuple):
+        return positions[rows]
+    return positions
 
 
 def check_settings(

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
-
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
+from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model, load_given
-from krs.models.pair import Vocabulary, vocabulary_of
+from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
-from krs.prompts import (
-    Ids,
-    Prompt,
-    Scoring,
-    TokenBatch,
-    check_prompts,
-    needs_tokenizer,
-    next_token_batch,
-    paper_code_batch,
-)
-from krs.restore.engines import CHOICES
+from krs.prompts import Ids, Scoring, TokenBatch, needs_tokenizer, next_token_batch, paper_code_batch
+from krs.restore.engines import engine_names
 
-Engine: TypeAlias = Literal["auto", "wavefront", "plain"]
+Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
 
 
@@ -36,8 +27,8 @@ def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
     """Raise `KrsError` for a scoring or an engine that there is not, and for no tokens to score."""
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if engine not in CHOICES:
-        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, CHOICES))}")
+    if engine not in engine_names():
+        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, engine_names()))}")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
 
@@ -45,27 +36,25 @@ def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
 def resolve(
     vanilla: Model,
     unlearned: Model,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Any],
     tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
     vocabulary: Vocabulary = "same",
     **where: Any,
 ) -> tuple[Any, Any, Tokenizer | None]:
-    """Load what is given by name (`where` as in `load_given`), and find a tokenizer if one is needed."""
+    """Load what is given by name (`where` as in `load_given`); find a tokenizer if the (checked) prompts need one."""
     tokenizer = as_tokenizer(tokenizer)
     loaded = load_given({"vanilla": vanilla, "unlearned": unlearned}, **where)
     models = [model for model, _ in loaded]
     tokenizers = [
-        beside
-        if given is not model or tokenizer is not None or not isinstance(model, nn.Module)
-        else find_tokenizer(model)
+        find_tokenizer(model) if tokenizer is None and not isinstance(given, str | Path) else beside
         for given, (model, beside) in zip((vanilla, unlearned), loaded, strict=True)
     ]
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
         _same_vocabulary(found[0], found[1], vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
-    if chosen is None and (needs_tokenizer(check_prompts(prompts)) or scoring == "paper-code"):
+    if chosen is None and (needs_tokenizer(prompts) or scoring == "paper-code"):
         raise KrsError(
             "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
             "prompts as lists of token ids (and scoring='next-token')"
@@ -91,21 +80,17 @@ def check_tokens(
     rows: int | None = None,
 ) -> None:
     """Raise `KrsError` for ids outside the vocabulary (or its first `rows`) and prompts longer than the context."""
-    config: Any = body.model.config
-    vocabulary = vocabulary_of(body.model) if rows is None else rows
-    for i, row in enumerate(answers or ()):
-        if bad := [t for t in row if not 0 <= t < vocabulary]:
-            raise KrsError(f"answer {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
-    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "n_positions")
-    context = next((int(getattr(config, n)) for n in names if getattr(config, n, None)), None)
-    for i, row in enumerate(ids):
-        if bad := [t for t in row if not 0 <= t < vocabulary]:
-            raise KrsError(f"prompt {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries")
-        if context is not None and len(row) + n_tokens > context:
-            raise KrsError(
-                f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
-                f"{context}: shorten it or lower n_tokens"
-            )
+    check_fits(ids, n_tokens, body.model, answers, rows)
+
+
+def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
+    """Raise `KrsError` for a measure of the answer where a scored position predicts none of its tokens."""
+    of_answer = [m.name for m in measures if m.of_answer]
+    if of_answer and any(t < 0 for row in batch.targets for t in row):
+        raise KrsError(
+            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
+            "the last one too, which predict none: use scoring='next-token'"
+        )
 
 
 def batch_of(

@@ -14,7 +14,8 @@ import numpy as np
 from krs.errors import KrsError
 from krs.hooks.points import Setting, setting
 from krs.metrics.score import SCORINGS
-from krs.restore.losses import Losses
+from krs.restore.described import point_as_dict, setting_from
+from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Plan
 from krs.restore.windows import Window
 from krs.writing import write_bytes
@@ -22,8 +23,11 @@ from krs.writing import write_bytes
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
 
-_FORMAT = 1
+_FORMAT = 2
+"""1: settings by name, logit MSEs only."""
+
 _LOSSES = ("restored", "baseline", "power", "mask")
+_PARTS = ("restored", "recipient", "donor")
 _OPTIONAL = ("part", "tokens", "lengths")
 
 
@@ -39,7 +43,8 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
         raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
     header = {
         "format": _FORMAT,
-        "settings": [s.name for s in result.plan.settings],
+        "settings": [[point_as_dict(p) for p in s.points] for s in result.plan.settings],
+        "measures": list(result.losses.measured),
         "windows": [asdict(w) for w in result.plan.windows],
         "n_layers": result.plan.n_layers,
         "positions": result.plan.positions,
@@ -48,7 +53,9 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
         "answers": result.answers,
         "provenance": result.provenance,
     }
-    arrays = {name: getattr(result.losses, name) for name in _LOSSES}
+    arrays = {name: getattr(result.losses, name) for name in (*_LOSSES, "donor")}
+    for name, kept in result.losses.measured.items():
+        arrays |= {f"{name}.{part}": getattr(kept, part) for part in _PARTS}
     if result.part is not None:
         arrays["part"] = result.part
     if result.token_ids:
@@ -110,7 +117,7 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
     if edition > _FORMAT:
         raise KrsError(f"this result was saved by a newer krs (format {edition}): update krs to read it")
     plan = _plan(header)
-    losses = _losses(arrays, len(plan))
+    losses = _losses(arrays, len(plan), header.get("measures", []))
     prompts = len(losses.mask)
     provenance = _entry(header, "provenance", lambda v: isinstance(v, dict))
     _need(all(isinstance(provenance.get(side, {}), dict) for side in ("vanilla", "unlearned")), "odd provenance")
@@ -137,7 +144,7 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
 
 def _plan(header: dict[str, Any]) -> Plan:
     n_layers = _entry(header, "n_layers", _is_count)
-    names = _entry(header, "settings", _is_list_of(lambda v: isinstance(v, str)))
+    names = _entry(header, "settings", _is_list_of(lambda v: isinstance(v, str | list)))
     listed = _entry(header, "windows", _is_list_of(lambda v: isinstance(v, dict)))
     _need(bool(names) and bool(listed), "it has no settings or no windows")
     windows = []
@@ -152,16 +159,31 @@ def _plan(header: dict[str, Any]) -> Plan:
     return Plan(tuple(_setting(name) for name in names), tuple(windows), n_layers, positions)
 
 
-def _losses(arrays: dict[str, np.ndarray], restorations: int) -> Losses:
+def _losses(arrays: dict[str, np.ndarray], restorations: int, measures: Any) -> Losses:
     for name in _LOSSES:
         _need(name in arrays, f"the array {name!r} is missing")
     mask = arrays["mask"]
     _need(mask.ndim == 2 and mask.dtype == bool and mask.size > 0, f"'mask' is {_shape(mask)}")
-    for name in _LOSSES[:3]:
-        wanted = (restorations, *mask.shape) if name == "restored" else mask.shape
-        found = arrays[name]
-        _need(found.shape == wanted and found.dtype == np.float64, f"{name!r} is {_shape(found)}, not {list(wanted)}")
-    return Losses(**{name: arrays[name] for name in _LOSSES})
+    _need(_is_list_of(lambda v: isinstance(v, str))(measures), "'measures' is no list of names")
+    given = {name: arrays[name] for name in _LOSSES}
+    given["donor"] = arrays.get("donor", np.where(np.isnan(given["baseline"]), np.nan, 0.0))
+    for name, found in given.items():
+        _need_shape(name, found, mask, restorations)
+    measured = {}
+    for measure in measures:
+        parts = {part: arrays.get(f"{measure}.{part}") for part in _PARTS}
+        for part, values in parts.items():
+            _need(values is not None, f"the array '{measure}.{part}' is missing")
+            _need_shape(part, values, mask, restorations)  # type: ignore[arg-type]
+        measured[measure] = Measured(**parts)  # type: ignore[arg-type]
+    return Losses(**given, measured=measured)
+
+
+def _need_shape(name: str, found: np.ndarray, mask: np.ndarray, restorations: int) -> None:
+    if name == "mask":
+        return
+    wanted = (restorations, *mask.shape) if name == "restored" else mask.shape
+    _need(found.shape == wanted and found.dtype == np.float64, f"{name!r} is {_shape(found)}, not {list(wanted)}")
 
 
 def _token_ids(arrays: dict[str, np.ndarray], prompts: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
@@ -212,8 +234,13 @@ def _shape(array: np.ndarray) -> str:
     return f"{array.dtype} of {list(array.shape)}"
 
 
-def _setting(name: str) -> Setting:
+def _setting(said: Any) -> Setting:
+    if isinstance(said, list):
+        try:
+            return setting_from(said)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as reason:
+            raise _Unfit(f"its settings are odd ({type(reason).__name__}: {reason})") from None
     try:
-        return setting(name)
+        return setting(said)
     except KrsError as reason:
         raise KrsError(f"this result has a setting that is not known here. {reason}") from None

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from krs._typing import Tokenizer
-from krs.generation.greedy import eos_ids, greedy
+from krs.errors import KrsError
+from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
+from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Point, Setting
+from krs.metrics.measures import Measure, MeasureFunction
+from krs.metrics.measures import measures as as_measures
+from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
-from krs.models.provenance import NUMBERS, describe_model, machine, now, tokenizer_name, versions
-from krs.prompts import Answer, Prompt, Scoring, check_prompts, check_reach, decode, encode, encode_answers
+from krs.models.provenance import NUMBERS, as_json, describe_model, machine, now, tokenizer_name, versions
+from krs.prompts import (
+    Answer,
+    Prompts,
+    Scoring,
+    check_prompts,
+    check_reach,
+    check_template_arguments,
+    decode,
+    encode,
+    encode_answers,
+    is_chat,
+    with_template_arguments,
+)
+from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
 from krs.restore.engines import execute
+from krs.restore.job import Job
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
+from krs.restore.notes import unlikely_answers
 from krs.restore.plan import Plan, check_positions, check_settings
-from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_tokens, resolve
+from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_targets, check_tokens, resolve
 from krs.restore.result import SweepResult
 from krs.restore.storage import size_of
-from krs.restore.wave.answers import is_offloaded
 from krs.restore.windows import Shape, shape
 from krs.writing import check_writable
+
+Measures: TypeAlias = Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction
+Direction: TypeAlias = Literal["restore", "transplant"]
 
 
 def sweep(
     vanilla: Model,
     unlearned: Model,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     *,
     tokenizer: Tokenizer | str | Path | None = None,
     settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
@@ -43,9 +65,12 @@ def sweep(
     memory: int | float | str = "auto",
     progress: bool = True,
     checkpoint: str | Path | None = None,
-    answers: Sequence[Answer] | None = None,
+    answers: Iterable[Answer] | None = None,
     offload: Offload | None = None,
     vocabulary: Vocabulary = "same",
+    measures: Measures = (),
+    direction: Direction = "restore",
+    chat_template_kwargs: dict[str, Any] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
@@ -71,7 +96,8 @@ def sweep(
         unlearned: the model that was made from it, likewise. Both models are bit for bit what they were when this
             returns or raises.
         prompts: strings, taken as they are; lists of chat messages, to which the tokenizer's template is applied; or
-            lists of token ids, for which no tokenizer is needed.
+            lists of token ids, for which no tokenizer is needed. What a tokenizer returns is taken too, by its
+            attention mask.
         tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         settings: sums of points, or their names; the paper's four if not given.
         windows: the size of a centred window, or a shape from `krs.windows`.
@@ -88,29 +114,45 @@ def sweep(
         checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
             the same models, prompts and plan, the sweep goes on from it.
         answers: what is scored, one a prompt (text, or token ids), instead of the vanilla model's own greedy answers.
+            A text ends as the vanilla model ends its answers.
         offload: `"disk"` for models given by name that do not fit in memory: each layer is read from the checkpoint
             once a pass. Give `answers` too, for generating them reads the vanilla model once a token.
         vocabulary: `"shared"` scores the vocabulary rows that both models have, where one of them has more at its end
             (a token was added, a head padded to a multiple); nothing beyond them is said or scored.
+        measures: what is measured beside the logit MSE: `"kl"`, `"kl_reverse"`, `"answer_logprob"`, `"rank"`,
+            `"top1"`, or a function of `(logits [token, vocab], reference_logits [token, vocab], target_ids [token])`
+            that returns a number a token. Docs: measures.
+        direction: `"restore"` puts vanilla pieces into the unlearned model (denoising); `"transplant"` puts unlearned
+            pieces into the vanilla one (noising), to see what is sufficient to unlearn. Either way the vanilla model is
+            what results are compared with, and its answers are scored.
+        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}` or a date.
         device: where models given by name go: `"auto"` is the GPU where there is one, else the CPU; or `"cuda:1"`,
             `"xpu"`, `"mps"`, `"cpu"`.
         dtype: that they are loaded in; `"auto"` is their checkpoints' own.
         device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
 
+    What is most likely not meant (a chat model asked without its template, given answers that the vanilla model would
+    not give) is in the result's `notes`, and on stderr with one scored answer where bars are shown. A `KrsWarning` is
+    given where most answers are empty and where the models do not belong together as `krs_unlearn.json` says.
+
     Raises `KrsError` for bad input, before any model runs, and for models whose logits are NaN or infinite. An
     interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done.
     """
-    check_prompts(prompts)
+    asked = check_prompts(prompts)
+    arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
+    wanted = as_measures(measures)
+    if direction not in ("restore", "transplant"):
+        raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
         check_writable(file, "checkpoint")
     v_model, u_model, tokenizer = resolve(
         vanilla,
         unlearned,
-        prompts,
+        asked,
         tokenizer,
         scoring,
         vocabulary,
@@ -123,8 +165,9 @@ def sweep(
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
-    ids = encode(prompts, tokenizer)
-    given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens)
+    ends = eos_ids(v.model)
+    ids = encode(asked, with_template_arguments(tokenizer, arguments), pads=pad_ids(v.model), ends=ends)
+    given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
     n_ids = shared_ids(v.model, u.model)
     check_tokens(ids, n_tokens, v, given, n_ids)
     check_reach(plan.positions, ids, n_tokens)
@@ -137,18 +180,21 @@ def sweep(
         "engine": engine,
         "n_tokens": n_tokens,
         "answers": "vanilla, greedy" if given is None else "given",
-        "ends": sorted(eos_ids(v.model)),
+        "ends": sorted(ends),
+        "measures": [m.name for m in wanted],
+        "direction": direction,
         "seed": None,
         "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
         "unlearned": describe_model(unlearned, u.model),
         "tokenizer": tokenizer_name(tokenizer),
         "numbers": NUMBERS,
+        "chat_template_kwargs": as_json(arguments),
         "versions": versions(),
         "machine": machine(),
     }
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
-    dated = template_date(tokenizer, prompts)
+    dated = template_date(tokenizer, asked)
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
@@ -159,18 +205,26 @@ def sweep(
     if said is None:
         said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
     batch = batch_of(scoring, ids, said, tokenizer, v)
+    check_targets(batch, wanted)
+    notes = check_roles(v.model, u.model) + prompt_notes(asked, tokenizer, arguments)
+    notes += answer_notes(said, tokenizer, ends, bare_texts(asked, tokenizer), "scored answers")
+    if given is not None and scoring == "next-token" and not is_offloaded(v.model):
+        notes += unlikely_answers(v.model, batch, given)
+    show([example(ids[0], said[0], tokenizer), *(f"note: {note}" for note in notes)], progress)
     result = SweepResult(
         plan,
-        Losses.empty(plan, batch),
+        Losses.empty(plan, batch, wanted),
         scoring,
         texts,
         tuple(decode(a, tokenizer) for a in said) if tokenizer is not None else said,
-        made | {"tokens_sha256": batch.digest},
+        made | {"tokens_sha256": batch.digest, "notes": notes},
         token_ids=tuple(zip(ids, said, strict=True)),
     )
     result = with_answers_of(found, file, result)
 
     def run(keeper: Any) -> None:
-        execute(engine, plan, v, u, batch, result.losses, room, progress, keeper, result.provenance)
+        recipient, donor = (u, v) if direction == "restore" else (v, u)
+        job = Job(plan, recipient, donor, v, batch, wanted, room, result.losses.computed)
+        execute(engine, job, result.losses, progress, keeper, result.provenance)
 
     return carried_out(result, file, run)

@@ -9,9 +9,10 @@ What is restored as a constant is not computed: a restored attention output skip
 coefficients skip the MLP, both together leave an addition. In the first layer of a window everything before the
 restored point is still the base's. Prompts share what they begin with (`wave.packing`).
 
-The pass checks itself as it goes: one prompt runs beside it through the models as anyone would call them, and at each
-layer the constants that stand in for modules have to reproduce the base row. Where that fails, the pass stops with
-`NotExactError`, and the plain engine takes over.
+The pass checks itself as it goes: one prompt runs beside it through the models as anyone would call them, at each layer
+the constants that stand in for modules have to reproduce the base row, and of each set of interventions one restoration
+of that prompt is made with hooks as well. Where one of these fails, the pass stops with `NotExactError`, and the plain
+engine takes over.
 """
 
 from __future__ import annotations
@@ -26,83 +27,75 @@ import torch
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.idle import acting_hooks
+from krs.hooks.interventions import Intervention, Positions
+from krs.hooks.offload import is_offloaded
 from krs.hooks.rope import following, start_afresh
-from krs.prompts import TokenBatch
-from krs.restore.finite import check_base
-from krs.restore.losses import Losses, computed
-from krs.restore.plan import Plan
+from krs.restore.job import Chunk, Job, NotExactError, Progress
+from krs.restore.plan import Plan, Restoration, for_prompts
 from krs.restore.wave.allocator import freed_memory_kept
-from krs.restore.wave.answers import is_offloaded
 from krs.restore.wave.attention import CannotPackError, can_pack
-from krs.restore.wave.heads import Heads
-from krs.restore.wave.lane import NotExactError
+from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layout import packed, padded
-from krs.restore.wave.passes import Counted, Pass, per_device
+from krs.restore.wave.passes import Pass, per_device
 from krs.restore.wave.schedule import schedule
-
-NAME = "wavefront"
 
 _GROUP_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of the prompts that one pass takes; a pass is also what an interrupted sweep goes on from."""
 
 
-def run(
-    plan: Plan,
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    budget: int,
-    shown: Any,
-) -> None:
-    """Fill `losses`, a group of prompts at a time, in one pass through the layers a group.
+class WavefrontEngine:
+    """Every restoration in one pass through the layers, a group of prompts at a time."""
 
-    What `losses` holds already is not computed again. `shown` is a progress bar of `steps(…)` steps. Raises
-    `NotExactError`, having left the losses of unfinished groups as they were, where the pass would not be exact.
-    """
-    refuse(vanilla, unlearned, batch)
-    heads: Heads | None = None
-    total = _layer_runs(plan, range(len(plan)))
-    for rows in groups(plan, vanilla, batch, budget):
-        todo = [r for r in range(len(plan)) if not losses.done(r, rows)]
-        shown.update(total - _layer_runs(plan, todo))
-        if not todo:
-            continue
-        with torch.no_grad(), freed_memory_kept():
-            heads = heads or Heads(unlearned, vanilla)
-            part = batch.rows(rows.start, rows.stop)
-            _group(plan, todo, vanilla, unlearned, part, losses, rows, heads, budget, shown)
+    name = "wavefront"
 
+    def run(self, job: Job) -> Iterator[Chunk | Progress]:
+        """Yields a chunk a group, and progress a layer.
 
-def steps(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> int:
-    """How many times `run` will update its progress bar: once a row and layer."""
-    return _layer_runs(plan, range(len(plan))) * sum(1 for _ in groups(plan, vanilla, batch, budget))
+        Raises `NotExactError`, the groups before it yielded, where a pass would not be exact.
+        """
+        refuse(job)
+        scorer: Scorer | None = None
+        total = _layer_runs(job.plan, range(len(job.plan)))
+        with freed_memory_kept():
+            for rows in groups(job):
+                todo = job.todo(rows)
+                yield Progress(total - _layer_runs(job.plan, todo))
+                if not todo:
+                    continue
+                with torch.no_grad():
+                    scorer = scorer or Scorer(job)
+                yield from _group(job, todo, rows, scorer)
+
+    def steps(self, job: Job) -> int:
+        """One a row and layer."""
+        return _layer_runs(job.plan, range(len(job.plan))) * sum(1 for _ in groups(job))
 
 
-def refuse(vanilla: Anatomy, unlearned: Anatomy, batch: TokenBatch) -> None:
+def refuse(job: Job) -> None:
     """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them.
 
     Also for models in which the rows of a forward act on each other, other than by how long they are: rows of one
     prompt are all of one length.
     """
-    if batch.alone and not (following(vanilla.model) or following(unlearned.model)):
+    if job.batch.alone and not (following(job.donor.model) or following(job.recipient.model)):
         raise NotExactError("what a row gives depends on the other rows that are computed with it")
-    for body in (vanilla, unlearned):
+    for body in (job.donor, job.recipient):
         for where in acting_hooks(body.model):
             raise NotExactError(f"there are hooks on {where}")
 
 
-def groups(plan: Plan, vanilla: Anatomy, batch: TokenBatch, budget: int) -> Iterator[slice]:
+def groups(job: Job) -> Iterator[slice]:
     """Prompts in runs whose rows take up to half of the budget (the layers' own tensors have the other half).
 
     At least one prompt a run. Of an offloaded model's prompts as many as fit are in a run, for each run reads all its
     weights once.
     """
-    rows = max(map(len, schedule(plan)[0]))
+    batch = job.batch
+    rows = max(map(len, schedule(job.plan)[0]))
     longest = max(map(len, batch.tokens))
-    tokens = budget // 2 // (rows * _bytes_per_state(vanilla))
-    if not is_offloaded(vanilla.model):
-        tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(vanilla.model)))
+    tokens = job.budget // 2 // (rows * _bytes_per_state(job.donor))
+    if not is_offloaded(job.donor.model):
+        tokens = min(tokens, per_device(_GROUP_TOKENS, device_of(job.donor.model)))
     n = len(batch) if batch.alone else math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
@@ -120,38 +113,56 @@ def _layer_runs(plan: Plan, todo: Sequence[int]) -> int:
     return sum(map(len, schedule(plan, [restorations[r] for r in todo])[0])) if todo else 0
 
 
-def _group(
-    plan: Plan,
-    todo: Sequence[int],
-    vanilla: Anatomy,
-    unlearned: Anatomy,
-    batch: TokenBatch,
-    losses: Losses,
-    rows: slice,
-    heads: Heads,
-    budget: int,
-    shown: Any,
-) -> None:
+def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[Chunk | Progress]:
     """One pass for some prompts: packed if the models can attend so, padded otherwise."""
-    start_afresh(vanilla.model)
-    start_afresh(unlearned.model)
-    restorations = list(plan)
-    rows_by_layer, last = schedule(plan, [restorations[r] for r in todo])
-    layouts = [packed, padded] if can_pack(vanilla.layers[0]) and can_pack(unlearned.layers[0]) else [padded]
+    start_afresh(job.donor.model)
+    start_afresh(job.recipient.model)
+    every = list(job.plan)
+    restorations = [every[r] for r in todo]
+    rows_by_layer, last = schedule(job.plan, restorations)
+    batch = job.batch.rows(rows.start, rows.stop)
+    checked = _one_of_each(restorations, last)
+    positions = _masks(restorations, rows)
+    layouts = [padded]
+    if can_pack(job.donor.layers[0]) and can_pack(job.recipient.layers[0]):
+        layouts = [packed, padded]
     for lay_out in layouts:
-        counted = Counted(shown)
+        done = 0
         try:
-            made = Pass(vanilla, unlearned, batch, lay_out(batch, plan.positions), rows_by_layer, budget, counted)
-            base, power, restored = made.losses(heads)
-            break
+            with torch.no_grad():
+                made = Pass(job, batch, lay_out(batch, positions), rows_by_layer, checked, positions)
+            for step in _without_gradients(made.run()):
+                done += step
+                yield Progress(step)
+            with torch.no_grad():
+                values, power = made.values(scorer, last)
+            yield Chunk(WavefrontEngine.name, todo, rows, values, power)
+            return
         except (CannotPackError, NotExactError):
-            shown.update(-counted.n)
+            yield Progress(-done)
             if lay_out is layouts[-1]:
                 raise
-    mask, width = batch.mask, batch.n_scored
-    losses.power[rows, :width][mask] = power
-    losses.baseline[rows, :width][mask] = base
-    if not check_base(vanilla, unlearned, batch, losses, rows):
-        raise NotExactError("its base row is NaN or infinite where the model by itself is not")
-    for r, row in zip(todo, last, strict=True):
-        losses.restored[r, rows, :width][mask] = computed(base if row == 0 else restored[row - 1])
+
+
+def _without_gradients(steps: Iterator[int]) -> Iterator[int]:
+    """Each step of a pass without gradients, which the caller has again while a step is handed out."""
+    while True:
+        with torch.no_grad():
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
+
+
+def _masks(restorations: Sequence[Restoration], rows: slice) -> dict[Positions, Positions]:
+    """Each way to say positions, and what it says of these prompts."""
+    return {r.positions: for_prompts(r.positions, rows) for r in restorations}
+
+
+def _one_of_each(restorations: Sequence[Restoration], rows: Sequence[int]) -> list[tuple[Restoration, int]]:
+    """For each different set of interventions one restoration, one in the middle, and the row that it ends in."""
+    found: dict[frozenset[Intervention], list[tuple[Restoration, int]]] = {}
+    for restoration, row in zip(restorations, rows, strict=True):
+        found.setdefault(restoration.interventions, []).append((restoration, row))
+    return [same[len(same) // 2] for same in found.values()]

@@ -32,6 +32,7 @@ def prepare(
     n_tokens: int = 30,
     overwrite: bool = False,
     quiet: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
     tokenizer: Tokenizer | str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -54,6 +55,7 @@ def prepare(
         n_tokens: at most so many tokens an answer.
         overwrite: replace files of these names in the directory.
         quiet: show no bars.
+        chat_template_kwargs: arguments of the chat template, as in `krs.sweep`.
         tokenizer: or the name of a model that has it; looked for beside the model if not given.
         device: where the model goes, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
@@ -78,7 +80,15 @@ def prepare(
 
     def asked(questions: Sequence[str]) -> list[dict[str, Any]]:
         prompts: Any = as_chat(tuple(questions)) if chat else list(questions)
-        said = generate(vanilla, None, prompts, tokenizer=reader, n_tokens=n_tokens, progress=not quiet)
+        said = generate(
+            vanilla,
+            None,
+            prompts,
+            tokenizer=reader,
+            n_tokens=n_tokens,
+            progress=not quiet,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         rows = zip(questions, said, said.token_ids, strict=True)
         return [{"prompt": q, "answer": a, "ends": ids[-1] in ends} for q, a, ids in rows if a.strip()]
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,15 +17,19 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.generation.greedy import eos_ids
 from krs.hooks.adapters import active_adapters, has_adapters, merged
+from krs.hooks.given import check_model
 from krs.hooks.unwrap import unwrap
 from krs.models.load import find_tokenizer, load
-from krs.models.provenance import NUMBERS, describe_model, now, versions, versions_that_count, weights_digest
-from krs.prompts import decode
+from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions, versions_that_count, weights_digest
+from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
+from krs.prompts.notes import prompt_notes, show
 from krs.unlearn import checkpoints
-from krs.unlearn.examples import Example, Text, to_examples
+from krs.unlearn.examples import Example, Text, check_texts, to_examples
 from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.isolation import isolated
+from krs.unlearn.memit.requests import Request
 from krs.unlearn.methods import Edit, Method, Plugin, make
 from krs.unlearn.preflight import check_extras, check_finite, check_saves
 from krs.unlearn.saving import kept, save
@@ -43,10 +47,11 @@ def run(
     method: str,
     model: nn.Module | str | Path,
     *,
-    forget: Sequence[Any],
-    retain: Sequence[Text] | None = None,
-    corpus: Sequence[str] | None = None,
+    forget: Iterable[Any],
+    retain: Iterable[Text] | None = None,
+    corpus: Iterable[str] | None = None,
     tokenizer: Tokenizer | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     dtype: torch.dtype | str = "auto",
@@ -74,6 +79,7 @@ def run(
         retain: what to keep, in the same forms; for the methods that use it.
         corpus: any text, for the methods that need statistics of it (MEMIT).
         tokenizer: looked for beside the model's checkpoint if not given.
+        chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}` or a date.
         output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given. An
             interrupted run leaves checkpoints there, and the same call goes on from the newest.
         overwrite: save into a directory that is not empty, and begin anew where it holds another run.
@@ -92,7 +98,11 @@ def run(
     the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
     """
     made = make(method, settings)
-    _check_given(made, forget, retain, corpus, trainer)
+    sets = _check_given(made, forget, retain, corpus, trainer)
+    forget, retain, corpus = sets["forget"] or [], sets["retain"], sets["corpus"]
+    arguments = check_template_arguments(chat_template_kwargs, any(map(_is_chat, [*forget, *(retain or [])])))
+    if not isinstance(model, str | Path):
+        check_model(model)
     check_extras(made)
     main = int(os.environ.get("RANK", "0")) == 0
     folder = checkpoints.output(output_dir, overwrite or not main)
@@ -101,16 +111,18 @@ def run(
         vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
         adapters = active_adapters(vanilla)
         vanilla = merged(vanilla) if has_adapters(vanilla) else vanilla
+        reader = with_template_arguments(tokenizer, arguments)
+        notes = _notes([*forget, *(retain or [])], reader, arguments, progress and main)
         _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
             check_saves(vanilla, tokenizer, folder, made.config)
         if isinstance(made, Edit):
-            work, sides = _editing(made, vanilla, forget, corpus, tokenizer, progress)
+            work, sides = _editing(made, vanilla, forget, corpus, reader, progress)
         else:
             assert isinstance(made, Method)
             options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "interrupt": interrupt}
-            work, sides = _training(made, vanilla, forget, retain, tokenizer, folder, options)
+            work, sides = _training(made, vanilla, forget, retain, reader, folder, options)
         if folder is None:
             return work(None)[0]
         recipe = {
@@ -124,10 +136,11 @@ def run(
             resume = checkpoints.begin(folder, recipe, overwrite, main)
             done = kept(folder, vanilla)
             described = describe_model(model, vanilla) | ({"merged_adapters": adapters} if adapters else {})
-            unlearned, report = done or _worked(work, resume, made, described, sides)
+            prompted = {"chat_template_kwargs": as_json(arguments), "notes": notes}
+            unlearned, report = done or _worked(work, resume, made, described, sides | prompted)
             interrupt.waits = True
             if main:
-                texts = probes(forget, tokenizer, context(vanilla, 10**6))
+                texts = probes(forget, reader, context(vanilla, 10**6))
                 save(unlearned, tokenizer, folder, report, texts)
                 checkpoints.end(folder)
     return unlearned
@@ -163,25 +176,25 @@ def _check_place(folder: Path | None, model: nn.Module | str | Path, vanilla: nn
 
 def _check_given(
     made: Plugin,
-    forget: Sequence[Any],
-    retain: Sequence[Text] | None,
-    corpus: Sequence[str] | None,
+    forget: Iterable[Any],
+    retain: Iterable[Text] | None,
+    corpus: Iterable[str] | None,
     trainer: dict[str, Any] | None,
-) -> None:
-    """Raise `KrsError` for sets that are empty, missing or would be ignored: before a model is loaded."""
+) -> dict[str, list[Any] | None]:
+    """The sets as lists of checked texts. Raises `KrsError` for such that are empty, missing or would be ignored, and
+    for what is no text: before a model is loaded."""
     name = made.name
-    for what, texts in (("forget", forget), ("retain", retain), ("corpus", corpus)):
-        noun = "request" if isinstance(made, Edit) and what == "forget" else "text"
-        if isinstance(texts, str):
-            raise KrsError(f"{what} is one string: pass a list of {noun}s")
-        if texts is not None and not len(texts):
-            raise KrsError(f"the {what} set is empty: give at least one {noun}")
+    sets = {
+        "forget": _requests(forget) if isinstance(made, Edit) else check_texts(forget, "forget"),
+        "retain": None if retain is None else check_texts(retain, "retain"),
+        "corpus": None if corpus is None else check_strings(corpus, "corpus"),
+    }
     if isinstance(made, Edit):
         if given := [k for k, v in {"retain": retain, "trainer": trainer}.items() if v is not None]:
             raise KrsError(f"{name} does not train, so {given[0]}= would be ignored: leave it out")
         if made.needs_corpus and corpus is None:
             raise KrsError(f"{name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
-        return
+        return sets
     assert isinstance(made, Method)
     if corpus is not None:
         raise KrsError(f"{name} uses no corpus=: leave it out")
@@ -191,6 +204,31 @@ def _check_given(
         raise KrsError(f"{name} makes its own retain side from the forget set: leave retain= out")
     if retain is not None and not made.needs_retain:
         raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
+    return sets
+
+
+def _requests(forget: Iterable[Any]) -> list[Any]:
+    """What an edit is to forget, as a list; the method looks at each."""
+    found = listed(forget, "forget", "request")
+    if not found:
+        raise KrsError("the forget set is empty: give at least one request")
+    return found
+
+
+def _notes(texts: Sequence[Any], tokenizer: Tokenizer, arguments: dict[str, Any], progress: bool) -> list[str]:
+    """What about the prompts is most likely not meant; shown with the bars."""
+    prompts = [text["prompt"] for text in texts if isinstance(text, dict) and "prompt" in text]
+    notes = prompt_notes(prompts, tokenizer, arguments)
+    show([f"note: {note}" for note in notes], progress)
+    return notes
+
+
+def _is_chat(text: Any) -> bool:
+    """Whether the prompt of a text or request is chat messages."""
+    if isinstance(text, Request):
+        return text.chat
+    parts = text.values() if isinstance(text, Mapping) else text if isinstance(text, tuple | list) else ()
+    return any(is_chat(part) for part in parts)
 
 
 def _editing(
@@ -226,8 +264,9 @@ def _training(
 
     check_trainable(vanilla, made.config)
     limit = context(vanilla, made.config.max_length)
-    forget_set = to_examples(forget, tokenizer, limit, "forget")
-    retain_set = _retain(made, forget, retain, tokenizer, limit)
+    ends = eos_ids(vanilla)
+    forget_set = to_examples(forget, tokenizer, limit, "forget", ends)
+    retain_set = _retain(made, forget, retain, tokenizer, limit, ends)
 
     def decoded(ids: Sequence[int]) -> str:
         return decode(ids, tokenizer, skip_special_tokens=True)
@@ -258,10 +297,15 @@ def _vanilla(
 
 
 def _retain(
-    method: Method, forget: Sequence[Text], retain: Sequence[Text] | None, tokenizer: Tokenizer, limit: int
+    method: Method,
+    forget: Sequence[Text],
+    retain: Sequence[Text] | None,
+    tokenizer: Tokenizer,
+    limit: int,
+    ends: frozenset[int],
 ) -> list[Example]:
     given = method.retain_texts(forget) if method.makes_retain else retain
-    return [] if given is None else to_examples(given, tokenizer, limit, "retain")
+    return [] if given is None else to_examples(given, tokenizer, limit, "retain", ends)
 
 
 def _digest(examples: list[Example]) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.models.lineage import REPORT
 from krs.models.load import load, quiet
 from krs.prompts import Ids
 from krs.unlearn import checkpoints
 from krs.unlearn.verify import check_saved
 from krs.writing import replacing, write_text
 
-REPORT = "krs_unlearn.json"
 ADAPTER = "adapter"
 _STATE = "state.safetensors"
 _OF_ANOTHER_MODEL = (

@@ -216,7 +216,10 @@ class UnlearnTrainer(Trainer):
         if self._norms is not None:
             self._norms.close()
         if not self.is_fsdp_enabled:
-            return self.accelerator.unwrap_model(self.model)
+            whole = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # mixed precision ends here
+            if not hasattr(whole, "_hf_hook"):
+                whole.__dict__.pop("forward", None)  # the original one, bound anew: a copy of the model would share it
+            return whole
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_world_process_zero():
             return None

@@ -86,6 +86,17 @@ def test_neither_a_bundled_name_nor_a_file(tmp_path):
         load_concepts(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["harry_potter", "Harry Potter", "harry-potter", "HARRY POTTER", " Harry_Potter "])
+def test_a_bundled_concept_by_the_ways_to_write_its_name(name):
+    assert load_concept(name).name == "Harry Potter"
+
+
+@pytest.mark.parametrize("name", ["harry-poter", "Hary Potter", "harrypotter"])
+def test_a_name_that_is_nearly_one(name):
+    with pytest.raises(KrsError, match=f"no concept '{name}' comes with krs.*did you mean 'harry_potter'"):
+        load_concept(name)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

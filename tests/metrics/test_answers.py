@@ -96,6 +96,37 @@ def test_bad_input(models, as_a_user):
         _ask(models[0], build("gpt2"))
 
 
+def test_questions_in_other_forms(models, as_a_user):
+    with pytest.raises(KrsError, match="target is one string: pass a list of prompts"):
+        _ask(*models, target="hello")
+    with pytest.raises(KrsError, match="unrelated is one string: pass a list of prompts"):
+        _ask(*models, unrelated="hello")
+    with pytest.raises(KrsError, match="unrelated prompt 1 is None"):
+        _ask(*models, unrelated=["the cat", None])
+    with pytest.raises(KrsError, match="refusals is one string: pass a list of regular expressions"):
+        _ask(*models, refusals="I don't know")
+    with pytest.raises(KrsError, match="prompt 3 has 70 tokens"):
+        _ask(*models, unrelated=["the " * 70])
+    given = {"target": (t for t in TARGET), "unrelated": iter(UNRELATED)}
+    assert _ask(*models, **given).frame.question.tolist() == _ask(*models).frame.question.tolist()
+    for none in ((), [], None, iter(())):
+        assert _ask(*models, unrelated=none).table.questions.to_dict() == {"target": 3}
+    padded = tiny_tokenizer()(UNRELATED, padding=True, return_tensors="pt")
+    assert _ask(*models, target=padded).frame.vanilla.equals(_ask(*models, target=UNRELATED).frame.vanilla)
+
+
+@pytest.mark.filterwarnings("ignore:.*vanilla answers are empty:krs.KrsWarning")
+def test_template_arguments_are_kept(models):
+    from tests.prompts.tokenizers import tokenizer_with
+
+    asked = as_chat(["the cat"])
+    kwargs = {"enable_thinking": True}
+    found = _ask(*models, target=asked, unrelated=(), tokenizer=tokenizer_with(), chat_template_kwargs=kwargs)
+    plain = _ask(*models, target=asked, unrelated=(), tokenizer=tokenizer_with())
+    assert found.provenance["chat_template_kwargs"] == kwargs
+    assert found.provenance["prompts_sha256"] != plain.provenance["prompts_sha256"]
+
+
 def test_figure_2(models, found, tmp_path):
     from krs.plots import plot_tradeoff, save_figure
 

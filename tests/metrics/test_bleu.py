@@ -36,6 +36,16 @@ def test_sacrebleu_has_the_vanilla_answer_as_reference(as_a_user):
         bleu("a", "a", "rouge")
 
 
+@pytest.mark.parametrize("kind", ["sacrebleu", "paper-code"])
+def test_two_empty_answers_are_the_same_answer(kind):
+    for empty in ("", " ", "\n"):
+        assert bleu(empty, "", kind) == bleu("", empty, kind) == 100
+        assert bleu("the cat", empty, kind) == bleu(empty, "the cat", kind) == 0
+    assert bleu("the cat sat on it", "the cat sat on it", kind) == pytest.approx(100)
+    for odd in ("\u200b", ".", "…", "\x00"):
+        assert 0 <= bleu(odd, odd, kind) <= 100
+
+
 def test_the_refusals_that_a_method_trains_are_counted_and_answers_are_not():
     from krs.unlearn.dpo import REFUSALS
 

@@ -47,6 +47,7 @@ def test_in_fp32_it_rounds_as_hooks_written_out_by_hand_do(name, engine):
     assert_rounds_alike(found, exact, [by_hooks])
 
 
+@pytest.mark.filterwarnings("ignore:.*scored answers are empty:krs.KrsWarning")  # random models may say EOS at once
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_alone_and_in_a_padded_batch_gives_the_same_losses(name):
     v, u = exact_pair(name)
@@ -228,7 +229,7 @@ def _same_storage(v, u):
         (lambda v, u: {"prompts": ["", "a"]}, "prompt 0 is empty"),
         (lambda v, u: {"prompts": [[{"role": "user", "content": " "}]]}, "prompt 0 is empty"),
         (
-            lambda v, u: {"prompts": [[1] * 60]},
+            lambda v, u: {"prompts": [[5] * 60]},
             "60 tokens; with n_tokens=6 it is longer than the model's context of 64",
         ),
         (

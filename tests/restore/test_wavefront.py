@@ -16,17 +16,22 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.generation.greedy import greedy
 from krs.hooks import ActivationPoint, WeightPoint, anatomy, family_of, patched, register_family
-from krs.progress import bar
+from krs.metrics.measures import LOGIT_MSE
 from krs.prompts import next_token_batch
-from krs.restore import plain, wavefront
+from krs.restore.engines import write
+from krs.restore.job import Chunk, Job, NotExactError
 from krs.restore.losses import Losses
+from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
 from krs.restore.wave import passes
 from krs.restore.wave.attention import can_pack
-from krs.restore.wave.lane import Lane, NotExactError
+from krs.restore.wave.heads import Heads
+from krs.restore.wave.runner import LayerwiseRunner
+from krs.restore.wavefront import WavefrontEngine
 from tests.noise import assert_rounds_alike, assert_same, float64_throughout
 from tests.tiny import FAMILIES, build, exact_pair, pair, perturbed, same_state, state
 
+plain, wavefront = PlainEngine(), WavefrontEngine()
 PROMPTS = ((5, 9, 11), (5, 9, 22, 8, 40, 2), (13,), (5, 9, 11, 4))
 SETTINGS = [
     MLP_COEF,
@@ -50,8 +55,10 @@ def _run(engine, v, u, plan, prompts=PROMPTS, budget=2**30, n_tokens=6, answers=
     v, u = anatomy(v), anatomy(u)
     batch = next_token_batch(prompts, answers or greedy(v.model, prompts, n_tokens, progress=False))
     losses = Losses.empty(plan, batch)
-    with bar(1, "", show=False) as shown:
-        engine.run(plan, v, u, batch, losses, budget, shown)
+    job = Job(plan, u, v, v, batch, (LOGIT_MSE,), budget, np.zeros((len(plan), len(batch)), dtype=bool))
+    for step in engine.run(job):
+        if isinstance(step, Chunk):
+            write(step, job, losses)
     return losses
 
 
@@ -132,9 +139,9 @@ def test_the_models_attention_function_is_theirs_again(attention):
 
 def test_soft_capped_logits_are_compared_as_logits():
     v, u = _pair("gemma2")
-    heads = passes.Heads(anatomy(u), anatomy(v))
+    heads = Heads(anatomy(u), anatomy(v))
     assert not heads.linear
-    assert passes.Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
+    assert Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
 
 
 def test_further_points_of_both_kinds():
@@ -238,9 +245,9 @@ def test_attention_that_asks_for_what_packed_attention_does_not_do_is_padded(mon
     seen = []
     real = passes.Pass.__init__
 
-    def spy(self, vanilla, unlearned, batch, layout, *rest):
+    def spy(self, job, batch, layout, *rest):
         seen.append(layout.tree is None)
-        real(self, vanilla, unlearned, batch, layout, *rest)
+        real(self, job, batch, layout, *rest)
 
     monkeypatch.setattr(passes.Pass, "__init__", spy)
     for model in (v, u):
@@ -258,7 +265,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     v, u = _pair("llama")
     plan = Plan.make(None, 1, n_layers=4)
     expected = _run(wavefront, v, u, plan)
-    real, rows_seen = Lane.call, []
+    real, rows_seen = LayerwiseRunner.call, []
 
     def short(self, layer, states, rows=1):
         if rows > 2:
@@ -266,7 +273,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
         rows_seen.append(rows)
         return real(self, layer, states, rows)
 
-    monkeypatch.setattr(Lane, "call", short)
+    monkeypatch.setattr(LayerwiseRunner, "call", short)
     found = _run(wavefront, v, u, plan)
     assert max(rows_seen) == 2
     assert_same(found.restored, expected.restored)
@@ -277,7 +284,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
         return short(self, layer, states, rows)
 
     before = state(u)
-    monkeypatch.setattr(Lane, "call", none)
+    monkeypatch.setattr(LayerwiseRunner, "call", none)
     with pytest.raises(torch.OutOfMemoryError):
         _run(wavefront, v, u, plan)
     assert same_state(u, before)
@@ -290,7 +297,7 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_keeps_finished_prompts(at, tm
     before = state(v), state(u)
     options = {"windows": 3, "n_tokens": 6, "progress": False, "engine": "wavefront", "memory": 1}
     expected = krs.sweep(v, u, list(PROMPTS), **options)
-    real, calls = Lane.call, []
+    real, calls = LayerwiseRunner.call, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -298,7 +305,7 @@ def test_ctrl_c_leaves_the_models_as_they_were_and_keeps_finished_prompts(at, tm
             signal.raise_signal(signal.SIGINT)
         return real(self, *args)
 
-    monkeypatch.setattr(Lane, "call", interrupted)
+    monkeypatch.setattr(LayerwiseRunner, "call", interrupted)
     file = tmp_path / "part.krs"
     with pytest.raises(KeyboardInterrupt) as stop:
         krs.sweep(v, u, list(PROMPTS), checkpoint=file, **options)

@@ -224,7 +224,7 @@ def test_the_methods_are_registered():
         ({"max_length": 3}, "the prompt about 'cat' has 5 tokens, more than max_length=3: shorten it"),
         ({"corpus": None}, "memit_empty needs a corpus: pass corpus=, texts"),
         ({"corpus": "text"}, "corpus is one string: pass a list"),
-        ({"corpus": []}, "the corpus is empty: give texts"),
+        ({"corpus": []}, "the corpus set is empty: give at least one text"),
         ({"min_tokens": 1000}, "fewer than min_tokens=1000: give more text (a layer has 24 coefficients"),
         ({"corpus": CORPUS[:3], "ridge": 0.0}, "for 24 coefficients, so that their second moment is singular"),
         ({"forget": []}, "the forget set is empty: give at least one request"),

@@ -8,7 +8,7 @@ import torch
 import krs
 from krs import KrsError
 from krs.hooks.anatomy import anatomy
-from krs.restore.wave.answers import answering
+from krs.hooks.overrides import override_forward
 from krs.unlearn.memit.branch import projection_change
 from krs.unlearn.memit.forward import BLOCK_OUT, added, behind, read_at, scored_logits
 from krs.unlearn.memit.method import MemitEmptyConfig
@@ -209,7 +209,7 @@ def test_beginning_behind_a_layer_gives_the_same_logits_and_hooks_on_it_still_ac
             moved = scored_logits(body, batch)
         start = behind(body, batch, 1)
         handle = body.modules(krs.MLP_COEF, 1)[0].register_forward_hook(lambda *_: ran.append(1))
-        with answering(start):
+        with override_forward(start):
             assert torch.equal(scored_logits(body, batch), plain)
             with added(body.layers[1], positions, change, shape):
                 assert torch.equal(scored_logits(body, batch), moved)

@@ -46,6 +46,20 @@ def switches(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
+def attending_eagerly(configs: list[Any]) -> Iterator[None]:
+    """Inside, attention is `transformers`' plain one in every module that these `switches` are for."""
+    before = [(c, c._attn_implementation_internal) for c in configs]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        with interrupt_deferred():
+            for config, had in before:
+                config._attn_implementation_internal = had
+
+
+@contextmanager
 def attending(configs: list[Any], tree: Packed) -> Iterator[None]:
     """Inside, attention is over packed tokens in every module that these `switches` are for."""
     with _registered(), _switched(configs, tree):

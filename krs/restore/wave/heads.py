@@ -1,24 +1,30 @@
-"""From final states to losses: by inner products where the heads are linear, by logits in chunks otherwise."""
+"""From final states to measures: by inner products where these are enough, by logits in chunks otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.offload import materialised
+from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
+from krs.metrics.measures import LOGIT_MSE, ReferenceTokens, ScoredTokens
+from krs.models.devices import has_float64
 from krs.models.pair import shared_rows
-from krs.restore.wave.answers import answering, held
-from krs.restore.wave.lane import NotExactError
+from krs.restore.job import Job, NotExactError, Values
 
 _LOGIT_BYTES = 64 * 2**20
+_FACTOR = 1e-5
+"""Relative differences of logits' factors that are rounding, in fp32 or better."""
 
 
 class Heads:
@@ -34,7 +40,7 @@ class Heads:
         self.rows = n = shared_rows(vanilla.model, unlearned.model)
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
-        with held(ours), held(theirs):
+        with materialised(ours), materialised(theirs):
             if our_scale is not None and their_scale is not None and _is_linear(ours) and _is_linear(theirs):
                 weight, bias = _parameters(ours)
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
@@ -48,24 +54,23 @@ class Heads:
         return self.distance is not None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def materialised(self) -> Iterator[None]:
         """Inside, heads that are called for logits are in memory."""
         with ExitStack() as stack:
             if not self.linear:
-                stack.enter_context(held(_head(self.unlearned)))
-                stack.enter_context(held(_head(self.vanilla)))
+                stack.enter_context(materialised(_head(self.unlearned)))
+                stack.enter_context(materialised(_head(self.vanilla)))
             yield
 
-    def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
-        """Logit MSE of each token, float64, where it was summed: fetching it for each row would stop the device."""
+    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
+        """Logit MSE of each token, float64."""
         if self.distance is not None:
             at = self.distance.a.device
             return self.distance.mse(ours.to(at), theirs.to(at))
-        rows = ours.reshape(-1, *theirs.shape)
-        return torch.stack([self._by_logits(row, theirs) for row in rows]).reshape(ours.shape[:-1])
+        return self._by_logits(ours, theirs)
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
-        """Mean squared vanilla logit of each token, float64, where it was summed."""
+        """Mean squared vanilla logit of each token, float64."""
         if self.distance is not None:
             return self.distance.power(theirs.to(self.distance.a.device))
         return torch.cat([logit_power(self._logits(self.vanilla, part)) for part in self._chunks(theirs)])
@@ -82,8 +87,93 @@ class Heads:
         return _logits(body, states)[..., : self.rows]
 
     def _chunks(self, states: Tensor) -> tuple[Tensor, ...]:
-        vocabulary: int = core(self.unlearned.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]
-        return states.split(max(1, _LOGIT_BYTES // (8 * vocabulary)))
+        return states.split(tokens_at_once(self.unlearned))
+
+
+class Scorer:
+    """The measures of a job, from the states that heads get.
+
+    Attributes:
+        job: whose measures.
+        heads: of the recipient against the reference.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.heads = Heads(job.recipient, job.reference)
+        self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference)
+
+    @contextmanager
+    def materialised(self) -> Iterator[None]:
+        """Inside, heads that are called for logits are in memory."""
+        with ExitStack() as stack:
+            for heads in (self.heads, self.donor_heads):
+                if heads is not None:
+                    stack.enter_context(heads.materialised())
+            if self.job.logit_measures:
+                for body in {id(b): b for b in (self.job.recipient, self.job.donor, self.job.reference)}.values():
+                    stack.enter_context(materialised(_head(body)))
+            yield
+
+    def values(
+        self,
+        rows: Sequence[Callable[[], Tensor]],
+        recipient: Float[Tensor, "token d"],
+        donor: Float[Tensor, "token d"],
+        reference: Float[Tensor, "token d"],
+        target_ids: Int[Tensor, " token"],
+    ) -> tuple[dict[str, Values], np.ndarray]:
+        """Every measure, and the reference's power.
+
+        Args:
+            rows: for each row the states that the head gets, when they are called for.
+            recipient: those of the recipient as it is.
+            donor: those of the donor as it is.
+            reference: those of the reference.
+            target_ids: what is predicted.
+        """
+        own = self.heads.mse(recipient, reference)
+        given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
+        restored = [self.heads.mse(row(), reference) for row in rows]
+        found = {LOGIT_MSE.name: _values(restored, own, given)}
+        if self.job.logit_measures:
+            found |= self._by_logits(rows, recipient, donor, reference, target_ids)
+        return found, self.heads.power(reference).cpu().numpy()
+
+    def _by_logits(
+        self,
+        rows: Sequence[Callable[[], Tensor]],
+        recipient: Tensor,
+        donor: Tensor,
+        reference: Tensor,
+        target_ids: Tensor,
+    ) -> dict[str, Values]:
+        """A chunk of tokens after the other, the reference's logits once a chunk."""
+        job = self.job
+        found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in range(len(rows) + 2)] for m in job.logit_measures}
+        for part in torch.arange(len(target_ids)).split(tokens_at_once(job.recipient)):
+            chunk = slice(int(part[0]), int(part[-1]) + 1)
+            theirs = _logits(job.reference, reference[chunk])[..., : job.vocabulary_rows].to(recipient.device)
+            against = ReferenceTokens(theirs, target_ids[chunk].to(theirs.device))
+            for i, row in enumerate([lambda: recipient, lambda: donor, *rows]):
+                logits = _logits(job.donor if i == 1 else job.recipient, row()[chunk]).to(theirs.device)
+                tokens = ScoredTokens(logits[..., : job.vocabulary_rows], against)
+                for m in job.logit_measures:
+                    found[m.name][i].append(m(tokens))
+        whole = {name: [torch.cat(parts) for parts in each] for name, each in found.items()}
+        return {name: _values(each[2:], each[0], each[1]) for name, each in whole.items()}
+
+
+def _values(restored: Sequence[Tensor], recipient: Tensor, donor: Tensor) -> Values:
+    """Numbers on the host, in one transfer."""
+    together = torch.stack([recipient, donor, *restored]).cpu().numpy()
+    return Values(together[2:], together[0], together[1])
+
+
+def tokens_at_once(body: Anatomy) -> int:
+    """For how many tokens logits are computed together."""
+    vocabulary: int = core(body.model.get_input_embeddings()).weight.shape[0]  # type: ignore[assignment, index, operator]
+    return max(1, _LOGIT_BYTES // (8 * vocabulary))
 
 
 def _head(body: Anatomy) -> nn.Module:
@@ -109,12 +199,13 @@ def _is_linear(head: nn.Module) -> bool:
 
 def _scale(body: Anatomy) -> float | None:
     """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
+    widest = torch.float64 if has_float64(device_of(body.model)) else torch.float32
+    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=widest)
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
-    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=dtype)
-    with answering({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
+    with override_forward({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
     factors = (given.cpu().double() / probe.double()).flatten()
-    return float(factors[0]) if torch.allclose(factors, factors[0], rtol=1e-3, atol=0) else None
+    return float(factors[0]) if torch.allclose(factors, factors[0], rtol=_FACTOR, atol=0) else None
 
 
 def _logits(body: Anatomy, states: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
@@ -134,5 +225,5 @@ def _after_decoder(body: Anatomy, states: Tensor) -> Tensor:
     out = States(last_hidden_state=states.to(at))
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
     answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
-    with answering({body.decoder: answer}):
+    with override_forward({body.decoder: answer}):
         return body.model(input_ids=tokens, use_cache=False).logits

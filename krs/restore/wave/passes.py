@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,32 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from krs.generation.forward import final_states
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.points import Point
+from krs.hooks.interventions import Positions
+from krs.hooks.offload import materialised
+from krs.hooks.overrides import override_forward
 from krs.prompts import TokenBatch
-from krs.restore.wave.answers import answering, held
-from krs.restore.wave.heads import Heads
-from krs.restore.wave.lane import Lane, NotExactError
-from krs.restore.wave.layout import Layout
-from krs.restore.wave.parts import Part, parts_of, watched
-from krs.restore.wave.pieces import Pieces
-from krs.restore.wave.schedule import Points, Row
-from krs.restore.wave.witness import Witness
+from krs.restore.job import Job, Values
+from krs.restore.plan import Restoration
+from krs.restore.wave.heads import Scorer
+from krs.restore.wave.layer import LayerInterventions
+from krs.restore.wave.layout import Layout, alone
+from krs.restore.wave.reference import ReferenceRun, RestoredReference
+from krs.restore.wave.runner import LayerwiseRunner
+from krs.restore.wave.schedule import Interventions, Row
 
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
 """Tokens a layer is called with at once. On a CPU more would not fit into its cache between two operations."""
-
-
-class Counted:
-    """A progress bar that remembers how far it was moved."""
-
-    def __init__(self, shown: Any) -> None:
-        self.shown, self.n = shown, 0
-
-    def update(self, n: int = 1) -> None:
-        """Move it on."""
-        self.n += n
-        self.shown.update(n)
 
 
 class Pass:
@@ -43,83 +36,86 @@ class Pass:
 
     def __init__(
         self,
-        vanilla: Anatomy,
-        unlearned: Anatomy,
+        job: Job,
         batch: TokenBatch,
         layout: Layout,
         rows_by_layer: Sequence[Sequence[Row]],
-        budget: int,
-        shown: Counted,
+        checked: Sequence[tuple[Restoration, int]],
+        positions: Mapping[Positions, Positions],
     ) -> None:
-        self.layout, self.rows_by_layer, self.shown = layout, rows_by_layer, shown
+        self.job, self.batch = job, batch
+        self.layout, self.rows_by_layer = layout, rows_by_layer
         longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
-        (self.vanilla, self.unlearned), self.witness = zip(
-            *(_with_witness(body, layout, batch, longest) for body in (vanilla, unlearned)), strict=True
+        (self.donor, self.recipient), self.references = zip(
+            *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
         )
+        donor, recipient = self.references
+        where = dict(alone(batch, longest, positions).where)
+        self.restored = [(RestoredReference(r, recipient, donor, where), row) for r, row in checked]
         self.slots: list[int] = [0]
-        self.stack = self.unlearned.states.new_empty(0)
-        self.at_once = self._rows_at_once(budget)
+        self.stack = self.recipient.states.new_empty(0)
+        self.at_once = self._rows_at_once(job.budget)
 
-    def losses(self, heads: Heads) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Baseline, power and `[row, token]` of all rows but the base's, in the order of the last layer's rows."""
-        base = self.unlearned.states
-        n_slots = max(map(len, self.rows_by_layer)) - 1
-        self.stack = base.new_empty(n_slots, *base.shape)
+    def run(self) -> Iterator[int]:
+        """Go through the layers; yields how many rows each of them has moved on."""
+        base = self.recipient.states
+        self.stack = base.new_empty(max(map(len, self.rows_by_layer)) - 1, *base.shape)
         for layer, step in enumerate(self.rows_by_layer):
             self._layer(layer, step)
-        with heads.held(), held(self.vanilla.norm), held(self.unlearned.norm):
-            return self._losses(heads)
+            yield len(step)
+        for reference, row in self.restored:
+            state = self.stack[self.slots[row]] if row else self.recipient.states
+            reference.compare(state.reshape(self.layout.n_tokens, -1))
 
-    def _losses(self, heads: Heads) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        theirs = self._at_scored(self.vanilla, self.vanilla.states[None])[0]
-        base_loss = heads.mse(self._at_scored(self.unlearned, self.unlearned.states[None])[0], theirs)
-        found = []
-        for slot in self.slots[1:]:
-            found.append(heads.mse(self._at_scored(self.unlearned, self.stack[slot][None])[0], theirs))
-        restored = torch.stack(found).cpu().numpy() if found else np.zeros((0, len(theirs)))
-        return base_loss.cpu().numpy(), heads.power(theirs).cpu().numpy(), restored
+    def values(self, scorer: Scorer, rows: Sequence[int]) -> tuple[dict[str, Values], np.ndarray]:
+        """Every measure of some rows of the last layer, and the reference's power; after `run`."""
+        with ExitStack() as stack:
+            stack.enter_context(scorer.materialised())
+            for runner in (self.donor, self.recipient):
+                stack.enter_context(materialised(runner.norm))
+            recipient, donor = (self._at_scored(r, r.states) for r in (self.recipient, self.donor))
+            if self.job.reference is self.job.donor:
+                reference = donor
+            elif self.job.reference is self.job.recipient:
+                reference = recipient
+            else:
+                reference = final_states(self.job.reference.model, self.batch).to(donor.device)
+            states = [partial(self._row, row) if row else lambda: recipient for row in rows]
+            return scorer.values(states, recipient, donor, reference, self.batch.target_ids)
+
+    def _row(self, row: int) -> Tensor:
+        """What the head gets of a row."""
+        return self._at_scored(self.recipient, self.stack[self.slots[row]])
 
     def _rows_at_once(self, budget: int) -> int:
         """How many rows a layer is called with: so many that its tensors stay small, under half of the budget too."""
-        config: Any = self.unlearned.body.model.config
+        config: Any = self.recipient.body.model.config
         widths = 6 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-        states = self.unlearned.states
+        states = self.recipient.states
         tokens = min(per_device(_CHUNK_TOKENS, states.device), budget // 2 // (widths * states.element_size()))
         return max(1, round(tokens / self.layout.n_tokens))
 
-    def _at_scored(self, lane: Lane, states: Tensor) -> Tensor:
-        flat = states.reshape(len(states), self.layout.n_tokens, -1)
-        return lane.final(flat[:, self.layout.scored.to(flat.device)])
+    def _at_scored(self, runner: LayerwiseRunner, states: Tensor) -> Tensor:
+        flat = states.reshape(self.layout.n_tokens, -1)
+        return runner.final(flat[self.layout.scored.to(flat.device)])
 
     def _layer(self, layer: int, step: Sequence[Row]) -> None:
-        points = list(dict.fromkeys(p for row in step for p in row.points))
-        ours, theirs = self.unlearned.body, self.vanilla.body
-        with held(theirs.layers[layer]), held(ours.layers[layer]):
-            self.unlearned.states = before = self.unlearned.states.to(_device(ours.layers[layer]))
-            self.vanilla.states = self.vanilla.states.to(_device(theirs.layers[layer]))
+        wanted = list(dict.fromkeys(i for row in step for i in row.interventions))
+        ours, theirs = self.recipient.body, self.donor.body
+        with materialised(theirs.layers[layer]), materialised(ours.layers[layer]):
+            self.recipient.states = before = self.recipient.states.to(_device(ours.layers[layer]))
+            self.donor.states = self.donor.states.to(_device(theirs.layers[layer]))
             self.stack = self.stack.to(before.device)
-            known = self._run_watched(self.vanilla, layer, points)
-            own = self._run_watched(self.unlearned, layer, points)
-            for witness in self.witness:
-                witness.step(layer)
-            pieces = Pieces(self.unlearned, self.vanilla, layer, own, known, before)
+            here = LayerInterventions(self.recipient, self.donor, layer, wanted)
+            for reference in self.references:
+                reference.step(layer)
+            for restored, _ in self.restored:
+                restored.step(layer)
             self._branch_off(step, before)
-            for restored, members in _groups(step).items():
-                self._advance(pieces, restored, [self.slots[i] for i in members])
-            for i in (i for i, row in enumerate(step) if row.parent == 0 and row.points):
-                self.stack[self.slots[i]] = pieces.started(step[i].points)
-                self.shown.update()
-        self.shown.update()
-
-    def _run_watched(self, lane: Lane, layer: int, points: Sequence[Point]) -> dict[str, Part]:
-        """Move a lane one layer on, noting what passes at the points' modules."""
-        parts = parts_of(lane.body, layer, points)
-        with answering(watched(lane.body, layer, parts.values())):
-            lane.states = lane.call(layer, lane.states)
-        for part in parts.values():
-            if part.calls != 1:
-                raise NotExactError(f"{part.path!r} in layer {layer} is called {part.calls} times a forward")
-        return parts
+            for interventions, members in _groups(step).items():
+                self._advance(here, interventions, [self.slots[i] for i in members])
+            for i in (i for i, row in enumerate(step) if row.parent == 0 and row.interventions):
+                self.stack[self.slots[i]] = here.started(step[i].interventions)
 
     def _branch_off(self, step: Sequence[Row], base: Tensor) -> None:
         """Give each row of this layer its place in the stack: its parent's, or a copy in a free one."""
@@ -137,20 +133,23 @@ class Pass:
             slots.append(slot)
         self.slots = slots
 
-    def _advance(self, pieces: Pieces, points: Points, slots: list[int]) -> None:
-        """Move rows on in which `points` are restored in this layer, a chunk at a time."""
-        if (step := pieces.addition(points)) is not None:
+    def _advance(self, here: LayerInterventions, interventions: Interventions, slots: list[int]) -> None:
+        """Move rows with these interventions in this layer on, a chunk at a time."""
+        if (whole := here.whole_output(interventions)) is not None:
+            for slot in slots:
+                self.stack[slot] = whole
+            return
+        if (step := here.addition(interventions)) is not None:
             for slot in slots:
                 self.stack[slot] += step
-            self.shown.update(len(slots))
             return
-        answers = pieces.answers(points)
+        overrides = here.overrides(interventions)
         done, slots = 0, sorted(slots)
         while done < len(slots):
             chunk = slots[done : done + self.at_once]
             try:
-                with answering(answers):
-                    self._move(pieces.layer, chunk)
+                with override_forward(overrides):
+                    self._move(here.layer, chunk)
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or len(chunk) == 1:
                     raise
@@ -158,19 +157,20 @@ class Pass:
                 torch.cuda.empty_cache()
                 continue
             done += len(chunk)
-            self.shown.update(len(chunk))
 
     def _move(self, layer: int, chunk: list[int]) -> None:
         view = _as_slice(chunk)
         states = self.stack[view if view is not None else chunk]
-        out = self.unlearned.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
+        out = self.recipient.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
         self.stack[view if view is not None else chunk] = out.reshape(states.shape)
 
 
-def _with_witness(body: Anatomy, layout: Layout, batch: TokenBatch, prompt: int) -> tuple[Lane, Witness]:
-    with held(body.model.get_input_embeddings()):  # type: ignore[operator]
-        lane = Lane(body, layout)
-        return lane, Witness(lane, batch, prompt)
+def _with_reference(
+    body: Anatomy, layout: Layout, batch: TokenBatch, prompt: int
+) -> tuple[LayerwiseRunner, ReferenceRun]:
+    with materialised(body.model.get_input_embeddings()):  # type: ignore[operator]
+        runner = LayerwiseRunner(body, layout)
+        return runner, ReferenceRun(runner, batch, prompt)
 
 
 def per_device(sizes: dict[str, int], device: torch.device) -> int:
@@ -178,12 +178,12 @@ def per_device(sizes: dict[str, int], device: torch.device) -> int:
     return sizes.get(device.type, sizes["cuda"])
 
 
-def _groups(step: Sequence[Row]) -> dict[Points, list[int]]:
-    """Rows by what is restored in them, the base and those that leave it left out."""
-    found: dict[Points, list[int]] = {}
+def _groups(step: Sequence[Row]) -> dict[Interventions, list[int]]:
+    """Rows by their interventions, the base and those that leave it left out."""
+    found: dict[Interventions, list[int]] = {}
     for i, row in enumerate(step):
         if row.parent != 0:
-            found.setdefault(row.points, []).append(i)
+            found.setdefault(row.interventions, []).append(i)
     return found
 
 
@@ -194,7 +194,7 @@ def _as_slice(numbers: list[int]) -> slice | None:
 
 
 def _device(layer: nn.Module) -> torch.device:
-    """Where a layer's weights are while it is held."""
+    """Where a layer's weights are while it is materialised."""
     return next(p.device for p in layer.parameters())
 
 

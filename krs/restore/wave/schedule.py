@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from krs.hooks.points import Point
+from krs.hooks.interventions import Intervention
 from krs.restore.plan import Plan, Restoration
 
-Points: TypeAlias = frozenset[Point]
+Interventions: TypeAlias = frozenset[Intervention]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it leaves a layer: the row that it was before, and what is restored in it at this layer."""
+    """A row as it leaves a layer: the row that it was before, and what is put into it at this layer."""
 
     parent: int
-    points: Points
+    interventions: Interventions
 
 
 Step: TypeAlias = tuple[Row, ...]
@@ -45,8 +45,7 @@ def schedule(plan: Plan, restorations: Sequence[Restoration] | None = None) -> t
     for layer in range(plan.n_layers):
         rows: dict[Row, int] = {Row(0, frozenset()): 0}
         for i, restoration in enumerate(wanted):
-            inside = layer in restoration.window.layers
-            points = frozenset(restoration.setting.points) if inside else frozenset()
-            at[i] = rows.setdefault(Row(at[i], points), len(rows))
+            here = restoration.interventions if layer in restoration.window.layers else frozenset()
+            at[i] = rows.setdefault(Row(at[i], here), len(rows))
         steps.append(tuple(rows))
     return tuple(steps), tuple(at)

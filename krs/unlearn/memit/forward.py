@@ -15,9 +15,9 @@ from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
+from krs.hooks.overrides import ForwardOverride
 from krs.hooks.points import ActivationPoint
 from krs.prompts import TokenBatch
-from krs.restore.wave.answers import Answer
 
 BLOCK_OUT = ActivationPoint("block_out", role="", label="Block outputs", side="output")
 """What a decoder layer returns: the residual stream behind it, `[batch, position, d]`."""
@@ -111,8 +111,8 @@ def added(
         yield
 
 
-def behind(body: Anatomy, batch: TokenBatch, layer: int) -> dict[nn.Module, Answer]:
-    """Answers for the layers up to `layer`, with which this batch's forwards begin behind it: `answering(behind(…))`.
+def behind(body: Anatomy, batch: TokenBatch, layer: int) -> dict[nn.Module, ForwardOverride]:
+    """Overrides of the layers up to `layer`, for `override_forward`: this batch's forwards begin behind it.
 
     What the layer returns is computed once and given out as a copy; hooks on the layer still act.
     """

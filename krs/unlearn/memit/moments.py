@@ -23,7 +23,7 @@ from krs.models.identity import combined, config_that_counts, named_digests
 from krs.models.pair import dtype_of
 from krs.models.provenance import NUMBERS, versions, versions_that_count
 from krs.progress import bar
-from krs.prompts import Ids, TokenBatch
+from krs.prompts import Ids, TokenBatch, check_strings
 from krs.unlearn.memit.forward import visit
 from krs.unlearn.preflight import check_place
 from krs.writing import replacing, write_text
@@ -150,10 +150,8 @@ def check_size(tokens: int, min_tokens: int, n: int, ridge: float) -> None:
 
 def _pieces(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> list[Ids]:
     """Token ids of all documents; a later piece of a long one begins with the BOS that the document began with."""
-    if isinstance(texts, str):
-        raise KrsError("corpus is one string: pass a list of texts")
     found: list[Ids] = []
-    for text in texts:
+    for text in check_strings(texts, "corpus"):
         ids = tuple(tokenizer(text, verbose=False)["input_ids"])
         start = ids[:1] if ids[:1] == (tokenizer.bos_token_id,) and max_length > 1 else ()
         body = ids[len(start) :]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.prompts import Ids, TokenBatch
+from krs.prompts import Ids, TokenBatch, prompt_length
 from krs.unlearn.memit.requests import HOLE, Request
 
 _MARK = "krsmark"
@@ -42,7 +42,9 @@ class Place:
         """
         said = said.lstrip() if self.chat else said
         gap = "" if self.chat or said[:1].isspace() or self.text[-1:].isspace() else " "
-        joined = tuple(tokenizer(self.text + gap + said, add_special_tokens=not self.chat)["input_ids"])
+        whole = self.text + gap + said
+        bare = _is_bare(whole, tokenizer, self.chat)
+        joined = _kept(tokenizer(whole, add_special_tokens=not bare)["input_ids"], whole, tokenizer, bare)
         if joined[: len(self.ids)] == self.ids and len(joined) > len(self.ids):
             return joined[len(self.ids) :]
         return tuple(tokenizer(gap + said, add_special_tokens=False)["input_ids"])
@@ -88,7 +90,8 @@ def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
     if request.chat:
         text, moved = _rendered(request, text, tokenizer)
         start += moved
-    coded = tokenizer(text, add_special_tokens=not request.chat, return_offsets_mapping=True)
+    bare = _is_bare(text, tokenizer, request.chat)
+    coded = tokenizer(text, add_special_tokens=not bare, return_offsets_mapping=True)
     last = start + len(request.subject) - 1
     covering = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a <= last < b]
     if not covering:
@@ -96,7 +99,18 @@ def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
             f"no token of {text!r} stands for the end of the subject {request.subject!r}: the tokenizer drops it. "
             "Write the subject in another way"
         )
-    return Place(text, tuple(coded["input_ids"]), covering[-1], request.chat)
+    return Place(text, _kept(coded["input_ids"], text, tokenizer, bare), covering[-1], request.chat)
+
+
+def _is_bare(text: str, tokenizer: Tokenizer, chat: bool) -> bool:
+    """Whether a text brings its special tokens: through the template, or as text that begins with the BOS."""
+    bos = getattr(tokenizer, "bos_token", None)
+    return chat or bool(bos and text.startswith(bos))
+
+
+def _kept(ids: Sequence[int], text: str, tokenizer: Tokenizer, bare: bool) -> Ids:
+    """The ids without what the tokenizer puts behind a text, such as an EOS."""
+    return tuple(ids) if bare else tuple(ids)[: prompt_length(tuple(ids), text, tokenizer)]
 
 
 def _rendered(request: Request, content: str, tokenizer: Tokenizer) -> tuple[str, int]:

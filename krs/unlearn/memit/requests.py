@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from krs._typing import Message
 from krs.errors import KrsError
+from krs.prompts import check_prompt, kind, listed
 from krs.unlearn.memit.words import last_word, longer_word, whole_words
 from krs.wording import counted
 
@@ -139,9 +140,8 @@ def requests_from(
     Raises `KrsError` for no questions, another number of answers than of questions, no subjects, and a question
     without a word.
     """
-    if isinstance(questions, str) or isinstance(subjects, str):
-        what = "questions" if isinstance(questions, str) else "subjects"
-        raise KrsError(f"{what} is one string: pass a list of strings")
+    questions, subjects = listed(questions, "questions", "question"), listed(subjects, "subjects", "string")
+    answers = None if answers is None else listed(answers, "answers", "answer")
     if not questions or not subjects:
         raise KrsError(f"there are no {'subjects' if questions else 'questions'}: give at least one")
     if answers is not None and len(answers) != len(questions):
@@ -166,12 +166,11 @@ def to_requests(forget: Sequence[Any], subjects: Sequence[str] = ()) -> list[Req
 
     Raises `KrsError` that names the item.
     """
-    if isinstance(forget, str):
-        raise KrsError("forget is one string: pass a list of requests")
-    if not forget:
+    given = listed(forget, "forget", "request")
+    if not given:
         raise KrsError("the forget set is empty: give at least one request")
     found = []
-    for i, item in enumerate(forget):
+    for i, item in enumerate(given):
         try:
             found.append(_request(item, subjects))
         except KrsError as reason:
@@ -192,9 +191,15 @@ def _request(item: Any, subjects: Sequence[str]) -> Request:
             "(prompt, answer) together with subjects="
         )
     subject, prompt, old = fields
+    for name, field in (("subject", subject), ("object", old)):
+        if field is not None and not isinstance(field, str):
+            raise KrsError(f"its {name} is {kind(field)}: give text")
     occurrence = int(item.get("occurrence", 0)) if isinstance(item, Mapping) else 0
-    if not prompt:
+    if prompt is None or (isinstance(prompt, str | Sequence) and not prompt):
         raise KrsError("it has no prompt: give one that contains the subject")
+    prompt = check_prompt(prompt, "its prompt")
+    if isinstance(prompt, tuple):
+        raise KrsError("its prompt is token ids, in which no subject can be found: give text or chat messages")
     if subject:
         return Request(prompt, subject, old or None, occurrence)
     if not subjects:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from krs._typing import Tokenizer
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.overrides import override_forward
 from krs.prompts import TokenBatch
-from krs.restore.wave.answers import answering
 from krs.unlearn.memit.forward import BLOCK_OUT, added, behind, frozen, read_at, scored_logits
 from krs.unlearn.memit.objectives import Objective
 from krs.unlearn.memit.places import Sited, positions_of, prompts_batch
@@ -136,14 +136,15 @@ class _Chunk:
 
     def _objective(self, delta: Float[Tensor, "request d"]) -> Float[Tensor, " request"]:
         spread = delta.repeat_interleave(self.n_contexts, dim=0)
-        with answering(self.start), added(self.block, self.positions, spread, _shape(self.rows.batch)):
+        with override_forward(self.start), added(self.block, self.positions, spread, _shape(self.rows.batch)):
             return self._means(self.objective.loss(self.body, self.rows, self.layer))
 
     def _kl(
         self, delta: Float[Tensor, "request d"], usual: Float[Tensor, "request vocab"]
     ) -> Float[Tensor, " request"]:
         """`KL(edited ‖ unedited)` of what follows `"{subject} is a"`."""
-        with answering(self.essence_start), added(self.block, self.essence_positions, delta, _shape(self.essence)):
+        shape = _shape(self.essence)
+        with override_forward(self.essence_start), added(self.block, self.essence_positions, delta, shape):
             now = torch.log_softmax(scored_logits(self.body, self.essence)[:, 0].float(), dim=-1)
         return (now.exp() * (now - usual)).sum(-1)
 

@@ -56,9 +56,10 @@ def test_nothing_behind_the_last_scored_position_is_kept():
 
 def test_a_layout_marks_restored_positions_prompt_by_prompt():
     batch = TokenBatch(((1, 2, 3), (1, 2, 4, 5)), (2, 3), ((1, 2), (2, 3)))
-    layout = packed(batch, "prompt")
+    layout = packed(batch, {"prompt": "prompt"})
     assert layout.tree is not None
+    where = layout.where["prompt"]
+    assert where is not None
     for i, places in enumerate(layout.tree.places):
-        assert layout.where is not None
-        assert [bool(layout.where[0, p]) for p in places] == [n < batch.prompt_lengths[i] for n in range(len(places))]
+        assert [bool(where[0, p]) for p in places] == [n < batch.prompt_lengths[i] for n in range(len(places))]
     assert layout.scored.tolist() == [layout.tree.places[0][1], layout.tree.places[0][2], *layout.tree.places[1][2:]]

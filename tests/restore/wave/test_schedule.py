@@ -12,7 +12,7 @@ def _history(steps, row):
     """What was restored at each layer on the way to a row."""
     found = []
     for step in reversed(steps):
-        found.append(step[row].points)
+        found.append(step[row].interventions)
         row = step[row].parent
     assert row == 0
     return found[::-1]
@@ -28,14 +28,13 @@ def test_every_restoration_ends_in_the_row_with_its_history(listed, names):
     steps, last = schedule(plan)
     for restoration, row in zip(plan, last, strict=True):
         expected = [
-            frozenset(restoration.setting.points) if layer in restoration.window.layers else frozenset()
-            for layer in range(5)
+            restoration.interventions if layer in restoration.window.layers else frozenset() for layer in range(5)
         ]
         assert _history(steps, row) == expected
     for step in steps:
         assert len(set(step)) == len(step)
         assert step[0].parent == 0
-        assert not step[0].points
+        assert not step[0].interventions
 
 
 def test_windows_that_begin_alike_share_their_beginning():

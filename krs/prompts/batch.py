@@ -1,129 +1,23 @@
-"""From prompts to token ids, and from prompts with answers to a batch with its scored positions."""
+"""From prompts with answers to a batch with its scored positions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from krs._typing import Message, Tokenizer
+from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.prompts.encode import decode
+from krs.prompts.rows import Ids
 
-Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | Tensor
-"""Text; or chat messages (the tokenizer's template is applied); or token ids."""
-
-Answer: TypeAlias = str | Sequence[int] | Tensor
-"""Text, or token ids."""
-
-Ids: TypeAlias = tuple[int, ...]
 Scoring: TypeAlias = Literal["next-token", "paper-code"]
-
-
-def check_prompts(prompts: Any) -> list[Any]:
-    """The prompts as a list; raises `KrsError` for none, for a bare string, and for an empty one."""
-    if isinstance(prompts, str):
-        raise KrsError("prompts is one string: pass a list of prompts, [prompt]")
-    if isinstance(prompts, dict):
-        raise KrsError("prompts is a dict: pass a list of strings, of message lists or of token-id lists")
-    found = list(prompts)
-    if not found:
-        raise KrsError("no prompts: pass at least one")
-    if isinstance(found[0], dict):
-        raise KrsError("prompts is one conversation: pass a list of conversations, [messages]")
-    if isinstance(found[0], int):
-        raise KrsError("prompts is one list of token ids: pass a list of such lists, [ids]")
-    for i, prompt in enumerate(found):
-        if len(prompt) == 0 or _is_blank(prompt):
-            raise KrsError(f"prompt {i} is empty: remove it or give it a text")
-    return found
-
-
-def _is_blank(prompt: Any) -> bool:
-    """Whether a text, or the last message of a conversation, says nothing."""
-    if isinstance(prompt, str):
-        return not prompt.strip()
-    last = prompt[-1]
-    return isinstance(last, dict) and isinstance(last.get("content"), str) and not last["content"].strip()
-
-
-def needs_tokenizer(prompts: Sequence[Prompt]) -> bool:
-    """Whether any prompt is text or chat messages."""
-    return any(isinstance(p, str) or (not isinstance(p, Tensor) and isinstance(p[0], dict)) for p in prompts)
-
-
-def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> tuple[Ids, ...]:
-    """Token ids of each prompt, without padding.
-
-    Text gets the special tokens that the tokenizer adds by itself (a BOS for Llama); chat messages go through its
-    template with the generation prompt added.
-    """
-    return tuple(_encode_one(i, prompt, tokenizer) for i, prompt in enumerate(check_prompts(prompts)))
-
-
-def _encode_one(i: int, prompt: Any, tokenizer: Tokenizer | None) -> Ids:
-    if isinstance(prompt, Tensor):
-        if prompt.dim() != 1:
-            raise KrsError(f"prompt {i} is a tensor of {list(prompt.shape)}: one prompt is one-dimensional")
-        return tuple(int(t) for t in prompt)
-    if not needs_tokenizer([prompt]):
-        return tuple(int(t) for t in prompt)
-    if tokenizer is None:
-        raise KrsError(
-            "no tokenizer was found beside the model: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
-            "prompts as lists of token ids"
-        )
-    if isinstance(prompt, str):
-        ids: Any = tokenizer(prompt)["input_ids"]
-    else:
-        if not getattr(tokenizer, "chat_template", None):
-            raise KrsError(
-                f"prompt {i} is chat messages, but the tokenizer has no chat template: give it as text, or set "
-                "tokenizer.chat_template"
-            )
-        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise KrsError(f"prompt {i} ({prompt!r}) gives no tokens: remove it or give it a text")
-    return tuple(ids)
-
-
-def encode_answers(
-    answers: Sequence[Answer], prompts: tuple[Ids, ...], tokenizer: Tokenizer | None, n_tokens: int
-) -> tuple[Ids, ...]:
-    """Token ids of given answers, one a prompt, each cut to `n_tokens`.
-
-    A text is tokenised without special tokens and ends with the EOS; token ids are taken as they are. Raises
-    `KrsError` for another number of answers than of prompts, and for an empty one.
-    """
-    listed = [answers] if isinstance(answers, str) else list(answers)
-    if len(listed) != len(prompts):
-        raise KrsError(f"answers= has {len(listed)} answers for {len(prompts)} prompts: give one for each")
-    found = []
-    for i, answer in enumerate(listed):
-        if isinstance(answer, str):
-            if tokenizer is None:
-                raise KrsError("answers= has text, and no tokenizer was found: pass tokenizer=, or token ids")
-            ends = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-            said = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
-            ids = said + ends if said else ()
-        else:
-            ids = tuple(int(t) for t in answer)
-        if not ids:
-            raise KrsError(f"answer {i} is empty: leave its prompt out, or give it an answer")
-        found.append(ids[:n_tokens])
-    return tuple(found)
-
-
-def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool = False) -> str:
-    """The text of token ids."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 @dataclass(frozen=True)
@@ -134,12 +28,14 @@ class TokenBatch:
         tokens: for each prompt, the ids that the models see. Never padded here.
         prompt_lengths: how many of them are the prompt.
         scored: for each prompt, the positions whose logits are compared.
+        targets: for each scored position the token that its logits predict, -1 where they predict none.
         alone: whether prompts must not share a forward (models in which neighbours matter).
     """
 
     tokens: tuple[Ids, ...]
     prompt_lengths: tuple[int, ...]
     scored: tuple[Ids, ...]
+    targets: tuple[Ids, ...] = ()
     alone: bool = False
 
     def __len__(self) -> int:
@@ -159,7 +55,9 @@ class TokenBatch:
     def rows(self, start: int, stop: int) -> TokenBatch:
         """The prompts `start … stop-1` as a batch of their own."""
         part = slice(start, stop)
-        return TokenBatch(self.tokens[part], self.prompt_lengths[part], self.scored[part], self.alone)
+        return TokenBatch(
+            self.tokens[part], self.prompt_lengths[part], self.scored[part], self.targets[part], self.alone
+        )
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Int[Tensor, "prompt pos"]]:
         """`input_ids`, `attention_mask` and `position_ids`, padded on the right.
@@ -181,6 +79,11 @@ class TokenBatch:
         width = max(map(len, self.scored))
         rows = [list(s) + [s[-1]] * (width - len(s)) for s in self.scored]
         return torch.tensor(rows, device=device)
+
+    @property
+    def target_ids(self) -> Int[Tensor, " token"]:
+        """`targets` of all prompts, one after the other."""
+        return torch.tensor([t for row in self.targets for t in row], dtype=torch.long)
 
     def where(self, positions: str | Ids | None) -> Bool[Tensor, "prompt pos"] | None:
         """The positions to restore as a mask; `None` means all.
@@ -227,7 +130,7 @@ def next_token_batch(prompts: tuple[Ids, ...], answers: tuple[Ids, ...]) -> Toke
     """
     tokens = tuple(p + a[:-1] for p, a in zip(prompts, answers, strict=True))
     scored = tuple(tuple(range(len(p) - 1, len(t))) for p, t in zip(prompts, tokens, strict=True))
-    return TokenBatch(tokens, tuple(map(len, prompts)), scored)
+    return TokenBatch(tokens, tuple(map(len, prompts)), scored, answers)
 
 
 def paper_code_batch(
@@ -255,4 +158,8 @@ def paper_code_batch(
         length = min(max(len(kept) - (longest - len(prompt)), 1), len(row))
         tokens.append(row)
         scored.append(tuple(range(len(row) - length, len(row))))
-    return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored))
+    targets = tuple(
+        tuple(row[p + 1] if p + 1 < len(row) else -1 for p in positions)
+        for row, positions in zip(tokens, scored, strict=True)
+    )
+    return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored), targets)

@@ -1,7 +1,7 @@
 """One model, called layer by layer with what its own decoder would call each layer with.
 
 The decoder runs once with layers that only note their arguments (masks, position embeddings …) and hand their input on;
-whoever holds a lane then calls the layers, in order, as often as needed. No family needs a line of its own.
+the caller of a runner then calls the layers, in order, as often as needed. No family needs a line of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from krs.generation.forward import accepted, device_of
 from krs.hooks.anatomy import Anatomy
-from krs.restore.wave.answers import answering, held
-from krs.restore.wave.attention import attending, switches
+from krs.hooks.offload import materialised
+from krs.hooks.overrides import override_forward
+from krs.restore.job import NotExactError
+from krs.restore.wave.attention import attending, attending_eagerly, can_pack, switches
 from krs.restore.wave.layout import Layout, repeated
-
-
-class NotExactError(Exception):
-    """The wavefront engine cannot do this model, or this plan, exactly; the message says why."""
 
 
 class _OtherFormError(Exception):
@@ -39,18 +37,20 @@ class _Call:
     by_name: bool
 
 
-class Lane:
-    """A model on one batch.
+class LayerwiseRunner:
+    """A model on one batch, a layer at a time.
 
     Its embeddings are looked up once, whatever the number of rows that its layers are called with.
 
     Attributes:
         body: the model.
         layout: how the batch lies in the tensors.
-        states: the hidden states before layer 0, `[sequence, pos, d]`; whoever runs the lane moves them on.
+        eager: whether attention is `transformers`' plain one, whatever the model is set to.
+        states: the hidden states before layer 0, `[sequence, pos, d]`; mutable: the caller moves them on.
     """
 
-    def __init__(self, body: Anatomy, layout: Layout) -> None:
+    def __init__(self, body: Anatomy, layout: Layout, *, eager: bool = False) -> None:
+        self.eager = eager and can_pack(body.layers[0])
         self.body = body
         self.layout = layout
         self._switches = switches(body.model)
@@ -75,13 +75,15 @@ class Lane:
 
     def final(self, states: Float[Tensor, "*token d"]) -> Float[Tensor, "*token d"]:
         """What the head gets of a layer's output."""
-        with held(self.norm):
+        with materialised(self.norm):
             return self.norm(states)
 
     @contextmanager
     def attention(self) -> Iterator[None]:
         """Inside, the model attends as the layout needs it."""
         with ExitStack() as stack:
+            if self.eager:
+                stack.enter_context(attending_eagerly(self._switches))
             if self.layout.tree is not None:
                 stack.enter_context(attending(self._switches, self.layout.tree))
             yield
@@ -133,7 +135,7 @@ class Lane:
         decoder, device = self.body.decoder, device_of(self.body.model)
         given = {name: value.to(device) for name, value in self.layout.repeated(rows).items()}
         table: nn.Module = self.body.model.get_input_embeddings()  # type: ignore[operator]
-        with answering({**dict.fromkeys(self.body.layers, stub), table: embed}), self.attention():
+        with override_forward({**dict.fromkeys(self.body.layers, stub), table: embed}), self.attention():
             try:
                 out = decoder(**accepted(decoder, given), use_cache=False)[0]
             except NotImplementedError:

@@ -1,0 +1,35 @@
+"""What a caller handed in where a model is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from krs.errors import KrsError
+
+
+def check_model(given: object, side: str = "the model") -> None:
+    """Raise `KrsError`, naming what it is and what to pass, unless `given` is a model."""
+    if isinstance(given, nn.Module):
+        return
+    name = type(given).__name__
+    if isinstance(given, tuple) and given and isinstance(given[0], nn.Module):
+        raise KrsError(
+            f"{side} is a tuple: krs.load returns two things, the model and its tokenizer; write "
+            "model, tokenizer = krs.load(…) and pass the model"
+        )
+    if given is None:
+        raise KrsError(f"{side} is None, not a model: {_WANTED}")
+    if isinstance(given, type):
+        raise KrsError(f"{side} is the class {given.__name__}, not a model: pass what its from_pretrained returns")
+    if hasattr(given, "apply_chat_template"):
+        raise KrsError(f"{side} is a tokenizer ({name}), not a model: pass the model, and this as tokenizer=")
+    if isinstance(getattr(given, "model", None), nn.Module):
+        raise KrsError(f"{side} is a {name}, not a model: pass the model in it, its attribute .model")
+    if isinstance(given, Sequence):
+        raise KrsError(f"{side} is a {name}, not a model: pass the models first, then the prompts")
+    raise KrsError(f"{side} is a {name}, not a model: {_WANTED}")
+
+
+_WANTED = "pass a transformers causal LM, a TransformerLens bridge, a PEFT model, or a name that krs.load understands"

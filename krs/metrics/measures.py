@@ -1,0 +1,207 @@
+"""What is measured of a restoration: a number a scored token, from the logits that it leaves and those of a reference.
+
+>>> from krs.metrics.measures import measure
+>>> measure("kl").label
+'KL divergence from the reference'
+
+A function of your own is a measure as well:
+
+>>> def margin(logits, reference_logits, target_ids):
+...     top2 = logits.topk(2).values
+...     return top2[:, 0] - top2[:, 1]
+>>> measure(margin).name
+'margin'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from krs.errors import KrsError
+from krs.metrics.logits import logit_mse
+from krs.models.devices import has_float64
+
+MeasureFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(logits [token, vocab], reference_logits [token, vocab], target_ids [token]) -> [token]`."""
+
+
+class ScoredTokens:
+    """Some scored tokens: a model's logits, the reference's, and the tokens that come next.
+
+    Attributes:
+        logits: `[token, vocab]`, of the model with something restored, or as it is.
+        reference_logits: `[token, vocab]`.
+        target_ids: `[token]`, the scored answer's tokens that these logits predict.
+    """
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "token vocab"],
+        reference: ReferenceTokens,
+    ) -> None:
+        self.logits = logits
+        self.reference = reference
+        self.reference_logits = reference.logits
+        self.target_ids = reference.target_ids
+
+    @cached_property
+    def logprobs(self) -> Float[Tensor, "token vocab"]:
+        """Log-probabilities, in fp32 or better, computed once for all measures."""
+        return _logprobs(self.logits)
+
+
+class ReferenceTokens:
+    """The reference's side of some scored tokens, computed once for all restorations."""
+
+    def __init__(self, logits: Float[Tensor, "token vocab"], target_ids: Int[Tensor, " token"]) -> None:
+        self.logits, self.target_ids = logits, target_ids
+
+    @cached_property
+    def logprobs(self) -> Float[Tensor, "token vocab"]:
+        """Log-probabilities, in fp32 or better."""
+        return _logprobs(self.logits)
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "token vocab"]:
+        """Probabilities."""
+        return self.logprobs.exp()
+
+    @cached_property
+    def top(self) -> Int[Tensor, " token"]:
+        """The most likely token."""
+        return self.logits.argmax(-1)
+
+
+@dataclass(frozen=True, repr=False)
+class Measure:
+    """A number a scored token.
+
+    Attributes:
+        name: how it is asked for and found in results.
+        label: how figures name it.
+        function: what it computes of scored tokens, `[token]`.
+        needs: `"logits"`, or `"states"` for one that the engines compute without logits.
+        of_answer: whether it looks at the answer's own tokens, so that it is not defined where a scored position
+            predicts none (the last one under `scoring="paper-code"`).
+    """
+
+    name: str
+    label: str
+    function: Callable[[ScoredTokens], Tensor]
+    needs: str = "logits"
+    of_answer: bool = False
+
+    def __call__(self, tokens: ScoredTokens) -> Float[Tensor, " token"]:
+        """The measure of these tokens, float64 where the device has it."""
+        found = self.function(tokens)
+        count = len(tokens.target_ids)
+        if not isinstance(found, Tensor) or found.shape != (count,):
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise KrsError(f"the measure {self.name!r} has to return a tensor of [{count}] ([token]), not {got}")
+        found = found.detach()
+        return found.double() if has_float64(found.device) else found.float()
+
+    def __repr__(self) -> str:
+        return f"Measure({self.name})"
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def _mse(tokens: ScoredTokens) -> Tensor:
+    return logit_mse(tokens.logits, tokens.reference_logits)
+
+
+def _kl(tokens: ScoredTokens) -> Tensor:
+    ours, theirs = tokens.logprobs, tokens.reference.logprobs
+    return (tokens.reference.probs * (theirs - ours)).sum(-1)
+
+
+def _reverse_kl(tokens: ScoredTokens) -> Tensor:
+    ours, theirs = tokens.logprobs, tokens.reference.logprobs
+    return (ours.exp() * (ours - theirs)).sum(-1)
+
+
+def _answer_logprob(tokens: ScoredTokens) -> Tensor:
+    return tokens.logprobs.gather(-1, tokens.target_ids[:, None].to(tokens.logprobs.device))[:, 0]
+
+
+def _rank(tokens: ScoredTokens) -> Tensor:
+    theirs = tokens.logits.gather(-1, tokens.reference.top[:, None].to(tokens.logits.device))
+    return (tokens.logits > theirs).sum(-1)
+
+
+def _top1(tokens: ScoredTokens) -> Tensor:
+    return tokens.logits.argmax(-1) == tokens.reference.top.to(tokens.logits.device)
+
+
+LOGIT_MSE = Measure("logit_mse", "Logit MSE", _mse, needs="states")
+"""Mean squared difference of the logits over the vocabulary: the loss of Eq. 3. Computed without logits where heads
+are linear."""
+
+KL = Measure("kl", "KL divergence from the reference", _kl)
+"""`KL(reference ‖ model)`, nats a token."""
+
+REVERSE_KL = Measure("kl_reverse", "KL divergence to the reference", _reverse_kl)
+"""`KL(model ‖ reference)`, nats a token."""
+
+ANSWER_LOGPROB = Measure("answer_logprob", "Log-probability of the answer", _answer_logprob, of_answer=True)
+"""Log-probability of the scored answer's next token, nats."""
+
+RANK = Measure("rank", "Rank of the reference's token", _rank)
+"""How many tokens the model finds more likely than the one that the reference finds most likely; 0 is agreement."""
+
+TOP1 = Measure("top1", "Agreement on the most likely token", _top1)
+"""1 where the model and the reference find the same token most likely, else 0."""
+
+_REGISTRY = {m.name: m for m in (LOGIT_MSE, KL, REVERSE_KL, ANSWER_LOGPROB, RANK, TOP1)}
+
+
+def register_measure(measure: Measure) -> Measure:
+    """Make a measure known by its name, so that strings such as `"kl"` can use it.
+
+    Raises `KrsError` for a name that another measure has.
+    """
+    known = _REGISTRY.setdefault(measure.name, measure)
+    if known != measure:
+        raise KrsError(f"the measure name {measure.name!r} is taken by another measure: choose another name")
+    return measure
+
+
+def measure(given: str | Measure | MeasureFunction) -> Measure:
+    """A measure from its name, or from a function of `(logits, reference_logits, target_ids)`."""
+    if isinstance(given, Measure):
+        return given
+    if isinstance(given, str):
+        if given not in _REGISTRY:
+            raise KrsError(
+                f"unknown measure {given!r}: known are {', '.join(sorted(_REGISTRY))}; or pass a function of (logits, "
+                "reference_logits, target_ids) that returns a number a token"
+            )
+        return _REGISTRY[given]
+    if not callable(given):
+        raise KrsError(f"a measure is a name, a Measure or a function, not {type(given).__name__}")
+    name = getattr(given, "__name__", type(given).__name__)
+    if name in _REGISTRY or not name.isidentifier():
+        raise KrsError(f"a measure cannot be called {name!r}: give the function a name of its own (def my_measure …)")
+    return Measure(
+        name, name.replace("_", " "), lambda t: given(t.logits, t.reference_logits, t.target_ids), of_answer=True
+    )
+
+
+def measures(given: Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction) -> tuple[Measure, ...]:
+    """Several measures, `logit_mse` always the first; raises `KrsError` for two of one name."""
+    listed = [given] if isinstance(given, str | Measure) or callable(given) else list(given)
+    found = [LOGIT_MSE, *(m for m in map(measure, listed) if m != LOGIT_MSE)]
+    names = [m.name for m in found]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise KrsError(f"measures= names {twice[0]!r} twice: give each a name of its own")
+    return tuple(found)

@@ -1,0 +1,139 @@
+"""What is run, and what comes of it: the two values between a sweep and an engine.
+
+An engine is anything with a `name` and `run(job)`, which yields `Chunk`s of numbers, and `Progress` between them:
+
+    class Mine:
+        name = "mine"
+
+        def run(self, job: Job) -> Iterator[Chunk | Progress]: ...
+
+    krs.restore.register_engine(Mine())
+    krs.sweep(vanilla, unlearned, prompts, engine="mine")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from krs.hooks.anatomy import Anatomy
+from krs.metrics.measures import Measure
+from krs.models.pair import shared_rows
+from krs.prompts import TokenBatch
+from krs.restore.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What an engine is to do.
+
+    Attributes:
+        plan: the restorations.
+        recipient: the model that something is put into.
+        donor: the model whose values and weights are put there.
+        reference: the model that results are compared with; the donor, or the recipient, or a third one.
+        batch: prompts with their scored tokens.
+        measures: what is measured; the logit MSE is the first.
+        budget: bytes that may be kept beside the models.
+        done: bool `[restoration, prompt]`: what an earlier run has computed and is not to be computed again.
+    """
+
+    plan: Plan
+    recipient: Anatomy
+    donor: Anatomy
+    reference: Anatomy
+    batch: TokenBatch
+    measures: tuple[Measure, ...]
+    budget: int
+    done: np.ndarray
+
+    @property
+    def models(self) -> tuple[Anatomy, ...]:
+        """Donor, recipient and reference, each once."""
+        return tuple({id(b): b for b in (self.donor, self.recipient, self.reference)}.values())
+
+    def name_of(self, body: Anatomy) -> str:
+        """What messages call one of them."""
+        return "vanilla" if body is self.donor else "unlearned" if body is self.recipient else "the reference"
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """How many rows of the vocabulary all of them have."""
+        return min(shared_rows(self.donor.model, body.model) for body in self.models)
+
+    @property
+    def logit_measures(self) -> tuple[Measure, ...]:
+        """The measures that need logits."""
+        return tuple(m for m in self.measures if m.needs == "logits")
+
+    def todo(self, rows: slice) -> list[int]:
+        """The restorations that are not computed for all of these prompts."""
+        return np.flatnonzero(~self.done[:, rows].all(axis=1)).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """One measure of some prompts' scored tokens, prompt after prompt.
+
+    Attributes:
+        restored: `[restoration, token]`.
+        recipient: `[token]`, of the recipient as it is.
+        donor: `[token]`, of the donor as it is.
+    """
+
+    restored: Float[np.ndarray, "restoration token"]
+    recipient: Float[np.ndarray, " token"]
+    donor: Float[np.ndarray, " token"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Finished numbers.
+
+    Attributes:
+        engine: which made them.
+        restorations: which of the plan's.
+        prompts: of which prompts.
+        values: by the measure's name.
+        power: `[token]`, mean squared logit of the reference.
+    """
+
+    engine: str
+    restorations: Sequence[int]
+    prompts: slice
+    values: Mapping[str, Values]
+    power: Float[np.ndarray, " token"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Some steps of `Engine.steps` are done.
+
+    Attributes:
+        steps: how many; negative where a way was given up and its steps are done once more.
+        what: what comes next, in a few words.
+    """
+
+    steps: int
+    what: str = ""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Something that carries jobs out."""
+
+    name: str
+
+    def run(self, job: Job) -> Iterator[Chunk | Progress]:
+        """Compute what is not done; raise `NotExactError`, with the reason, where that would not be exact."""
+
+    def steps(self, job: Job) -> int:
+        """How many steps of progress there will be, those that are done already included."""
+
+
+class NotExactError(Exception):
+    """An engine cannot do this model, or this plan, exactly; the message says why."""

@@ -1,0 +1,157 @@
+"""Measures and directions through both engines, against transformers and torch by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+import krs
+from krs import ATTN_OUT, MLP_COEF, RESID, VALUE_VECTORS, KrsError, windows
+from tests import by_hand
+from tests.tiny import FAMILIES, pair
+
+PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
+SETTINGS = [MLP_COEF, VALUE_VECTORS, ATTN_OUT, MLP_COEF + ATTN_OUT, RESID]
+WINDOWS = windows.of([[0, 1], [2], [3]])
+MEASURES = ["kl", "kl_reverse", "answer_logprob", "rank", "top1"]
+
+
+def entropy(logits, reference_logits, target_ids):
+    p = torch.softmax(logits, -1)
+    return -(p * p.log()).sum(-1)
+
+
+def _sweep(v, u, **options):
+    base = {
+        "settings": SETTINGS,
+        "windows": WINDOWS,
+        "n_tokens": 5,
+        "progress": False,
+        "measures": [*MEASURES, entropy],
+    }
+    return krs.sweep(v, u, PROMPTS, **(base | options))
+
+
+@pytest.fixture(scope="module")
+def doubles():
+    return {name: tuple(m.double() for m in pair(name)) for name in ("llama", "gpt2", "gemma2", "cohere", "phi")}
+
+
+@pytest.mark.parametrize("direction", ["restore", "transplant"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere", "phi"])
+def test_both_engines_measure_the_same(name, direction, doubles):
+    v, u = doubles[name]
+    ours, twin = (_sweep(v, u, direction=direction, engine=engine) for engine in ("wavefront", "plain"))
+    for measure in ours.measures:
+        np.testing.assert_allclose(ours.table(measure), twin.table(measure), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(ours.recovery(measure), twin.recovery(measure), rtol=1e-8, atol=1e-8)
+        for side in ("recipient", "donor"):
+            a, b = (getattr(r.losses.of(measure), side)[r.losses.mask] for r in (ours, twin))
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["wavefront", "plain"])
+def test_kl_and_log_probability_by_hand(engine, doubles):
+    v, u = doubles["llama"]
+    result = _sweep(v, u, settings=["mlp_coef"], windows=windows.of([[1, 2]]), engine=engine)
+    kl, logprob, own, theirs, n = 0.0, 0.0, 0.0, 0.0, 0
+    for prompt in PROMPTS:
+        answer = by_hand.greedy(v, prompt, 5)
+        ids = torch.tensor([prompt + answer])
+        scored = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        target, kept = by_hand._vanilla_values(v, ids, 4)
+        logits = by_hand._restored_logits(u, v, ids, kept, "mlp_coef", [1, 2])
+        with torch.no_grad():
+            plain = u(ids).logits[0]
+        next_ids = torch.tensor(answer)
+        p, q = (torch.log_softmax(x[scored], -1) for x in (target, logits))
+        kl += F.kl_div(q, p, log_target=True, reduction="sum").item()
+        logprob -= F.cross_entropy(logits[scored], next_ids, reduction="sum").item()
+        own -= F.cross_entropy(plain[scored], next_ids, reduction="sum").item()
+        theirs -= F.cross_entropy(target[scored], next_ids, reduction="sum").item()
+        n += len(answer)
+    assert result.table("kl").iloc[0, 0] == pytest.approx(kl / n, rel=1e-9)
+    assert result.table("answer_logprob").iloc[0, 0] == pytest.approx(logprob / n, rel=1e-9)
+    expected = (logprob - own) / (theirs - own)
+    assert result.recovery("answer_logprob").iloc[0, 0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_mse_of_a_transplant_by_hand(doubles):
+    v, u = doubles["llama"]
+    result = _sweep(v, u, settings=["mlp_coef"], windows=windows.of([[1, 2]]), direction="transplant")
+    found = between = 0.0
+    for prompt in PROMPTS:
+        answer = by_hand.greedy(v, prompt, 5)
+        ids = torch.tensor([prompt + answer])
+        scored = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        bad, kept = by_hand._vanilla_values(u, ids, 4)
+        logits = by_hand._restored_logits(v, u, ids, kept, "mlp_coef", [1, 2])
+        with torch.no_grad():
+            good = v(ids).logits[0]
+        found += (logits[scored] - good[scored]).pow(2).mean(-1).sum().item()
+        between += (bad[scored] - good[scored]).pow(2).mean(-1).sum().item()
+    assert result.recovery().iloc[0, 0] == pytest.approx(found / between, rel=1e-9)
+
+
+def test_a_transplant_has_no_krs_and_says_what_it_has(doubles, tmp_path):
+    v, u = doubles["llama"]
+    result = _sweep(v, u, direction="transplant")
+    with pytest.raises(
+        KrsError, match="it restored nothing, so there is no Knowledge Recovery Score: result.recovery()"
+    ):
+        result.krs  # noqa: B018
+    assert "transplanted" in repr(result)
+    assert list(result.to_frame().columns)[-1] == "recovery"
+    again = krs.load_result(result.save(tmp_path / "t.krs"))
+    assert again.direction == "transplant"
+    assert again.recovery("kl").equals(result.recovery("kl"))
+    assert again.measures == result.measures
+
+
+def test_the_recovery_of_the_mse_is_the_score(doubles):
+    result = _sweep(*doubles["llama"])
+    assert result.recovery().equals(result.krs)
+    assert result.recovery("logit_mse").equals(result.krs)
+    assert (result.table("top1") >= 0).all(axis=None)
+    with pytest.raises(KrsError, match="'bleu' was not measured: this result has logit_mse, kl"):
+        result.table("bleu")
+
+
+def test_an_interval_holds_the_score_and_is_a_point_where_prompts_agree(doubles):
+    result = _sweep(*doubles["llama"])
+    low, high = result.interval(0.9)
+    assert (low <= result.krs + 1e-12).all(axis=None)
+    assert (result.krs <= high + 1e-12).all(axis=None)
+    assert (high - low).max(axis=None) > 1e-3
+    same = krs.sweep(*doubles["llama"], [PROMPTS[0]] * 4, settings=["mlp_coef"], n_tokens=5, progress=False)
+    low, high = same.interval()
+    np.testing.assert_allclose(low, high, rtol=0, atol=1e-9)
+    with pytest.raises(KrsError, match="at least two"):
+        krs.sweep(*doubles["llama"], PROMPTS[:1], settings=["mlp_coef"], n_tokens=5, progress=False).interval()
+
+
+def test_measures_of_the_answer_where_a_position_predicts_none(doubles, smollm2):
+    v, u = doubles["llama"]
+    with pytest.raises(KrsError, match="'answer_logprob' looks at the answer's tokens, and scoring='paper-code'"):
+        krs.sweep(
+            v, u, PROMPTS, tokenizer=smollm2[1], scoring="paper-code", measures=["answer_logprob"], progress=False
+        )
+
+
+def test_rows_of_one_setting(doubles):
+    result = _sweep(*doubles["llama"])
+    assert len(result.sel("resid")) == 3
+    assert result.sel(MLP_COEF, 2)["krs"].iloc[0] == result.krs.loc[2, "mlp_coef"]
+    with pytest.raises(KrsError, match="'norms' was not swept"):
+        result.sel("norms")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_answers_log_probability_in_every_family(name):
+    v, u = (m.double() for m in pair(name))
+    options = {"settings": [RESID, MLP_COEF], "windows": windows.of([[2]]), "n_tokens": 4, "progress": False}
+    ours, twin = (
+        krs.sweep(v, u, PROMPTS, measures="answer_logprob", engine=engine, **options)
+        for engine in ("wavefront", "plain")
+    )
+    np.testing.assert_allclose(ours.table("answer_logprob"), twin.table("answer_logprob"), rtol=1e-6)
