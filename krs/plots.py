@@ -169,7 +169,7 @@ def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answe
     Returns the names of the files that were written.
     """
     if not installed("matplotlib"):
-        sys.stderr.write(f"{path.name} was left out: {missing('matplotlib', 'plot', 'a figure')}\n")
+        sys.stderr.write(f"{path.name} is left out: {missing('matplotlib', 'plot', 'a figure')}\n")
         return []
     save_figure(result, path)
     return [path.name]

@@ -57,7 +57,7 @@ def test_a_missing_figure_is_no_failure(without, tmp_path):
         done = CliRunner().invoke(app, [command, *models, *options, "-o", str(tmp_path / command)])
         assert done.exit_code == 0, done.exception
         assert {p.name for p in (tmp_path / command).iterdir()} == files
-        assert f"{figure} was left out: a figure needs matplotlib, which is not installed: pip install" in done.stderr
+        assert f"{figure} is left out: a figure needs matplotlib, which is not installed: pip install" in done.stderr
         assert figure not in done.stdout
     result = krs.load_result(tmp_path / "sweep" / "sweep.krs")
     with pytest.raises(KrsError, match="a figure needs matplotlib, which is not installed: pip install 'krs"):

@@ -34,7 +34,7 @@ def writable(folder: Path, names: Sequence[str], figure: str | None) -> list[str
     """
     wanted = [*names, *([figure] if figure is not None else [])]
     if figure is not None and not installed("matplotlib"):
-        print(f"krs: there will be no {figure}: {missing('matplotlib', 'plot', 'a figure')}", file=sys.stderr)
+        print(f"krs: {figure} is left out: {missing('matplotlib', 'plot', 'a figure')}", file=sys.stderr)
         wanted.remove(figure)
     check_folder(folder, wanted, "--output")
     return wanted
