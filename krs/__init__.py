@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WEIGHTS,
     )
     from krs.models import load
-    from krs.restore import Plan, SweepResult, load_result, sweep, windows
+    from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
 
 __version__ = version("krs")
 
@@ -68,6 +68,7 @@ __all__ = [
     "load",
     "load_result",
     "metrics",
+    "patch_sweep",
     "plots",
     "sweep",
     "unlearn",
@@ -82,6 +83,6 @@ __getattr__, __dir__ = on_demand(
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "load": "krs.models:",
-        **dict.fromkeys(("Plan", "SweepResult", "load_result", "sweep"), "krs.restore:"),
+        **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
     },
 )

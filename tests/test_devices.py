@@ -102,6 +102,7 @@ CASES = {
     "find_tokenizer": lambda v, u: [np.array(krs.models.find_tokenizer(u) is None)],
     "generate": _generate,
     "greedy": _greedy,
+    "patch_sweep": lambda v, u: [krs.patch_sweep(u, v, IDS, windows=SOME, n_tokens=3, progress=False).krs],
     "patched": _patched,
     "record": _record,
     "run": _memit,  # what trains goes through transformers' Trainer, whose devices are accelerate's; see below
@@ -117,7 +118,7 @@ def test_every_public_call_that_takes_a_model_has_a_case():
     for room in map(importlib.import_module, ROOMS):
         public = {name: getattr(room, name) for name in room.__all__}
         calls = {name: f for name, f in public.items() if callable(f) and name[0].islower()}
-        taking |= {n for n, f in calls.items() if {"model", "vanilla"} & inspect.signature(f).parameters.keys()}
+        taking |= {n for n, f in calls.items() if {"model", "vanilla", "recipient"} & inspect.signature(f).parameters.keys()}
     assert taking == CASES.keys()
 
 

@@ -15,9 +15,11 @@ A function of your own is a measure as well:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from types import CodeType
 from typing import TypeAlias
 
 import torch
@@ -90,6 +92,7 @@ class Measure:
         needs: `"logits"`, or `"states"` for one that the engines compute without logits.
         of_answer: whether it looks at the answer's own tokens, so that it is not defined where a scored position
             predicts none (the last one under `scoring="paper-code"`).
+        code: of a function of the user's, so that two of one name are told apart.
     """
 
     name: str
@@ -97,6 +100,15 @@ class Measure:
     function: Callable[[ScoredTokens], Tensor]
     needs: str = "logits"
     of_answer: bool = False
+    code: CodeType | None = None
+
+    @property
+    def identity(self) -> str:
+        """The name, and for a function of the user's what tells it from another of that name."""
+        if self.code is None:
+            return self.name
+        said = repr((self.code.co_code, self.code.co_consts, self.code.co_names))
+        return f"{self.name} ({hashlib.blake2b(said.encode(), digest_size=6).hexdigest()})"
 
     def __call__(self, tokens: ScoredTokens) -> Float[Tensor, " token"]:
         """The measure of these tokens, float64 where the device has it."""
@@ -192,9 +204,12 @@ def measure(given: str | Measure | MeasureFunction) -> Measure:
     name = getattr(given, "__name__", type(given).__name__)
     if name in _REGISTRY or not name.isidentifier():
         raise KrsError(f"a measure cannot be called {name!r}: give the function a name of its own (def my_measure …)")
-    return Measure(
-        name, name.replace("_", " "), lambda t: given(t.logits, t.reference_logits, t.target_ids), of_answer=True
-    )
+    code = getattr(given, "__code__", None)
+
+    def function(tokens: ScoredTokens) -> Tensor:
+        return given(tokens.logits, tokens.reference_logits, tokens.target_ids)
+
+    return Measure(name, name.replace("_", " "), function, of_answer=True, code=code)
 
 
 def measures(given: Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction) -> tuple[Measure, ...]:

@@ -1,6 +1,7 @@
 """Windows, plans, engines, sweeps and their results."""
 
 from krs.restore.losses import Losses
+from krs.restore.patching import patch_sweep
 from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
@@ -16,5 +17,6 @@ __all__ = [
     "SweepResult",
     "Window",
     "load_result",
+    "patch_sweep",
     "sweep",
 ]

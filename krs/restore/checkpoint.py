@@ -102,7 +102,7 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         "windows": (found.plan.windows, asked.plan.windows),
         "positions": (found.plan.positions, asked.plan.positions),
         "scoring": (found.scoring, asked.scoring),
-        "measures": (list(found.measures), list(ours.get("measures", found.measures))),
+        "measures": (theirs.get("measures", list(found.measures)), ours.get("measures", list(found.measures))),
         "direction": (found.direction, ours.get("direction", "restore")),
         "n_tokens": (theirs.get("n_tokens"), ours["n_tokens"]),
         "krs's way to its numbers": (theirs.get("numbers"), ours["numbers"]),

@@ -182,7 +182,7 @@ def sweep(
         "n_tokens": n_tokens,
         "answers": "vanilla, greedy" if given is None else "given",
         "ends": sorted(ends),
-        "measures": [m.name for m in wanted],
+        "measures": [m.identity for m in wanted],
         "direction": direction,
         "seed": None,
         "vocabulary_rows": shared_rows(v.model, u.model),

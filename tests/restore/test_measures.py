@@ -155,3 +155,34 @@ def test_the_answers_log_probability_in_every_family(name):
         for engine in ("wavefront", "plain")
     )
     np.testing.assert_allclose(ours.table("answer_logprob"), twin.table("answer_logprob"), rtol=1e-6)
+
+
+def test_another_function_of_the_same_name_is_another_sweep(doubles, tmp_path):
+    v, u = doubles["llama"]
+
+    def mine(logits, reference_logits, target_ids):
+        return logits.max(-1).values
+
+    first, options = mine, {"settings": ["mlp_coef"], "checkpoint": tmp_path / "part.krs"}
+    found = _sweep(v, u, measures=[first], **options)
+
+    def mine(logits, reference_logits, target_ids):
+        return logits.min(-1).values
+
+    with pytest.raises(KrsError, match="holds another sweep. What differs: measures"):
+        _sweep(v, u, measures=[mine], **options)
+    assert _sweep(v, u, measures=[first], **options).table("mine").equals(found.table("mine"))
+
+
+def test_patching_between_any_two_models(doubles):
+    v, u = doubles["llama"]
+    options = {"settings": [MLP_COEF], "windows": WINDOWS, "n_tokens": 5, "progress": False, "measures": ["kl"]}
+    denoised = krs.patch_sweep(u, v, PROMPTS, **options)
+    assert denoised.krs.equals(krs.sweep(v, u, PROMPTS, **options).krs)
+    noised = krs.patch_sweep(v, u, PROMPTS, reference=v, **options)
+    transplanted = krs.sweep(v, u, PROMPTS, direction="transplant", **options)
+    assert noised.recovery("kl").equals(transplanted.recovery("kl"))
+    with pytest.raises(KrsError, match="neither the donor nor the recipient"):
+        krs.patch_sweep(v, u, PROMPTS, reference="smollm2", **options)
+    with pytest.raises(KrsError, match="takes no direction="):
+        krs.patch_sweep(v, u, PROMPTS, direction="restore")
