@@ -1,5 +1,6 @@
 """Windows, plans, engines, sweeps and their results."""
 
+from krs.restore.engines import register_engine
 from krs.restore.losses import Losses
 from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
@@ -16,5 +17,6 @@ __all__ = [
     "SweepResult",
     "Window",
     "load_result",
+    "register_engine",
     "sweep",
 ]
