@@ -5,12 +5,14 @@ models, which take the bundled one's place in a cache of their own.
 """
 
 import gzip
+import importlib
 import json
 import random
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -19,6 +21,8 @@ import krs
 from krs.cli import app
 from krs.data.concepts import as_chat
 from krs.hooks import families, points
+from krs.metrics import measures
+from krs.restore import engines
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -49,6 +53,7 @@ def names(models, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
     monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
+    monkeypatch.setattr(measures, "_REGISTRY", dict(measures._REGISTRY))
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
@@ -92,6 +97,25 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, names):
         if reason is None:
             padded = "\n" * line + code  # so that a traceback names the line of the page
             exec(compile(padded, str(page), "exec"), names)
+
+
+@pytest.mark.long
+def test_the_engine_of_worker_processes_gives_the_plain_engines_numbers(models, tmp_path, monkeypatch):
+    (code,) = [c for c, _, _ in _blocks(ROOT / "docs/extending.md", "python") if "ProcessPoolExecutor" in c]
+    (tmp_path / "krs_doc_workers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    importlib.import_module("krs_doc_workers")
+    for name, model in zip("vu", models, strict=True):
+        model.save_pretrained(tmp_path / name)
+    asked = {"windows": krs.windows.of([[3]]), "n_tokens": 3, "measures": "kl", "progress": False}
+    prompts = [[5, 9, 11], [7, 3, 22, 8]]
+    ours, plain = (
+        krs.sweep(str(tmp_path / "v"), str(tmp_path / "u"), prompts, engine=engine, **asked)
+        for engine in ("workers", "plain")
+    )
+    for measure in plain.measures:
+        np.testing.assert_allclose(ours.table(measure), plain.table(measure), rtol=1e-4, atol=1e-6)
 
 
 def _commands(text):
