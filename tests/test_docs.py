@@ -4,6 +4,7 @@ A block that cannot be run here has its reason before it: `<!-- not run: reason 
 models, which take the bundled one's place in a cache of their own.
 """
 
+import ast
 import gzip
 import importlib
 import json
@@ -161,3 +162,46 @@ def test_an_unknown_option_would_be_found():
 def test_a_reason_is_given_for_what_is_not_run():
     reasons = [reason for page in PAGES for _, _, reason in _blocks(page, "python") if reason is not None]
     assert all(len(reason.split()) > 2 for reason in reasons)
+
+
+RAISED = ("KrsError", "NotExactError", "CannotPackError", "warn", "error")
+
+
+def _template(node):
+    """A message as the source has it, with … for what differs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+    return _template(node.left) + _template(node.right) if isinstance(node, ast.BinOp) else "…"
+
+
+def _fixed_words(template):
+    """The first five words of the longest fixed stretch of what a message gives as the cause."""
+    whole = re.sub(r"^(… ?)*: ", "", " ".join(template.split()))
+    cause = whole.split(": ")[0]
+    stretches = (cause if max(map(len, cause.split("…"))) >= 8 else whole).split("…")
+    return " ".join(max((s.strip(" .,:;()") for s in stretches), key=len).split()[:5]).rstrip(" .,:;()")
+
+
+def _messages():
+    for path in sorted((ROOT / "krs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                words = _fixed_words(_template(node.args[0])) if name in RAISED else ""
+                if len(words) >= 8:  # others hand on what somebody else says
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", words
+
+
+def test_the_page_on_troubleshooting_has_every_error():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").replace("`", "").replace("\\|", "|")
+    messages = list(_messages())
+    assert len(messages) > 300
+    missing = [f"{where}: {words}" for where, words in messages if words not in page]
+    assert not missing, "add a row to docs/troubleshooting.md:\n" + "\n".join(missing)
+
+
+def test_every_row_on_troubleshooting_has_cause_and_remedy():
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    assert all(len(row.replace("\\|", "").split(" | ")) == 3 and "|  |" not in row for row in rows)
