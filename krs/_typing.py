@@ -19,4 +19,7 @@ else:
 Message: TypeAlias = dict[str, str]
 """One chat message, `{"role": …, "content": …}`."""
 
-__all__ = ["Axes", "DataFrame", "Message", "Tokenizer"]
+Positions: TypeAlias = str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
+"""Which positions of each prompt: `None` for all, the name of a part, indices, or indices for each prompt."""
+
+__all__ = ["Axes", "DataFrame", "Message", "Positions", "Tokenizer"]

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from beartype import beartype
-from jaxtyping import config, jaxtyped
+from jaxtyping import AbstractArray, config, jaxtyped
 
 _SHAPES = {"Bool", "Float", "Int", "Shaped"}
 _CHECK, _CHECK_AXES = "__check__", "__check_axes__"
@@ -44,7 +44,8 @@ def _check(given: Any, axes: bool = False) -> Any:
             return given(*args, **kwargs)
         if checked is None:
             given.__annotations__ = {name: _resolved(a, given) for name, a in given.__annotations__.items()}
-            checked = jaxtyped(given, typechecker=beartype) if axes else beartype(given)
+            shapes = axes or any(map(_has_shapes, given.__annotations__.values()))
+            checked = jaxtyped(given, typechecker=beartype) if shapes else beartype(given)
         return checked(*args, **kwargs)
 
     return call
@@ -56,6 +57,13 @@ def _resolved(annotation: Any, function: Any) -> Any:
         return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
     except NameError:
         return Any
+
+
+def _has_shapes(annotation: Any) -> bool:
+    """Whether a type, as it is once names and aliases are resolved, declares the shape of an array."""
+    if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
+        return True
+    return any(map(_has_shapes, get_args(annotation)))
 
 
 class _Finder(MetaPathFinder):

@@ -30,10 +30,22 @@ def check_fits(
                     f"{what} {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries: is "
                     "the tokenizer another model's?"
                 )
-    context = next((int(getattr(config, n)) for n in _CONTEXT if getattr(config, n, None)), None)
+    context = _context(config)
     for i, row in enumerate(prompts):
         if context is not None and len(row) + n_tokens > context:
             raise KrsError(
                 f"prompt {i} has {len(row)} tokens; with n_tokens={n_tokens} it is longer than the model's context of "
                 f"{context}: shorten it or lower n_tokens"
             )
+
+
+def _context(config: Any) -> int | None:
+    """How many tokens a model takes; `None` where its configuration does not say.
+
+    Dynamic rotary factors are made to go beyond the length that the configuration names.
+    """
+    length = next((int(getattr(config, n)) for n in _CONTEXT if getattr(config, n, None)), None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if length is not None and isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "dynamic":
+        return int(length * float(rope.get("factor", 1.0)))
+    return length

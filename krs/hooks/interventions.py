@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from torch import Tensor
 
+from krs._typing import Positions
 from krs.hooks.points import Point
 from krs.hooks.values import put
-
-Positions: TypeAlias = str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
-"""Which positions of each prompt: `None` for all, the name of a part, indices, or indices for each prompt."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from krs._typing import Tokenizer
+from krs._typing import Positions, Tokenizer
 from krs.errors import KrsError
 from krs.prompts.encode import decode
 from krs.prompts.rows import Ids
@@ -85,24 +85,30 @@ class TokenBatch:
         """`targets` of all prompts, one after the other."""
         return torch.tensor([t for row in self.targets for t in row], dtype=torch.long)
 
-    def where(self, positions: str | Ids | None) -> Bool[Tensor, "prompt pos"] | None:
+    def where(self, positions: Positions) -> Bool[Tensor, "prompt pos"] | None:
         """The positions to restore as a mask; `None` means all.
 
-        `"prompt"` or `"answer"` names a part; integers count in each prompt's own tokens from its first one,
-        negative ones back from the end of the prompt (`-1` is its last token). An answer that ended before a position
-        has nothing to restore there; see `check_reach` for positions that no answer can have.
+        `"prompt"`, `"answer"`, `"scored"` (those whose logits are compared) or `"last_prompt"` names a part; integers
+        count in each prompt's own tokens from its first one, negative ones back from the end of the prompt (`-1` is its
+        last token); a tuple of tuples has integers for each prompt. An answer that ended before a position has nothing
+        to restore there; see `check_reach` for positions that no answer can have.
         """
         if positions is None:
             return None
         mask = torch.zeros(len(self), max(map(len, self.tokens)), dtype=torch.bool)
-        for row, tokens, prompt in zip(mask, self.tokens, self.prompt_lengths, strict=True):
+        for i, (row, tokens, prompt) in enumerate(zip(mask, self.tokens, self.prompt_lengths, strict=True)):
             if isinstance(positions, tuple):
-                inside = [p if p >= 0 else prompt + p for p in positions]
+                own = positions[i] if isinstance(positions[0], tuple) else positions
+                inside = [p if p >= 0 else prompt + p for p in own]  # type: ignore[operator, union-attr]
                 row[[p for p in inside if 0 <= p < len(tokens)]] = True
-            elif positions == "prompt":
-                row[:prompt] = True
             else:
-                row[prompt : len(tokens)] = True
+                parts = {
+                    "prompt": range(prompt),
+                    "answer": range(prompt, len(tokens)),
+                    "scored": self.scored[i],
+                    "last_prompt": [prompt - 1],
+                }
+                row[list(parts[positions])] = True
         return mask
 
     @property
@@ -112,10 +118,15 @@ class TokenBatch:
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def check_reach(positions: str | Ids | None, prompts: tuple[Ids, ...], n_tokens: int) -> None:
+def check_reach(positions: Positions, prompts: tuple[Ids, ...], n_tokens: int) -> None:
     """Raise `KrsError` for a position that a prompt with `n_tokens` answer tokens cannot have."""
-    for p in positions if isinstance(positions, tuple) else ():
-        for i, prompt in enumerate(prompts):
+    if not isinstance(positions, tuple):
+        return
+    apart = isinstance(positions[0], tuple)
+    if apart and len(positions) != len(prompts):
+        raise KrsError(f"positions= has {len(positions)} lists for {len(prompts)} prompts: give one for each")
+    for i, prompt in enumerate(prompts):
+        for p in positions[i] if apart else positions:  # type: ignore[union-attr]
             if not -len(prompt) <= p < len(prompt) + n_tokens:
                 raise KrsError(
                     f"position {p} is out of range for prompt {i}, which has {len(prompt)} tokens and up to "

@@ -16,13 +16,11 @@ from krs.errors import KrsError
 from krs.models.identity import differing
 from krs.models.provenance import now, versions_that_count
 from krs.prompts import Ids, Scoring
+from krs.restore.engines import is_exact
 from krs.restore.plan import Plan
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
 from krs.writing import rescued
-
-EXACT = ("wavefront", "plain")
-"""Engines whose parts may stand in one result: each computes every restoration, and they agree to rounding."""
 
 _SAVE_EVERY = 30.0
 _SHOWN = 30
@@ -122,7 +120,8 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         for name in there
         if name in here and there[name] != here[name]
     )
-    if unknown := sorted({str(part.get("engine")) for part in theirs.get("parts", [])} - set(EXACT)):
+    engines = {str(part.get("engine")) for part in theirs.get("parts", [])}
+    if unknown := sorted(name for name in engines if not is_exact(name)):
         yield f"the engine ({', '.join(unknown)} is not an exact one)"
 
 

@@ -34,7 +34,7 @@ def register_engine(engine: Engine) -> Engine:
     Raises `KrsError` for a name that another engine has, and for what is no engine.
     """
     if not isinstance(engine, Engine):
-        raise KrsError(f"{type(engine).__name__} is no engine: it needs a name, run(job) and steps(job)")
+        raise KrsError(f"{type(engine).__name__} is no engine: it needs a name, exact, run(job) and steps(job)")
     if _ENGINES.setdefault(engine.name, engine) is not engine or engine.name == "auto":
         raise KrsError(f"the engine name {engine.name!r} is taken: choose another name")
     return engine
@@ -49,7 +49,13 @@ def engine_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["auto", *_ENGINES, *(e.name for e in entry_points(group=_GROUP))]))
 
 
-def _find(name: str) -> Engine:
+def is_exact(name: str) -> bool:
+    """Whether an engine of that name is known, and computes every number rather than estimate some."""
+    return name in engine_names() and name != "auto" and find_engine(name).exact
+
+
+def find_engine(name: str) -> Engine:
+    """An engine by a name that `engine_names` has; one of an entry point is loaded and registered."""
     if name not in _ENGINES:
         for entry in entry_points(group=_GROUP):
             if entry.name == name:
@@ -102,7 +108,7 @@ def _execute(
     plan = job.plan
     doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
     for name in names:
-        chosen = _find(name)
+        chosen = find_engine(name)
         made["engine"] = name
         try:
             with bar(chosen.steps(job), doing, show=progress, unit="step") as shown:

@@ -1,9 +1,11 @@
 """What is run, and what comes of it: the two values between a sweep and an engine.
 
-An engine is anything with a `name` and `run(job)`, which yields `Chunk`s of numbers, and `Progress` between them:
+An engine is anything with a `name`, `exact`, `steps(job)` and `run(job)`, which yields `Chunk`s of numbers, and
+`Progress` between them:
 
     class Mine:
         name = "mine"
+        exact = True
 
         def run(self, job: Job) -> Iterator[Chunk | Progress]: ...
 
@@ -127,6 +129,8 @@ class Engine(Protocol):
     """Something that carries jobs out."""
 
     name: str
+    exact: bool
+    """Whether every number is computed and not estimated, so that its parts may stand beside another exact engine's."""
 
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
         """Compute what is not done; raise `NotExactError`, with the reason, where that would not be exact."""

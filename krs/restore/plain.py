@@ -30,6 +30,7 @@ class PlainEngine:
     """One forward a restoration, prompts in chunks that keep the donor's activations within the budget."""
 
     name = "plain"
+    exact = True
 
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
         """Yields a chunk for each restoration of each run of prompts."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
+from krs._typing import Positions
 from krs.errors import KrsError
-from krs.hooks.interventions import Intervention, Positions
+from krs.hooks.interventions import Intervention
 from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
-from krs.prompts import Ids
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
 
@@ -25,6 +27,9 @@ PAPER_SETTINGS: tuple[Setting, ...] = (
     MLP_COEF + ATTN_OUT,
 )
 """The paper's four settings, in its order."""
+
+PARTS = ("prompt", "answer", "scored", "last_prompt")
+"""Parts of a prompt with its answer that positions may name."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,13 @@ class Plan:
         windows: the x axis.
         n_layers: of the models it is for.
         positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices into
-            each prompt's tokens (see `TokenBatch.where`).
+            each prompt's tokens (see `TokenBatch.where`), `"scored"`, `"last_prompt"`, or indices for each prompt.
     """
 
     settings: tuple[Setting, ...]
     windows: tuple[Window, ...]
     n_layers: int
-    positions: str | Ids | None = None
+    positions: Positions = None
 
     @staticmethod
     def make(
@@ -69,7 +74,7 @@ class Plan:
         windows: int | Shape = 5,
         *,
         n_layers: int,
-        positions: str | Iterable[int] | None = None,
+        positions: Any = None,
     ) -> Plan:
         """A plan for a model of `n_layers` layers. Raises `KrsError` for what cannot be done."""
         return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
@@ -133,15 +138,29 @@ def check_settings(
     return found
 
 
-def check_positions(given: str | Iterable[int] | None) -> str | Ids | None:
+def check_positions(given: Any) -> Positions:
     """Positions in the form a plan keeps."""
     if given is None:
         return None
     if isinstance(given, str):
-        if given in ("prompt", "answer"):
+        if given in PARTS:
             return given
-        raise KrsError(f"positions={given!r}: give None (all), 'prompt', 'answer', or a list of indices")
-    found = tuple(int(p) for p in ([given] if isinstance(given, int) else given))
+        raise KrsError(
+            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, a list of indices, or a list of "
+            "indices for each prompt"
+        )
+    try:
+        listed = [given] if isinstance(given, int) else list(given)
+        if any(isinstance(p, Iterable) for p in listed):
+            apart = tuple(tuple(index(p) for p in row) for row in listed)
+            if not all(apart):
+                raise KrsError(
+                    "positions= has an empty list for a prompt, where nothing would be restored: leave it out"
+                )
+            return apart
+        found = tuple(index(p) for p in listed)
+    except TypeError:
+        raise KrsError(f"positions={given!r}: positions are whole numbers, or lists of them for each prompt") from None
     if not found:
         raise KrsError("positions=[] restores nothing: give None for all positions")
     return found

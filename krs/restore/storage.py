@@ -16,7 +16,7 @@ from krs.hooks.points import Setting, setting
 from krs.metrics.score import SCORINGS
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured
-from krs.restore.plan import Plan
+from krs.restore.plan import PARTS, Plan
 from krs.restore.windows import Window
 from krs.writing import write_bytes
 
@@ -155,7 +155,7 @@ def _plan(header: dict[str, Any]) -> Plan:
         _need(layers and ascending and layers[-1] < n_layers, f"the window {name!r} has layers {layers} of {n_layers}")
         windows.append(Window(name, tuple(layers)))
     positions = _entry(header, "positions", _is_positions)
-    positions = tuple(positions) if isinstance(positions, list) else positions
+    positions = _frozen(positions)
     return Plan(tuple(_setting(name) for name in names), tuple(windows), n_layers, positions)
 
 
@@ -221,9 +221,10 @@ def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_positions(value: Any) -> bool:
-    if value is None or value in ("prompt", "answer"):
+    if value is None or (isinstance(value, str) and value in PARTS):
         return True
-    return bool(value) and _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))(value)
+    numbers = _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))
+    return bool(value) and (numbers(value) or (_is_list_of(numbers)(value) and all(value)))
 
 
 def _frozen(value: Any) -> Any:

@@ -58,7 +58,7 @@ def sweep(
     windows: int | Shape = 5,
     n_tokens: int = 30,
     scoring: Scoring = "next-token",
-    positions: str | Iterable[int] | None = None,
+    positions: str | Iterable[int] | Iterable[Iterable[int]] | None = None,
     engine: Engine = "auto",
     memory: int | float | str = "auto",
     progress: bool = True,
@@ -99,8 +99,9 @@ def sweep(
         n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
         scoring: `"next-token"` scores the logits that predict each answer token, as Eq. 3 does, an answer's EOS
             included; `"paper-code"` scores as the released notebooks do. Docs: scoring.
-        positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`, or
-            indices into each prompt's tokens.
+        positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`,
+            `"scored"` (the positions whose logits are compared), `"last_prompt"`, indices into each prompt's tokens
+            (negative ones count back from its end), or a list of indices for each prompt.
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
             `provenance` says which it was, and why). Docs: performance.

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from krs._typing import Positions
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.idle import acting_hooks
-from krs.hooks.interventions import Intervention, Positions
+from krs.hooks.interventions import Intervention
 from krs.hooks.offload import is_offloaded
 from krs.hooks.rope import following, start_afresh
 from krs.restore.job import Chunk, Job, NotExactError, Progress
@@ -47,6 +48,7 @@ class WavefrontEngine:
     """Every restoration in one pass through the layers, a group of prompts at a time."""
 
     name = "wavefront"
+    exact = True
 
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
         """Yields a chunk a group, and progress a layer.

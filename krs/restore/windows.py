@@ -47,11 +47,11 @@ class Window:
 class Shape:
     """A way to lay windows over the layers; `over(n_layers)` gives the windows."""
 
-    kind: Literal["centred", "sliding", "from_layer_on", "up_to_layer", "each", "of"]
+    kind: Literal["centred", "sliding", "from_layer_on", "up_to_layer", "each", "last", "of"]
     size: int = 0
     listed: tuple[tuple[int, ...], ...] = ()
 
-    def over(self, n_layers: int) -> tuple[Window, ...]:
+    def over(self, n_layers: int) -> tuple[Window, ...]:  # noqa: PLR0911
         """The windows over layers 0 … n_layers-1. Raises `KrsError` where they do not fit."""
         layers = range(n_layers)
         match self.kind:
@@ -69,6 +69,10 @@ class Shape:
                 return tuple(Window(c, tuple(range(c + 1))) for c in layers)
             case "each":
                 return tuple(Window(c, (c,)) for c in layers)
+            case "last":
+                if self.size > n_layers:
+                    raise KrsError(f"there are no last {self.size} layers in a model of {n_layers}")
+                return (Window(f"last {self.size}", tuple(layers[-self.size :])),)
             case "of":
                 return self._of(n_layers)
 
@@ -111,6 +115,16 @@ def up_to_layer() -> Shape:
 def each() -> Shape:
     """Single layers."""
     return Shape("each")
+
+
+def last(size: int) -> Shape:
+    """The last `size` layers together: the paper's "last two or three layers".
+
+    >>> last(3).over(30)
+    (Window(last 3: layers 27-29),)
+    """
+    _positive(size)
+    return Shape("last", size)
 
 
 def of(listed: Iterable[Iterable[int]]) -> Shape:

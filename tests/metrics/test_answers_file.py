@@ -53,10 +53,14 @@ def test_an_interrupted_call_keeps_the_vanilla_answers_and_goes_on_from_them(mod
     assert load_answers(file).token_ids == partial.token_ids
     ran = []
     handle = v.register_forward_pre_hook(lambda *_: ran.append(1))
+    _ask(v, u)
+    anew = len(ran)
+    ran.clear()
     resumed = _ask(v, u, checkpoint=file)
     reused = _ask(v, u, reuse=partial)
     handle.remove()
-    assert len(ran) == 2  # once each for the likelihood
+    answering = max(map(len, found.token_ids["vanilla"]))
+    assert len(ran) <= 2 * (anew - answering)  # once each for the likelihood, beside looking whether neighbours matter
     assert resumed.frame.equals(found.frame)
     assert reused.frame.equals(found.frame)
     assert resumed.complete

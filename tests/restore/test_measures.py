@@ -134,7 +134,7 @@ def test_measures_of_the_answer_where_a_position_predicts_none(doubles, smollm2)
     v, u = doubles["llama"]
     with pytest.raises(KrsError, match="'answer_logprob' looks at the answer's tokens, and scoring='paper-code'"):
         krs.sweep(
-            v, u, PROMPTS, tokenizer=smollm2[1], scoring="paper-code", measures=["answer_logprob"], progress=False
+            v, u, PROMPTS[:1], tokenizer=smollm2[1], scoring="paper-code", measures=["answer_logprob"], progress=False
         )
 
 

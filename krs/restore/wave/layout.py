@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from krs.hooks.interventions import Positions
+from krs._typing import Positions
 from krs.prompts import TokenBatch
 from krs.restore.plan import for_prompts
 from krs.restore.wave.packing import Packed, pack

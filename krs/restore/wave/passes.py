@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from krs._typing import Positions
 from krs.generation.forward import final_states
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.interventions import Positions
 from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
 from krs.prompts import TokenBatch
