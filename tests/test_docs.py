@@ -109,10 +109,10 @@ def test_the_engine_of_worker_processes_gives_the_plain_engines_numbers(models, 
     importlib.import_module("krs_doc_workers")
     for name, model in zip("vu", models, strict=True):
         model.save_pretrained(tmp_path / name)
-    asked = {"windows": krs.windows.of([[3]]), "n_tokens": 3, "measures": "kl", "progress": False}
+    asked = {"windows": krs.windows.of([[3]]), "settings": "resid_pre", "positions": [[0], [2, 3]], "measures": "kl"}
     prompts = [[5, 9, 11], [7, 3, 22, 8]]
     ours, plain = (
-        krs.sweep(str(tmp_path / "v"), str(tmp_path / "u"), prompts, engine=engine, **asked)
+        krs.sweep(str(tmp_path / "v"), str(tmp_path / "u"), prompts, engine=engine, n_tokens=3, progress=False, **asked)
         for engine in ("workers", "plain")
     )
     for measure in plain.measures:
