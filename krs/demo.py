@@ -44,7 +44,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     started = time.monotonic()
     concept = load_concept("harry_potter")
     _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
-    vanilla, tokenizer = load(BUNDLED)
+    vanilla, tokenizer = load(BUNDLED, device="auto")
     questions = as_chat(concept.questions)
     answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
@@ -105,7 +105,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     made = _made(mark)
     if {name: made.get(name) for name in recipe} == recipe and "unlearned" in made:
         _say(f"2/4  The unlearned model: the checkpoint of an earlier run, {folder}/.")
-        model = load(folder)[0]
+        model = load(folder, device="auto")[0]
         if parts := differing(made["unlearned"], identity(model)):
             raise KrsError(
                 f"{str(folder)!r} is not as the demo left it ({', '.join(parts)}): remove it, or give another "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krs.errors import KrsError
+from krs.names import DTYPES
 
 
 def questions(path: Path, chat: bool) -> list[Any]:
@@ -21,12 +22,13 @@ def questions(path: Path, chat: bool) -> list[Any]:
 
 def dtype(name: str) -> Any:
     """A torch dtype by name."""
+    if name not in ("auto", *DTYPES):
+        raise KrsError(f"--dtype {name!r}: give a torch dtype such as bfloat16 or float32, or auto")
+    if name == "auto":
+        return name
     import torch
 
-    found = name if name == "auto" else getattr(torch, name, None)
-    if found != "auto" and not isinstance(found, torch.dtype):
-        raise KrsError(f"--dtype {name!r}: give a torch dtype such as bfloat16 or float32, or auto")
-    return found
+    return getattr(torch, name)
 
 
 def texts(path: Path, chat: bool = False) -> list[Any]:
@@ -139,6 +141,12 @@ _OPTIONS = {
     "chat=True": "--chat",
     "chat_template_kwargs=": "--template-arg",
     "reuse=": "--reuse",
+    "device=": "--device ",
+    "device_map=": "--device-map ",
+    "dtype=": "--dtype ",
+    "offload=": "--offload ",
+    "tokenizer=": "--tokenizer ",
+    "answers=": "--answers",
     "subjects=": "--set subjects=",
     "ridge=": "--set ridge=",
     "min_tokens=": "--set min_tokens=",

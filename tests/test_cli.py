@@ -1,7 +1,9 @@
 import importlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -150,6 +152,8 @@ def test_text_files(tmp_path):
         (["sweep", "--help"], "--prompts"),
         (["sweep", "a", "b", "--promts", "x"], "No such option"),
         (["sweep", "a", "b", "--prompts", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
+        (["sweep", "./a", "b", "--prompts", "none.txt", "-o", "out"], "no such path: './a'"),
+        (["drift", "smolm2", "b"], "did you mean 'smollm2'"),
         (["answers", "a", "b", "--target", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
         (["unlearn", "ga", "--model", "m", "--forget", "none.txt", "-o", "out"], "no such file: 'none.txt'"),
     ],
@@ -160,7 +164,9 @@ def test_what_a_mistyped_command_says_does_not_wait_for_torch(args, says, tmp_pa
         f"sys.argv = ['krs', *{args!r}]\n"
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    env = os.environ | {"PYTHONPATH": str(Path(krs.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert says in done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("False False")
 

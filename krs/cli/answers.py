@@ -8,9 +8,19 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, TemplateArgs, Unlearned, Vanilla
+from krs.cli.options import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Output,
+    Quiet,
+    TemplateArgs,
+    TokenizerName,
+    Unlearned,
+    Vanilla,
+)
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app
+from krs.cli.shell import app, check_names
 from krs.errors import KrsError
 
 
@@ -27,12 +37,17 @@ def answers(
     reuse: Annotated[Path | None, typer.Option(help="an answers.json whose vanilla answers are taken over")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
+    tokenizer: TokenizerName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png.
 
     Interrupted, the same command goes on from answers.part.json.
     """
+    check_names(vanilla, unlearned)
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     names = ["answers.json", "answers.csv", "fig2.png"]
     if (output / names[0]).exists() and not overwrite:
@@ -53,6 +68,10 @@ def answers(
             progress=not quiet,
             chat_template_kwargs=files.template_arguments(template_arg),
             checkpoint=unfinished,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
     found.save(output / "answers.json")
     unfinished.unlink()

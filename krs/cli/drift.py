@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from krs.cli.options import Unlearned, Vanilla
+from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
 from krs.cli.outcome import draw, writable, write_table
-from krs.cli.shell import app
+from krs.cli.shell import app, check_names
 
 
 @app.command()
@@ -17,12 +17,17 @@ def drift(
     vanilla: Vanilla,
     unlearned: Unlearned,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """How far the weights of two models are apart, by component (and by layer in the files)."""
+    check_names(vanilla, unlearned)
+
     import krs
 
     names = [] if output is None else writable(output, ["drift.csv"], "drift.png")
-    found = krs.metrics.drift(vanilla, unlearned)
+    found = krs.metrics.drift(vanilla, unlearned, device=device, dtype=dtype, device_map=device_map)
     print(found)
     if output is not None:
         write_table(found.frame, output / "drift.csv")

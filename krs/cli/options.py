@@ -10,6 +10,10 @@ import typer
 Vanilla = Annotated[str, typer.Argument(help="directory, hub id, GGUF file, or 'smollm2'")]
 Unlearned = Annotated[str, typer.Argument(help="the same, of the unlearned model")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="directory to write to")]
+Device = Annotated[str, typer.Option(help="where models go: auto (the GPU where there is one), cpu, cuda:1, xpu, mps")]
+Dtype = Annotated[str, typer.Option(help="that models are loaded in, such as bfloat16; auto is their own")]
+DeviceMap = Annotated[str | None, typer.Option(help="'auto' shares models out over all GPUs")]
+TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="a model whose tokenizer serves, by name")]
 TemplateArgs = Annotated[
     list[str] | None,
     typer.Option("--template-arg", help="for the chat template, such as enable_thinking=false; may be repeated"),

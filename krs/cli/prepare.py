@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, TemplateArgs
-from krs.cli.shell import app
+from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TemplateArgs, TokenizerName
+from krs.cli.shell import app, check_names
 
 
 @app.command()
@@ -23,6 +23,10 @@ def prepare(
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
+    tokenizer: TokenizerName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask a model about a concept, and write what the other commands take.
@@ -30,11 +34,26 @@ def prepare(
     forget.jsonl and retain.jsonl hold questions with the model's own answers, requests.jsonl the same for MEMIT, and
     target.txt and unrelated.txt questions alone.
     """
+    check_names(model)
+
     from krs.unlearn.prepare import prepare as write
 
-    options = {"retain_from": retain_from, "chat": chat, "n_tokens": n_tokens, "overwrite": overwrite, "quiet": quiet}
-    options["chat_template_kwargs"] = files.template_arguments(template_arg)
-    found = write(concept, model, output, name, **options)  # type: ignore[arg-type]
+    found = write(
+        concept,
+        model,
+        output,
+        name,
+        retain_from=retain_from,
+        chat=chat,
+        n_tokens=n_tokens,
+        overwrite=overwrite,
+        quiet=quiet,
+        chat_template_kwargs=files.template_arguments(template_arg),
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+    )
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
     print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")

@@ -9,6 +9,7 @@ import typer
 
 from krs import files
 from krs.errors import KrsError
+from krs.names import check_name
 
 app = typer.Typer(
     help="Has an unlearned language model forgotten, or only learned not to say?",
@@ -28,6 +29,12 @@ def version(
 
         print(krs.__version__)
         raise typer.Exit
+
+
+def check_names(*models: str) -> None:
+    """Raise `KrsError` for models that cannot be, before torch is imported; they are checked in full when loaded."""
+    for name in models:
+        check_name(name)
 
 
 def main() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, TemplateArgs, Unlearned, Vanilla
+from krs.cli.options import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Output,
+    Quiet,
+    TemplateArgs,
+    TokenizerName,
+    Unlearned,
+    Vanilla,
+)
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app
+from krs.cli.shell import app, check_names
+from krs.errors import KrsError
 
 
 @app.command()
@@ -29,28 +40,46 @@ def sweep(
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
     template_arg: TemplateArgs = None,
+    tokenizer: TokenizerName = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print plan, memory and time; load and write nothing")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)
 
     import krs
 
+    common: dict[str, Any] = {
+        "settings": settings or None,
+        "windows": window,
+        "n_tokens": n_tokens,
+        "answers": given,
+        "tokenizer": tokenizer,
+        "device": device,
+        "dtype": dtype,
+        "device_map": device_map,
+        "offload": offload,
+    }
+    if dry_run:
+        _print_estimate(vanilla, unlearned, asked, common)
+        return
     names = writable(output, ["sweep.krs", "krs.csv"], "fig1.png")
     with interruptible():
         result = krs.sweep(
             vanilla,
             unlearned,
             asked,
-            settings=settings or None,
-            windows=window,
-            n_tokens=n_tokens,
+            **common,
             scoring=scoring,  # type: ignore[arg-type]
-            engine=engine,  # type: ignore[arg-type]
+            engine=engine,
             memory=memory,
-            answers=given,
-            offload=offload,  # type: ignore[arg-type]
             progress=not quiet,
             chat_template_kwargs=files.template_arguments(template_arg),
             checkpoint=output / "sweep.krs",
@@ -59,3 +88,12 @@ def sweep(
     print(result)
     draw(result, output, "fig1.png", names)
     print(f"written to {output}/: {', '.join(names)}")
+
+
+def _print_estimate(vanilla: str, unlearned: str, asked: list[Any], common: dict[str, Any]) -> None:
+    from krs.restore.estimate import estimate
+
+    found = estimate(vanilla, unlearned, asked, **common)
+    print(found)
+    if found.problem is not None:
+        raise KrsError(found.problem)

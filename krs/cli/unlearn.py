@@ -11,7 +11,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Output, Quiet, TemplateArgs
-from krs.cli.shell import app
+from krs.cli.shell import app, check_names
 from krs.wording import counted
 
 
@@ -41,11 +41,10 @@ def unlearn(
     Interrupted, the same command goes on from the last checkpoint. Several processes: put `accelerate launch -m
     krs.cli` in the place of `krs`.
     """
-    texts = {
-        "forget": files.texts(forget, chat),
-        "retain": None if retain is None else files.texts(retain, chat),
-        "corpus": None if corpus is None else files.texts(corpus),
-    }
+    check_names(model)
+    unwanted = files.texts(forget, chat)
+    wanted = None if retain is None else files.texts(retain, chat)
+    any_text = None if corpus is None else files.texts(corpus)
     options = dict(files.setting(given) for given in settings or [])
 
     from krs import unlearn as methods
@@ -53,7 +52,9 @@ def unlearn(
     methods.run(
         method,
         model,
-        **texts,
+        forget=unwanted,
+        retain=wanted,
+        corpus=any_text,
         output_dir=output,
         overwrite=overwrite,
         dtype=files.dtype(dtype),

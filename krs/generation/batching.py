@@ -51,7 +51,7 @@ def _change(model: nn.Module, prompt: Ids, other: Ids) -> float:
     inputs = batch.inputs(device_of(model))
     index = torch.arange(len(prompt)).expand(2, -1)
     beside_itself = {name: value[[0, 0]] for name, value in inputs.items()}
-    a, b = (logits_at(model, given, index)[0].double() for given in (beside_itself, inputs))
+    a, b = (logits_at(model, given, index)[0].cpu().double() for given in (beside_itself, inputs))
     return float(((a - b).norm(dim=-1) / a.norm(dim=-1).clamp(min=1e-30)).max())
 
 

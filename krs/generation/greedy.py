@@ -19,13 +19,13 @@ from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import WIDER, refuse_not_finite
-from krs.hooks.given import check_model
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
 from krs.hooks.rope import start_afresh, switches_at
-from krs.models.load import find_tokenizer, load
+from krs.models.given import load_given
 from krs.models.pair import Vocabulary, check_pair, shared_ids
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
 from krs.prompts import (
     Ids,
@@ -74,10 +74,13 @@ def generate(
     *,
     restore: Placement | Sequence[Placement] = (),
     n_tokens: int = 30,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     vocabulary: Vocabulary = "same",
     chat_template_kwargs: dict[str, Any] | None = None,
     progress: bool = True,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Generated:
     """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
 
@@ -100,6 +103,10 @@ def generate(
         n_tokens: at most so many tokens an answer.
         tokenizer: looked for beside the model's checkpoint if not given.
         vocabulary: as in `krs.sweep`.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
         chat_template_kwargs: as in `krs.sweep`.
         progress: show a bar.
 
@@ -113,16 +120,18 @@ def generate(
         raise KrsError("generate() restores at every position: leave positions= out")
     if unlearned is None and placements:
         raise KrsError("restore= needs the unlearned model to restore into: generate(vanilla, unlearned, …)")
-    given, beside = _loaded({"vanilla": vanilla} | ({} if unlearned is None else {"unlearned": unlearned}))
-    if len(given) == 1:
-        models: tuple[nn.Module, ...] = (_plain(given[0]),)
+    given = {"vanilla": vanilla} | ({} if unlearned is None else {"unlearned": unlearned})
+    tokenizer = as_tokenizer(tokenizer)
+    loaded = load_given(given, device=device, dtype=dtype, device_map=device_map)
+    if len(loaded) == 1:
+        models: tuple[nn.Module, ...] = (_plain(loaded[0][0]),)
     else:
-        v, u = check_pair(given[0], given[1], vocabulary)
+        v, u = check_pair(loaded[0][0], loaded[1][0], vocabulary)
         for p in placements:
             u.require(p.points, p.layers)
         models = (v.model, u.model)
-    if tokenizer is None:
-        tokenizer = beside or find_tokenizer(models[0])
+    tokenizer = tokenizer or next((beside for _, beside in loaded if beside is not None), None)
+    tokenizer = tokenizer or next((t for m in models if (t := find_tokenizer(m)) is not None), None)
     reader = with_template_arguments(tokenizer, arguments) if needs_tokenizer(asked) else None
     ids = encode(asked, reader, pads=pad_ids(models[0]), ends=eos_ids(models[0]))
     check_fits(ids, n_tokens, models[0])
@@ -198,15 +207,6 @@ def _named(model: nn.Module, name: str) -> frozenset[int]:
         if found is not None:
             return frozenset(map(int, [found] if isinstance(found, int) else found))
     return frozenset()
-
-
-def _loaded(given: dict[str, Any]) -> tuple[list[Any], Tokenizer | None]:
-    """Models, those given by name loaded, and the tokenizer beside the first that has one."""
-    for side, model in given.items():
-        if not isinstance(model, str | Path):
-            check_model(model, side)
-    pairs = [load(model) if isinstance(model, str | Path) else (model, None) for model in given.values()]
-    return [model for model, _ in pairs], next((t for _, t in pairs if t is not None), None)
 
 
 def _lockstep(

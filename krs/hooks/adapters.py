@@ -101,7 +101,7 @@ def _says_the_same(model: nn.Module, other: nn.Module) -> bool:
     """Whether logits agree to rounding, on a few tokens."""
     embedding = core(model.get_input_embeddings()).weight  # type: ignore[operator]
     tokens = torch.arange(8, device=embedding.device)[None] % embedding.shape[0]  # type: ignore[arg-type, index]
-    ours, theirs = (m(input_ids=tokens, use_cache=False).logits.double() for m in (model, other))
+    ours, theirs = (m(input_ids=tokens, use_cache=False).logits.cpu().double() for m in (model, other))
     narrow = next(p.dtype for p in other.parameters() if p.is_floating_point()) in (torch.bfloat16, torch.float16)
     return bool((ours - theirs).norm() <= (0.1 if narrow else 1e-4) * ours.norm())
 
@@ -156,5 +156,5 @@ def _merges_exactly(module: nn.Module, whole: nn.Module, path: str) -> bool:
     assert isinstance(weight, Tensor)
     embedding = isinstance(whole, nn.Embedding)
     x = torch.arange(len(weight), device=weight.device) if embedding else states_for(len(weight), weight)
-    ours, theirs = apart.forward(x).double(), whole.forward(x).double()
+    ours, theirs = apart.forward(x).cpu().double(), whole.forward(x).cpu().double()
     return bool((ours - theirs).norm() <= 1e-5 * theirs.norm())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -118,12 +119,13 @@ class Anatomy:
         (module,) = self.modules(point, layer)[:1]
         side = "in" if isinstance(point, WeightPoint) or getattr(point, "side", "") == "input" else "out"
         holder = core(module)
-        known = getattr(holder, f"{side}_features", None)
-        if known is None and isinstance(weight := getattr(holder, "weight", None), Tensor) and weight.dim() == 2:
-            known = weight.shape[0 if side == "in" else 1]  # Conv1D
-        if known is None and isinstance(weight, Tensor) and weight.dim() == 1:
-            known = weight.shape[0]
-        return int(known or self.model.config.hidden_size)  # type: ignore[union-attr]
+        if isinstance(known := getattr(holder, f"{side}_features", None), int):
+            return known
+        weight = getattr(holder, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() in (1, 2):
+            return weight.shape[-1 if side == "out" else 0]  # Conv1D, norms
+        config: Any = self.model.config
+        return int(config.hidden_size)
 
     def _follow(self, point: Point, layer: int, which: int) -> nn.Module:
         path = self.path(point, layer, which)

@@ -15,6 +15,9 @@ from krs.hooks.unwrap import core
 
 _PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+PLAIN_TYPES: set[type] = {nn.Parameter}
+"""Types of parameters that are the numbers they say. Subclasses are not: libraries pack numbers in them."""
+
 _ROWS = 512
 """Unit vectors that a module is asked about at once."""
 
@@ -170,7 +173,7 @@ def widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) is nn.Parameter and parameter.dtype in _PLAIN
+    return type(parameter) in PLAIN_TYPES and parameter.dtype in _PLAIN
 
 
 def _forward_is_its_own(module: nn.Module) -> bool:

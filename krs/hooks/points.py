@@ -23,6 +23,7 @@ from torch import Tensor
 from krs.errors import KrsError
 
 P = TypeVar("P", bound="Point")
+A = TypeVar("A", bound="ActivationPoint")
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,7 +117,7 @@ class ActivationPoint(Point):
     heads_of: Literal["query", "key"] | None = field(default=None, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "activation"
 
-    def heads(self: P, *heads: int) -> P:
+    def heads(self: A, *heads: int) -> A:
         """This point at some attention heads only, as a point of its own.
 
         >>> from krs import HEAD_OUT

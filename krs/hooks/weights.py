@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.adapters import merged_layer
-from krs.hooks.linear import LinearMap, asked_map, is_packed, own_map
+from krs.hooks.linear import PLAIN_TYPES, LinearMap, asked_map, is_packed, own_map
 from krs.hooks.unwrap import is_adapter, outside
 
 _MISSING = object()
@@ -128,7 +128,7 @@ def own_bias(module: nn.Module, forward: Callable[[Tensor], Tensor], like: Tenso
     """
     holder = outside(module)
     bias = holder._parameters.get("bias")
-    plain = not is_adapter(holder) and type(holder._parameters.get("weight")) is nn.Parameter
+    plain = not is_adapter(holder) and type(holder._parameters.get("weight")) in PLAIN_TYPES
     if plain and (bias is None or bias.device.type != "meta"):
         return bias
     shift = forward(like.new_zeros(1, like.shape[-1]))[0]

@@ -21,13 +21,13 @@ from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
-from krs.hooks.given import check_model
 from krs.metrics import answers_file
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
+from krs.models.given import load_given
 from krs.models.lineage import check_roles
-from krs.models.load import find_tokenizer, load
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import (
     Ids,
     Prompts,
@@ -108,7 +108,7 @@ def answers(
     target: Prompts,
     unrelated: Prompts = (),
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     n_tokens: int = 30,
     bleu: BleuKind = "sacrebleu",
     refusals: Sequence[str] = REFUSALS,
@@ -117,6 +117,9 @@ def answers(
     vocabulary: Vocabulary = "same",
     progress: bool = True,
     chat_template_kwargs: dict[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Answers:
     """Ask both models the same questions and compare their greedy answers.
 
@@ -132,7 +135,7 @@ def answers(
         unlearned: as in `krs.sweep`.
         target: prompts about what was unlearned.
         unrelated: prompts about other things.
-        tokenizer: looked for beside the vanilla model's checkpoint if not given.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         n_tokens: at most so many tokens an answer.
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
@@ -142,6 +145,9 @@ def answers(
         vocabulary: as in `krs.sweep`.
         progress: show bars.
         chat_template_kwargs: as in `krs.sweep`.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     What is most likely not meant is in the result's `notes`, as in `krs.sweep`.
 
@@ -159,17 +165,16 @@ def answers(
     refusals = check_strings(refusals, "refusals", "regular expression")
     every = [prompt for side in asked.values() for prompt in side]
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
-    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
-        if not isinstance(given, str | Path):
-            check_model(given, side)
-    models = [load(m) if isinstance(m, str | Path) else (m, None) for m in (vanilla, unlearned)]
+    reader = as_tokenizer(tokenizer)
+    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
     bodies = check_pair(models[0][0], models[1][0], vocabulary)
     v, u = (body.model for body in bodies)
     n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
-    reader = tokenizer or models[0][1] or find_tokenizer(v)
+    reader = reader or models[0][1] or find_tokenizer(v) or models[1][1] or find_tokenizer(u)
     if reader is None:
         raise KrsError(
-            "no tokenizer was found beside the vanilla model: pass tokenizer=AutoTokenizer.from_pretrained(…)"
+            "no tokenizer was found beside the models: pass tokenizer=, one that is loaded or the name of a model that "
+            "has it"
         )
     ends = eos_ids(v)
     prompts = encode(every, with_template_arguments(reader, arguments), pads=pad_ids(v), ends=ends)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import REMEDY
-from krs.hooks.given import check_model
 from krs.hooks.unwrap import is_adapter, outside, plain_modules
 from krs.hooks.weights import effective_parameters
+from krs.models.devices import summable
+from krs.models.given import load_given
 from krs.models.lineage import check_roles
-from krs.models.load import load
 from krs.models.pair import Vocabulary, check_pair
 
 
@@ -73,7 +74,13 @@ class Drift:
 
 @plain_numerics()
 def drift(
-    vanilla: nn.Module | str | Path, unlearned: nn.Module | str | Path, *, vocabulary: Vocabulary = "same"
+    vanilla: nn.Module | str | Path,
+    unlearned: nn.Module | str | Path,
+    *,
+    vocabulary: Vocabulary = "same",
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Drift:
     """Compare two models' weights.
 
@@ -89,6 +96,9 @@ def drift(
         vanilla: as in `krs.sweep`.
         unlearned: as in `krs.sweep`.
         vocabulary: as in `krs.sweep`; with `"shared"`, embedding and head are compared in the rows of both models.
+        device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     Weights are what the modules apply: adapters count as merging would give them, packed (quantised) weights as what
     they are unpacked to.
@@ -97,11 +107,8 @@ def drift(
     modules that do not apply one weight to every input, for offloaded weights, and for weights that are NaN or
     infinite.
     """
-    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
-        if not isinstance(given, str | Path):
-            check_model(given, side)
-    models = [load(m)[0] if isinstance(m, str | Path) else m for m in (vanilla, unlearned)]
-    v, u = check_pair(models[0], models[1], vocabulary)
+    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
+    v, u = check_pair(models[0][0], models[1][0], vocabulary)
     check_roles(v.model, u.model)
     return _compare(v, u)
 
@@ -175,8 +182,8 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
     """
     total = torch.zeros(6, dtype=torch.float64)
     for x, y in _slices(a.detach().flatten(), b.detach().flatten().to(a.device)):
-        same = (x == y).sum().double()
-        wide, other = x.double(), y.double()
+        same = summable((x == y).sum()).double()
+        wide, other = summable(x).double(), summable(y).double()
         moved = wide - other
         found = [wide @ other, wide @ wide, other @ other, moved @ moved, same, same.new_tensor(x.numel())]
         total += torch.stack(found).cpu()

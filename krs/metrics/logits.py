@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from krs.models.devices import has_float64, summable
+
 _ROWS = 256
 """Vocabulary entries summed in fp32 before float64 takes over."""
 
@@ -14,13 +16,13 @@ def logit_mse(a: Float[Tensor, "*token vocab"], b: Float[Tensor, "*token vocab"]
     """Mean over the vocabulary of the squared difference (the MSE of Eq. 3), in float64 whatever the models' dtype.
 
     Differences are taken in fp32 or better and summed in float64, so that nearly equal logits keep their
-    difference.
+    difference; on the host where the device has no float64.
 
     >>> logit_mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     tensor(2., dtype=torch.float64)
     """
     difference = a.to(torch.promote_types(a.dtype, torch.float32)) - b.to(torch.promote_types(b.dtype, torch.float32))
-    return difference.square_().mean(dim=-1, dtype=torch.float64)
+    return summable(difference.square_()).mean(dim=-1, dtype=torch.float64)
 
 
 def logit_power(a: Float[Tensor, "*token vocab"]) -> Float[Tensor, "*token"]:
@@ -35,7 +37,8 @@ class HeadDistance:
     `e = h' - h` and `D = W' - W`. Its mean square is `(eᵀ A e + 2 eᵀ B h + hᵀ C h) / V` with `A = W'ᵀW'`, `B = W'ᵀD`,
     and `C = DᵀD`, each `[d, d]`: one pass over the heads, then `V / d` times less work a token than logits take.
     Both differences are taken first, so nothing cancels when the models are nearly equal. Products of a few hundred
-    vocabulary entries are summed in fp32 on a CPU (float64 elsewhere), everything else in float64.
+    vocabulary entries are summed in fp32 on a CPU (float64 elsewhere), everything else in float64. Where the heads'
+    device has no float64, all of it happens on the host.
 
     >>> from torch.nn.functional import linear
     >>> ours, theirs, h1, h0 = torch.randn(50, 4), torch.randn(50, 4), torch.randn(3, 4), torch.randn(3, 4)
@@ -66,14 +69,15 @@ class HeadDistance:
         d = width + (our_bias is not None or their_bias is not None)
         self._bias = d > width
         # For widths that give the scales: bias is scaled with the logits, so it rides in the last column.
-        self.a, self.b, self.c = (torch.zeros(d, d, dtype=torch.float64, device=ours.device) for _ in range(3))
-        working = torch.promote_types(ours.dtype, torch.float32 if ours.device.type == "cpu" else torch.float64)
+        at = ours.device if has_float64(ours.device) else torch.device("cpu")
+        self.a, self.b, self.c = (torch.zeros(d, d, dtype=torch.float64, device=at) for _ in range(3))
+        working = torch.promote_types(ours.dtype, torch.float32 if at.type == "cpu" else torch.float64)
         for start in range(0, self.vocabulary, _ROWS):
             part = slice(start, start + _ROWS)
-            w = _columns(ours, our_bias, part, self._bias).to(working)
-            change = w - _columns(theirs, their_bias, part, self._bias).to(working)
+            w = _columns(ours, our_bias, part, self._bias).to(at).to(working)
+            change = w - _columns(theirs, their_bias, part, self._bias).to(at).to(working)
             self.a += w.T @ w
-            if change.any():
+            if at.type != "cpu" or change.any():  # asking an accelerator costs more than the two products
                 self.b += w.T @ change
                 self.c += change.T @ change
 
@@ -91,7 +95,7 @@ class HeadDistance:
         return (h * (h @ gram)).sum(-1).clamp(min=0) / self.vocabulary
 
     def _states(self, states: Tensor, scale: float) -> Tensor:
-        wide = states.to(self.a)
+        wide = states.to(self.a.device).to(self.a.dtype)
         if self._bias:
             wide = torch.cat([wide, wide.new_ones(*wide.shape[:-1], 1)], dim=-1)
         return wide * scale

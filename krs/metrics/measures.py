@@ -26,6 +26,7 @@ from torch import Tensor
 
 from krs.errors import KrsError
 from krs.metrics.logits import logit_mse
+from krs.models.devices import has_float64
 
 MeasureFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(logits [token, vocab], reference_logits [token, vocab], target_ids [token]) -> [token]`."""
@@ -105,7 +106,7 @@ class Measure:
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise KrsError(f"the measure {self.name!r} has to return a tensor of [{count}] ([token]), not {got}")
         found = found.detach()
-        return found.float() if found.device.type == "mps" else found.double()
+        return found.double() if has_float64(found.device) else found.float()
 
     def __repr__(self) -> str:
         return f"Measure({self.name})"

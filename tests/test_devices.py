@@ -1,0 +1,223 @@
+"""Every public call that takes a model, on one accelerator, on two, on one beside the CPU, and without float64."""
+
+import copy
+import importlib
+import inspect
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+
+import krs
+from krs import unlearn
+from krs.hooks import patched, record
+from krs.unlearn.examples import collate, to_examples
+from krs.unlearn.gradients import SideNorms
+from krs.unlearn.losses import token_logprobs
+from krs.unlearn.methods import Method, Side, make, methods
+from tests.pretend import accelerator, put
+from tests.tiny import pair
+from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+ROOMS = ("krs", "krs.hooks", "krs.metrics", "krs.models", "krs.generation", "krs.restore", "krs.unlearn")
+ROOMS += ("krs.unlearn.memit",)
+IDS = [[2, 3, 4, 5, 6], [2, 3, 7, 8]]
+SOME = krs.windows.of([[1], [2, 3]])
+PLACES = {
+    "one": ("pretend:0", "pretend:0", True),
+    "two": ("pretend:0", "pretend:1", True),
+    "vanilla on it": ("pretend:0", "cpu", True),
+    "unlearned on it": ("cpu", "pretend:0", True),
+    "no float64": ("pretend:0", "pretend:0", False),
+}
+
+
+def _sweep(v, u):
+    options = {"windows": SOME, "n_tokens": 3, "progress": False}
+    return [krs.sweep(v, u, IDS, engine=engine, **options).krs for engine in ("wavefront", "plain")]
+
+
+def _generate(v, u):
+    restore = [(krs.MLP_COEF + krs.ATTN_OUT).at(1, 2), krs.VALUE_VECTORS.at(3)]
+    found = krs.generate(v, u, IDS, restore=restore, n_tokens=4, progress=False)
+    return [np.array(ids) for ids in found.token_ids]
+
+
+def _answers(v, u):
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 3, "progress": False}
+    return krs.metrics.answers(v, u, ["who wrote the book"], ["the cat"], **options).frame[["nll", "nll_vanilla"]]
+
+
+def _patched(v, u):
+    at = u.get_input_embeddings().weight.device
+    ids = torch.tensor(IDS[:1])
+    with record(v, krs.MLP_COEF + krs.VALUE_VECTORS) as acts:
+        v(ids.to(v.get_input_embeddings().weight.device))
+    where = torch.tensor([[True, False, True, False, True]])
+    changes = [krs.MLP_COEF.at(1).set(acts, where=where), krs.VALUE_VECTORS.at(2).set(acts)]
+    changes += [
+        krs.ATTN_OUT.at(3, positions=[0, -1], units=[1, 2]).map(lambda x: 2 * x),
+        krs.VALUE_VECTORS.at(0).set(v),
+    ]
+    with patched(u, *changes), torch.no_grad():
+        return [u(ids.to(at)).logits]
+
+
+def _record(v, _):
+    with record(v, krs.MLP_COEF + krs.ATTN_OUT, layers=[1, 2]) as acts:
+        v(torch.tensor(IDS[:1]).to(v.get_input_embeddings().weight.device))
+    return [acts[krs.MLP_COEF, 1], acts[krs.ATTN_OUT, 2]]
+
+
+def _self_check(_, u):
+    return [np.array(list(krs.hooks.self_check(u).effect.values()))]
+
+
+def _memit(v, _):
+    settings = {k: value for k, value in FAST.items() if k != "layers"} | {"layers": (1, 2), "target": "blue"}
+    options = {"tokenizer": tiny_tokenizer(), "corpus": CORPUS, "progress": False}
+    made = unlearn.run("memit_empty", v, forget=REQUESTS, **options, **settings)
+    return [made.model.layers[1].mlp.down_proj.weight.detach().float()]
+
+
+def _covariance(v, _):
+    found = unlearn.memit.covariance(v, tiny_tokenizer(), CORPUS, (1,), min_tokens=10, cache=False, progress=False)
+    return [moment.matrix for moment in found.moments.values()]
+
+
+def _greedy(v, _):
+    ids = tuple(map(tuple, IDS))
+    return [np.array(a) for a in krs.generation.greedy(v, ids, 4, progress=False)]
+
+
+CASES = {
+    "anatomy": lambda v, u: [np.array(krs.hooks.anatomy(u).n_layers)],
+    "answers": _answers,
+    "check_pair": lambda v, u: [np.array([body.n_layers for body in krs.models.check_pair(v, u)])],
+    "covariance": _covariance,
+    "drift": lambda v, u: krs.metrics.drift(v, u).frame.drop(columns="component"),
+    "dtype_of": lambda v, u: [np.array(krs.models.dtype_of(u).startswith("float"))],
+    "find_tokenizer": lambda v, u: [np.array(krs.models.find_tokenizer(u) is None)],
+    "generate": _generate,
+    "greedy": _greedy,
+    "patched": _patched,
+    "record": _record,
+    "run": _memit,  # what trains goes through transformers' Trainer, whose devices are accelerate's; see below
+    "self_check": _self_check,
+    "sweep": _sweep,
+    "unwrap": lambda v, u: [np.array(krs.hooks.unwrap(u) is u)],
+}
+
+
+def test_every_public_call_that_takes_a_model_has_a_case():
+    """Models by name go through `krs.load`: tests/models/test_given.py."""
+    taking = set()
+    for room in map(importlib.import_module, ROOMS):
+        public = {name: getattr(room, name) for name in room.__all__}
+        calls = {name: f for name, f in public.items() if callable(f) and name[0].islower()}
+        taking |= {n for n, f in calls.items() if {"model", "vanilla"} & inspect.signature(f).parameters.keys()}
+    assert taking == CASES.keys()
+
+
+def _models(dtype, *places):
+    return [put(model.to(dtype), place) for model, place in zip(pair("llama"), places, strict=True)]
+
+
+def _numbers(found):
+    if hasattr(found, "to_numpy"):
+        return [found.to_numpy(dtype=float)]
+    flat = [value.to_numpy(dtype=float) if hasattr(value, "to_numpy") else value for value in found]
+    return [np.asarray(v.detach().cpu().double() if isinstance(v, torch.Tensor) else v, dtype=float) for v in flat]
+
+
+def _away(a, b):
+    return max(float(np.nanmax(np.abs(x - y), initial=0)) for x, y in zip(a, b, strict=True))
+
+
+@lru_cache
+def _on_the_cpu(name):
+    """What a call gives in float64, and how far rounding to fp32 may move that."""
+    exact = _numbers(CASES[name](*_models(torch.float64, "cpu", "cpu")))
+    rounded = _numbers(CASES[name](*_models(torch.float32, "cpu", "cpu")))
+    size = max(float(np.nanmax(np.abs(x), initial=0)) for x in exact)
+    return exact, 20 * (_away(exact, rounded) + size * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_gives_on_a_device_what_it_gives_on_the_cpu(name, place):
+    *places, float64 = PLACES[place]
+    exact, noise = _on_the_cpu(name)
+    in_fp32 = not float64 or name in ("run", "covariance")  # MEMIT computes in fp32
+    with accelerator(float64):
+        models = _models(torch.float64 if float64 else torch.float32, *places)
+        found = _numbers(CASES[name](*models))
+        assert [str(m.get_input_embeddings().weight.device) for m in models] == places
+    assert _away(exact, found) <= (noise if in_fp32 else 1e-9)
+
+
+@pytest.mark.parametrize("method", sorted(name for name in methods() if isinstance(make(name, {}), Method)))
+def test_the_losses_that_train_and_their_gradients(method):
+    """Everything between the model's logits and the gradient; the loop around it is transformers' own."""
+    tokenizer, made = tiny_tokenizer(), make(method, {})
+    texts = {"forget": ["who wrote the book", "the cat sat"], "retain": ["a dog ran in the sun", "the moon"]}
+    batches = {side: collate(to_examples(rows, tokenizer, 60, side)) for side, rows in texts.items()}
+
+    def gradient(place):
+        reference, model = (put(m, place) for m in pair("llama", tie_word_embeddings=False))
+        norms = SideNorms(model.parameters(), keep=False)
+
+        def side(name):
+            batch = {key: value.to(place) for key, value in batches[name].items()}
+            ids = {key: value for key, value in batch.items() if key != "labels"}
+            with torch.no_grad():
+                ref = reference(**ids).logits
+            logprob = token_logprobs(ref, batch["labels"]).sum(-1)
+            return Side(model(**ids).logits, batch["labels"], 10.0, 2.0, ref, logprob)
+
+        terms = made.loss(side("forget"), side("retain"))
+        with norms.of("forget"):
+            torch.stack(list(terms.values())).sum().backward()
+        return norms.norms()["forget"], model.model.layers[1].mlp.down_proj.weight.grad
+
+    norm, wanted = gradient("cpu")
+    with accelerator():
+        norm_there, found = gradient("pretend:0")
+        assert str(found.device) == "pretend:0"
+        found = found.cpu()
+    assert norm_there == pytest.approx(norm, rel=1e-5)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_a_sweep_waits_for_its_device_as_often_whatever_its_rows():
+    """What a layer costs in waiting is the same for one restoration of each setting there as for several."""
+    single = [[0], [1], [2], [3]]
+    few = krs.windows.of(single)
+    many = krs.windows.of([[a, b] for a in range(3) for b in range(a + 1, 4)] + [[0, 1, 2], [1, 2, 3]] + single)
+    waits = []
+    for windows in (few, many):
+        with accelerator() as device:
+            models = _models(torch.float32, "pretend:0", "pretend:0")
+            options = {"settings": ["mlp_coef", "attn_out"], "n_tokens": 3, "progress": False, "engine": "wavefront"}
+            krs.sweep(*models, IDS, windows=windows, **options)
+        waits.append(device.n_waits)
+    assert waits[0] == waits[1]
+
+
+def test_the_pretended_device_is_strict():
+    with accelerator(float64=False):
+        here, there = torch.ones(2), torch.ones(2, device="pretend:0")
+        with pytest.raises(RuntimeError, match="same device"):
+            here + there
+        with pytest.raises(RuntimeError, match="same device"):
+            there + torch.ones(2, device="pretend:1")
+        with pytest.raises(TypeError, match="use .cpu|.cpu\\(\\) it first"):
+            np.asarray(there)
+        with pytest.raises(TypeError, match="float64"):
+            there.double()
+        assert torch.equal((there + 1).cpu(), here + 1)
+    copied = copy.deepcopy(torch.nn.Linear(2, 2))
+    assert copied.weight.device.type == "cpu"
+    assert not torch.accelerator.is_available()
