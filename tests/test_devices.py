@@ -118,7 +118,9 @@ def test_every_public_call_that_takes_a_model_has_a_case():
     for room in map(importlib.import_module, ROOMS):
         public = {name: getattr(room, name) for name in room.__all__}
         calls = {name: f for name, f in public.items() if callable(f) and name[0].islower()}
-        taking |= {n for n, f in calls.items() if {"model", "vanilla", "recipient"} & inspect.signature(f).parameters.keys()}
+        taking |= {
+            n for n, f in calls.items() if {"model", "vanilla", "recipient"} & inspect.signature(f).parameters.keys()
+        }
     assert taking == CASES.keys()
 
 

@@ -4,13 +4,16 @@ A block that cannot be run here has its reason before it: `<!-- not run: reason 
 models, which take the bundled one's place in a cache of their own.
 """
 
+import ast
 import gzip
+import importlib
 import json
 import random
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -19,6 +22,8 @@ import krs
 from krs.cli import app
 from krs.data.concepts import as_chat
 from krs.hooks import families, points
+from krs.metrics import measures
+from krs.restore import engines
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -49,6 +54,7 @@ def names(models, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
     monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
+    monkeypatch.setattr(measures, "_REGISTRY", dict(measures._REGISTRY))
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
@@ -94,6 +100,25 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, names):
             exec(compile(padded, str(page), "exec"), names)
 
 
+@pytest.mark.long
+def test_the_engine_of_worker_processes_gives_the_plain_engines_numbers(models, tmp_path, monkeypatch):
+    (code,) = [c for c, _, _ in _blocks(ROOT / "docs/extending.md", "python") if "ProcessPoolExecutor" in c]
+    (tmp_path / "krs_doc_workers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    importlib.import_module("krs_doc_workers")
+    for name, model in zip("vu", models, strict=True):
+        model.save_pretrained(tmp_path / name)
+    asked = {"windows": krs.windows.of([[3]]), "settings": "resid_pre", "positions": [[0], [2, 3]], "measures": "kl"}
+    prompts = [[5, 9, 11], [7, 3, 22, 8]]
+    ours, plain = (
+        krs.sweep(str(tmp_path / "v"), str(tmp_path / "u"), prompts, engine=engine, n_tokens=3, progress=False, **asked)
+        for engine in ("workers", "plain")
+    )
+    for measure in plain.measures:
+        np.testing.assert_allclose(ours.table(measure), plain.table(measure), rtol=1e-4, atol=1e-6)
+
+
 def _commands(text):
     joined = text.replace("\\\n", " ")
     return [line for line in joined.splitlines() if line.startswith("krs ")]
@@ -137,3 +162,46 @@ def test_an_unknown_option_would_be_found():
 def test_a_reason_is_given_for_what_is_not_run():
     reasons = [reason for page in PAGES for _, _, reason in _blocks(page, "python") if reason is not None]
     assert all(len(reason.split()) > 2 for reason in reasons)
+
+
+RAISED = ("KrsError", "NotExactError", "CannotPackError", "warn", "error")
+
+
+def _template(node):
+    """A message as the source has it, with … for what differs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+    return _template(node.left) + _template(node.right) if isinstance(node, ast.BinOp) else "…"
+
+
+def _fixed_words(template):
+    """The first five words of the longest fixed stretch of what a message gives as the cause."""
+    whole = re.sub(r"^(… ?)*: ", "", " ".join(template.split()))
+    cause = whole.split(": ")[0]
+    stretches = (cause if max(map(len, cause.split("…"))) >= 8 else whole).split("…")
+    return " ".join(max((s.strip(" .,:;()") for s in stretches), key=len).split()[:5]).rstrip(" .,:;()")
+
+
+def _messages():
+    for path in sorted((ROOT / "krs").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                words = _fixed_words(_template(node.args[0])) if name in RAISED else ""
+                if len(words) >= 8:  # others hand on what somebody else says
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", words
+
+
+def test_the_page_on_troubleshooting_has_every_error():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").replace("`", "").replace("\\|", "|")
+    messages = list(_messages())
+    assert len(messages) > 300
+    missing = [f"{where}: {words}" for where, words in messages if words not in page]
+    assert not missing, "add a row to docs/troubleshooting.md:\n" + "\n".join(missing)
+
+
+def test_every_row_on_troubleshooting_has_cause_and_remedy():
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    assert all(len(row.replace("\\|", "").split(" | ")) == 3 and "|  |" not in row for row in rows)

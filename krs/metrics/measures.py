@@ -18,8 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from types import CodeType
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
@@ -92,7 +91,7 @@ class Measure:
         needs: `"logits"`, or `"states"` for one that the engines compute without logits.
         of_answer: whether it looks at the answer's own tokens, so that it is not defined where a scored position
             predicts none (the last one under `scoring="paper-code"`).
-        code: of a function of the user's, so that two of one name are told apart.
+        version: of a function of the user's, a hash of its code, so that two of one name are told apart.
     """
 
     name: str
@@ -100,15 +99,12 @@ class Measure:
     function: Callable[[ScoredTokens], Tensor]
     needs: str = "logits"
     of_answer: bool = False
-    code: CodeType | None = None
+    version: str = ""
 
     @property
     def identity(self) -> str:
         """The name, and for a function of the user's what tells it from another of that name."""
-        if self.code is None:
-            return self.name
-        said = repr((self.code.co_code, self.code.co_consts, self.code.co_names))
-        return f"{self.name} ({hashlib.blake2b(said.encode(), digest_size=6).hexdigest()})"
+        return f"{self.name} ({self.version})" if self.version else self.name
 
     def __call__(self, tokens: ScoredTokens) -> Float[Tensor, " token"]:
         """The measure of these tokens, float64 where the device has it."""
@@ -204,12 +200,18 @@ def measure(given: str | Measure | MeasureFunction) -> Measure:
     name = getattr(given, "__name__", type(given).__name__)
     if name in _REGISTRY or not name.isidentifier():
         raise KrsError(f"a measure cannot be called {name!r}: give the function a name of its own (def my_measure …)")
+    return Measure(name, name.replace("_", " "), partial(_called, given), of_answer=True, version=_version(given))
+
+
+def _called(given: MeasureFunction, tokens: ScoredTokens) -> Tensor:
+    return given(tokens.logits, tokens.reference_logits, tokens.target_ids)
+
+
+def _version(given: MeasureFunction) -> str:
+    """A hash of a function's code; of what is no function, of its type."""
     code = getattr(given, "__code__", None)
-
-    def function(tokens: ScoredTokens) -> Tensor:
-        return given(tokens.logits, tokens.reference_logits, tokens.target_ids)
-
-    return Measure(name, name.replace("_", " "), function, of_answer=True, code=code)
+    said = repr(type(given)) if code is None else repr((code.co_code, code.co_consts, code.co_names))
+    return hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
 
 
 def measures(given: Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction) -> tuple[Measure, ...]:

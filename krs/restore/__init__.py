@@ -1,5 +1,6 @@
 """Windows, plans, engines, sweeps and their results."""
 
+from krs.restore.engines import register_engine
 from krs.restore.losses import Losses
 from krs.restore.patching import patch_sweep
 from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
@@ -17,6 +18,10 @@ __all__ = [
     "SweepResult",
     "Window",
     "load_result",
+<<<<<<< HEAD
     "patch_sweep",
+=======
+    "register_engine",
+>>>>>>> h/docs
     "sweep",
 ]

@@ -87,8 +87,8 @@ def execute(
     """
     with plain_numerics(), plain_calls(*{id(b): b.model for b in job.models}.values()):
         made["numerics"] = numerics()
-        if not is_offloaded(job.recipient.model):
-            check_longest(job.recipient, job.batch)
+        if not is_offloaded(job.unlearned.model):
+            check_longest(job.unlearned, job.batch)
         _execute(engine, _apart(job, made), losses, progress, keeper, made)
 
 
@@ -117,7 +117,7 @@ def _execute(
         except NotExactError as reason:
             made["engine_note"] = f"not the {name} engine: {reason}"
             if name == names[-1]:
-                check_each(job.donor, job.recipient, job.batch)
+                check_each(job.vanilla, job.unlearned, job.batch)
                 raise KrsError(
                     f"engine={name!r} is not exact here: {reason}. Use engine='auto', which takes the plain engine"
                 ) from None
@@ -130,7 +130,7 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
             if isinstance(step, Chunk):
                 write(step, job, losses)
                 part = job.batch.rows(step.prompts.start, step.prompts.stop)
-                if not check_base(job.donor, job.recipient, part, losses, step.prompts):
+                if not check_base(job.vanilla, job.unlearned, part, losses, step.prompts):
                     raise NotExactError("its base row is NaN or infinite where the model by itself is not")
             else:
                 if step.what:

@@ -16,7 +16,7 @@ An engine is anything with a `name`, `exact`, `steps(job)` and `run(job)`, which
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +26,7 @@ from krs.hooks.anatomy import Anatomy
 from krs.metrics.measures import Measure
 from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
-from krs.restore.plan import Plan
+from krs.restore.plan import Plan, for_prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,24 @@ class Job:
         """Donor, recipient and reference, each once."""
         return tuple({id(b): b for b in (self.donor, self.recipient, self.reference)}.values())
 
+    @property
+    def vanilla(self) -> Anatomy:
+        """The model that results are compared with, whichever way things go."""
+        return self.reference
+
+    @property
+    def unlearned(self) -> Anatomy:
+        """The other one."""
+        return self.recipient if self.reference is self.donor else self.donor
+
     def name_of(self, body: Anatomy) -> str:
         """What messages call one of them."""
-        return "vanilla" if body is self.donor else "unlearned" if body is self.recipient else "the reference"
+        return "vanilla" if body is self.vanilla else "unlearned"
+
+    def part(self, rows: slice) -> Job:
+        """The same for some of the prompts, with the positions that were given for these."""
+        plan = replace(self.plan, positions=for_prompts(self.plan.positions, rows))
+        return replace(self, plan=plan, batch=self.batch.rows(rows.start, rows.stop), done=self.done[:, rows])
 
     @property
     def vocabulary_rows(self) -> int:
