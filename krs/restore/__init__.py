@@ -18,10 +18,7 @@ __all__ = [
     "SweepResult",
     "Window",
     "load_result",
-<<<<<<< HEAD
     "patch_sweep",
-=======
     "register_engine",
->>>>>>> h/docs
     "sweep",
 ]
