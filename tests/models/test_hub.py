@@ -60,7 +60,8 @@ def test_models_of_a_hub(tmp_path):
     assert found["types"][0] == "NoneType"
     assert found["types"][2] == "PeftModelForCausalLM"
     assert found["types"][1] == found["types"][3] != "NoneType"
-    assert all(torch.equal(a, b) for a, b in zip(found["logits"], wanted, strict=True))
+    for logits, expected in zip(found["logits"], wanted, strict=True):  # another process may have other threads
+        torch.testing.assert_close(logits, expected)
     with_token = {asked[:2] for asked in served.asked if asked[2] == "Bearer hf_callers_own"}
     assert with_token == {("me/adapter", "of-the-adapter"), ("me/base", "of-the-base")}
     assert {revision for name, revision, _ in served.asked if name == "me/adapter"} == {"of-the-adapter"}
