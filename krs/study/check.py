@@ -96,7 +96,7 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
             yield (*place, *where, "seed"), "seeds are an axis of the study: give it in seeds:"
             continue
         alone = [((*place, *where, name), {name: value}) for name, value in settings.items()]
-        yield from (f for at, one in alone for f in _tried(at, lambda o=one: make(method.name, o)))  # type: ignore[misc]
+        yield from (f for at, one in alone for f in _tried(at, partial(make, method.name, one)))
     yield from _tried((*place, "name"), lambda: check_extras(make(method.name, method.settings)))
     made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
     for name, changes in method.strengths.items():
@@ -127,7 +127,7 @@ def _steps(spec: Spec) -> Iterator[Fault]:
     done: list[str] = []
     for name, given in spec.steps.items():
         place = ("steps", name)
-        if found := list(_tried(place, lambda n=name: step(n))):  # type: ignore[misc]
+        if found := list(_tried(place, partial(step, name))):
             yield from found
             continue
         made = step(name)

@@ -1,5 +1,7 @@
 """A spec is checked whole before any work, and every fault has its line and its field."""
 
+from pathlib import Path
+
 import pytest
 
 from krs import KrsError, study
@@ -112,3 +114,12 @@ def test_a_runner_that_there_is_not(place, tmp_path):
     with pytest.raises(KrsError, match="there is no runner 'slurm': there is 'local', or pass one of yours"):
         study.run(_read(place, GOOD), tmp_path / "out", runner="slurm")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.real
+def test_the_example_is_right_and_the_documentation_shows_it(smollm2):
+    root = Path(__file__).parents[2]
+    example = root / "examples" / "study.yaml"
+    assert n_cells(study.read_spec(example)) == 3
+    shown = example.read_text().partition("\n")[2]
+    assert f"```yaml\n{shown}```" in (root / "docs" / "study.md").read_text()
