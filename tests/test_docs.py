@@ -19,7 +19,7 @@ import krs
 from krs.cli import app
 from krs.data.concepts import as_chat
 from krs.hooks import families, points
-from krs.study import steps
+from krs.study import step as steps
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer

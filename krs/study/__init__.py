@@ -10,7 +10,7 @@ from krs.study.grid import Cell, cells  # noqa: E402
 from krs.study.run import Study, load, run  # noqa: E402
 from krs.study.runner import Runner  # noqa: E402
 from krs.study.spec import Part, Spec, read_spec  # noqa: E402
-from krs.study.steps import Step, Work, register, steps  # noqa: E402
+from krs.study.step import Step, Work, register, steps  # noqa: E402
 
 __all__ = [
     "Cell",

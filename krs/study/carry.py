@@ -19,7 +19,7 @@ from krs.study.checkpoints import identity_of
 from krs.study.grid import Cell
 from krs.study.manifest import LOG, NAME, Manifest, artefacts
 from krs.study.spec import Spec, options_of
-from krs.study.steps import Step, Work, everything_that_counts, key_of, step
+from krs.study.step import Step, Work, everything_that_counts, key_of, step
 from krs.study.store import Store
 
 Ended = Literal["done", "kept", "failed", "busy"]

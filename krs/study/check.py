@@ -14,7 +14,7 @@ from krs.study.checkpoints import files_of, has_safetensors
 from krs.study.grid import slug
 from krs.study.manifest import digest_of
 from krs.study.spec import ConceptSpec, Fault, MethodSpec, Spec, options_of
-from krs.study.steps import step
+from krs.study.step import step
 
 
 def faults(spec: Spec) -> Iterator[Fault]:

@@ -13,7 +13,7 @@ from krs.study.checkpoints import size_of
 from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.spec import Fault, Part, Spec
-from krs.study.steps import Step, Work, register
+from krs.study.step import Step, Work, register
 from krs.study.training import chat_of
 from krs.writing import write_text
 

@@ -17,7 +17,7 @@ from krs.study.checkpoints import files_of, size_of
 from krs.study.grid import Cell
 from krs.study.manifest import Manifest, artefacts, digest_of, file_digest
 from krs.study.spec import Keep, Part, Spec
-from krs.study.steps import Step, Work, register
+from krs.study.step import Step, Work, register
 
 _KEEP = ("weights", "difference", "nothing")
 _TRAINED = 16

@@ -24,7 +24,7 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 from krs import study, writing
-from krs.study import carry, steps
+from krs.study import carry
 
 at, limit = sys.argv[3], int(sys.argv[4])
 if limit:
