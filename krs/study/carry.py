@@ -173,7 +173,12 @@ class Carrier:
                 work.folder.mkdir(parents=True, exist_ok=True)
                 content = made.run(work)
         seconds = time.monotonic() - begun
-        told = {"cell": work.cell.where, "seconds": round(seconds, 3), "made": now(), "warnings": warned}
+        told: dict[str, Any] = {
+            "cell": work.cell.where,
+            "seconds": round(seconds, 3),
+            "made": now(),
+            "warnings": warned,
+        }
         manifest = Manifest(made.name, key, inputs, content, artefacts(work.folder), **told)
         manifest.write(work.folder)
         return manifest

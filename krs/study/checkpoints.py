@@ -61,7 +61,7 @@ def _tokenizer(folder: Path | None) -> str:
     """A digest of the tokenizer's files, on which prompts and answers depend."""
     if folder is None:
         return ""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+    names: tuple[str, ...] = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
     names += ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
     return combined({n: (folder / n).read_bytes().hex() for n in names if (folder / n).is_file()})
 

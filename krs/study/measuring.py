@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from krs.writing import write_text
 class _Measuring(Step):
     """What all three have in common: they load both models."""
 
-    needs = ("prepare", "unlearn")
+    needs: ClassVar[tuple[str, ...]] = ("prepare", "unlearn")
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
         """Options, and how prompts are put."""
@@ -58,7 +58,7 @@ class Sweep(_Measuring):
         from krs.restore.plan import check_settings
         from krs.restore.windows import shape
 
-        looks = {"settings": check_settings, "windows": shape, "measures": measures}
+        looks: dict[str, Callable[[Any], object]] = {"settings": check_settings, "windows": shape, "measures": measures}
         for name, look in looks.items():
             try:
                 look(getattr(options, name))

@@ -108,10 +108,12 @@ def read_spec(given: str | Path | Mapping[str, Any] | Spec) -> Spec:
     """
     from krs.study.check import faults
 
+    lines: dict[Place, int] = {}
+    tree: Any
     if isinstance(given, Spec):
-        tree, lines, base, title = given.model_dump(), {}, None, "the spec"
+        tree, base, title = given.model_dump(), None, "the spec"
     elif isinstance(given, Mapping):
-        tree, lines, base, title = dict(given), {}, None, "the spec"
+        tree, base, title = dict(given), None, "the spec"
     else:
         tree, lines = read_marked(given)
         base, title = Path(given).resolve().parent, str(given)
@@ -150,7 +152,12 @@ def _faults_of(reason: ValidationError, root: type[BaseModel]) -> Iterator[Fault
 
 
 def _fields(root: type[BaseModel], place: Place) -> list[str]:
-    parts = {"models": ModelSpec, "concepts": ConceptSpec, "methods": MethodSpec, "pairs": PairSpec}
+    parts: dict[str, type[BaseModel]] = {
+        "models": ModelSpec,
+        "concepts": ConceptSpec,
+        "methods": MethodSpec,
+        "pairs": PairSpec,
+    }
     found = parts.get(str(place[0]), root) if place and root is Spec else root
     return list(found.model_fields)
 
