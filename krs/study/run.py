@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krs._typing import DataFrame
+from krs.errors import KrsError
 from krs.study import figures
 from krs.study.carry import Carrier, Outcome
 from krs.study.grid import Cell, cell_named, cells, n_cells
@@ -88,7 +89,11 @@ def run(
     except KeyboardInterrupt as stop:
         stop.add_note(f"what was done is in {str(out)!r}; the same call goes on from there")
         raise
-    written = figures.write(checked, store, anew=worked)
+    try:
+        written = figures.write(checked, store, anew=worked)
+    except KrsError as unwritten:
+        unwritten.add_note(f"the cells themselves are kept; failed have {[outcome.cell for outcome in failed]}")
+        raise
     return Study(checked, store.root, failed, written)
 
 

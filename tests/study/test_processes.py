@@ -169,7 +169,7 @@ def test_a_disk_that_takes_no_more_fails_cells_and_is_gone_on_from(tmp_path, for
     spec = written(place, asked())
     study.run(spec, place / "whole", progress=False)
     one = forks()
-    assert one.run(spec, place / "out", limit=24_000) == 1, one.log.read_text()  # less than a model
+    assert one.run(spec, place / "out", limit=24_000) > 0, one.log.read_text()  # less than a model, and than a figure
     assert "File too large" in one.log.read_text()
     failures = [json.loads(p.read_text()) for p in (place / "out" / "failed").iterdir()]
     assert {f["step"] for f in failures} == {"unlearn"}
