@@ -19,7 +19,7 @@ from krs._lazy import on_demand
 from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
-    from krs import data, hooks, metrics, plots, unlearn
+    from krs import data, hooks, metrics, plots, study, unlearn
     from krs.generation import Generated, generate
     from krs.hooks.points import (
         ATTN_KEY,
@@ -70,6 +70,7 @@ __all__ = [
     "metrics",
     "patch_sweep",
     "plots",
+    "study",
     "sweep",
     "unlearn",
     "windows",
@@ -78,7 +79,7 @@ __all__ = [
 __getattr__, __dir__ = on_demand(
     __name__,
     {
-        **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "unlearn")},
+        **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "study", "unlearn")},
         "windows": "krs.restore.windows",
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from krs._typing import Axes
+from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.extras import installed, missing, require
 from krs.metrics.answers import Answers
@@ -141,6 +141,88 @@ def plot_tradeoff(points: Mapping[str, Sequence[Answers]], ax: Axes | None = Non
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def plot_curves(table: DataFrame, ax: Axes | None = None) -> Axes:
+    """Fig. 1 over many cells: each setting's mean, a standard deviation between cells as a band, every cell behind.
+
+    Args:
+        table: a row a cell, setting and window, with columns `cell`, `setting`, `window` and `krs`.
+        ax: axes to draw on; new ones if not given.
+    """
+    axes = ax if ax is not None else _new_axes()
+    windows = list(dict.fromkeys(table.window))
+    numeric = all(isinstance(w, int | np.integer) for w in windows)
+    x = np.array(windows if numeric else range(len(windows)), dtype=float)
+    for i, setting in enumerate(dict.fromkeys(table.setting)):
+        part = table[table.setting == setting]
+        curves = part.pivot_table(index="window", columns="cell", values="krs", sort=False, dropna=False).loc[windows]
+        colour, values = _COLOURS[i % len(_COLOURS)], curves.to_numpy(dtype=float)
+        axes.plot(x, values, color=colour, linewidth=0.5, alpha=0.25, zorder=1)
+        mean, spread = curves.mean(axis=1).to_numpy(), curves.std(axis=1, ddof=1).fillna(0).to_numpy()
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        style: dict[str, Any] = {
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "markersize": 3.5,
+            "linewidth": 1.6,
+            "zorder": 3,
+        }
+        axes.plot(x, mean, label=str(setting), color=colour, **style)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    if not numeric:
+        axes.set_xticks(x, [str(w) for w in windows], rotation=45, ha="right")
+    axes.set_xlabel("Layer")
+    axes.set_ylabel("Knowledge Recovery Score")
+    axes.set_title(f"mean of {counted(table.cell.nunique(), 'cell')}; band: ± 1 SD between cells", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def plot_points(table: DataFrame, ax: Axes | None = None) -> Axes:
+    """Fig. 2 from a table: BLEU on target questions (x) and on unrelated ones (y), a colour a method.
+
+    Args:
+        table: a row a point, with columns `method`, `target`, `unrelated`, `target_ceiling` and `unrelated_ceiling`
+            (BLEU, 0 to 100); a line joins a method's points in the table's order, and markers grow along it.
+        ax: axes to draw on; new ones if not given.
+    """
+    axes = ax if ax is not None else _new_axes()
+    for i, (method, part) in enumerate(table.groupby("method", sort=False)):
+        colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(part))
+        axes.plot(part.target, part.unrelated, color=colour, linewidth=0.9, alpha=0.6, zorder=1)
+        style: dict[str, Any] = {"s": sizes, "color": colour, "marker": _MARKERS[i % len(_MARKERS)], "zorder": 2}
+        axes.scatter(part.target, part.unrelated, label=str(method), **style)
+    axes.axvline(table.target_ceiling.mean(), color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.axhline(table.unrelated_ceiling.mean(), color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_xlim(-3, 105)
+    axes.set_ylim(-3, 105)
+    axes.set_xlabel("BLEU, target questions (low: forgotten)")
+    axes.set_ylabel("BLEU, unrelated questions (high: kept)")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=4)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def save_curves(table: DataFrame, path: Path) -> None:
+    """Draw `plot_curves` into a file, without touching pyplot."""
+    _drawn(lambda axes: plot_curves(table, axes), path)
+
+
+def save_points(table: DataFrame, path: Path) -> None:
+    """Draw `plot_points` into a file, without touching pyplot."""
+    _drawn(lambda axes: plot_points(table, axes), path)
+
+
+def _drawn(draw: Callable[[Axes], object], path: Path) -> None:
+    require("matplotlib", "plot", "a figure")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    draw(figure.add_subplot())
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> None:

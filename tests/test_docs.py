@@ -24,6 +24,7 @@ from krs.data.concepts import as_chat
 from krs.hooks import families, points
 from krs.metrics import measures
 from krs.restore import engines
+from krs.study import step as steps
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -55,6 +56,7 @@ def names(models, tmp_path, monkeypatch):
     monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
     monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
     monkeypatch.setattr(measures, "_REGISTRY", dict(measures._REGISTRY))
+    monkeypatch.setattr(steps, "_REGISTRY", dict(steps._REGISTRY))
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)

@@ -1,0 +1,68 @@
+"""`krs study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krs.cli.options import Quiet
+from krs.cli.outcome import interruptible
+from krs.cli.shell import app
+from krs.errors import KrsError
+
+_FAILED = 1
+
+
+@app.command()
+def study(
+    what: Annotated[str, typer.Argument(metavar="SPEC.yaml | status | show", help="a spec to run, or what to look at")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="of status and show: the study")] = None,
+    cell: Annotated[str | None, typer.Argument(metavar="[CELL]", help="of show: the cell")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="directory to write to")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list cells, memory and time, and do nothing")] = False,
+    runner: Annotated[str, typer.Option(help="who carries out the cells: local")] = "local",
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of models, concepts, methods, strengths and seeds, or what is left of it.
+
+    `krs study SPEC.yaml -o DIR` runs it (`krs study run SPEC.yaml -o DIR` too), `krs study status DIR` lists its cells,
+    `krs study show DIR CELL` says all about one. Ends with 1 where a cell has failed.
+    """
+    if what == "run" and folder is not None:
+        what, folder = str(folder), None
+    if what in ("status", "show"):
+        _look(what, folder, cell)
+        return
+    if folder is not None or output is None:
+        raise KrsError("give a spec and a directory: krs study SPEC.yaml -o DIR")
+    from krs import study as studies
+    from krs.study.run import listed
+    from krs.study.store import Store
+
+    if dry_run:
+        for line in listed(studies.read_spec(what), Store(output.resolve())):
+            print(line)
+        return
+    with interruptible():
+        found = studies.run(what, output, runner, progress=not quiet)
+    print(found)
+    if found.written:
+        print(f"written to {output}/results/: {', '.join(found.written)}")
+    if found.failed:
+        print(f"failed: {', '.join(outcome.cell for outcome in found.failed)} (krs study show {output} CELL says why)")
+        raise typer.Exit(_FAILED)
+
+
+def _look(what: str, folder: Path | None, cell: str | None) -> None:
+    from krs import study as studies  # noqa: F401 - says what is missing, where it is
+    from krs.study.run import show, status
+
+    if folder is None or (cell is None) != (what == "status"):
+        raise KrsError("krs study status takes a directory, krs study show a directory and a cell")
+    if cell is not None:
+        print(show(folder, cell))
+        return
+    for line in status(folder):
+        print(line)

@@ -1,0 +1,30 @@
+"""Studies: a grid of models x concepts x methods x strengths x seeds that resumes. Needs the extra `krs[study]`."""
+
+from krs.extras import require
+
+require("pydantic", "study", "a study")
+require("yaml", "study", "a study")
+
+from krs.study.carry import Outcome  # noqa: E402
+from krs.study.grid import Cell, cells  # noqa: E402
+from krs.study.run import Study, load, run  # noqa: E402
+from krs.study.runner import Runner  # noqa: E402
+from krs.study.spec import Part, Spec, read_spec  # noqa: E402
+from krs.study.step import Step, Work, register, steps  # noqa: E402
+
+__all__ = [
+    "Cell",
+    "Outcome",
+    "Part",
+    "Runner",
+    "Spec",
+    "Step",
+    "Study",
+    "Work",
+    "cells",
+    "load",
+    "read_spec",
+    "register",
+    "run",
+    "steps",
+]

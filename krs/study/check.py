@@ -1,0 +1,150 @@
+"""Everything in a spec that could fail later, looked at before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from krs.data.concepts import load_concept
+from krs.errors import KrsError
+from krs.models.load import locate
+from krs.study.checkpoints import files_of, has_safetensors
+from krs.study.grid import slug
+from krs.study.manifest import digest_of
+from krs.study.spec import ConceptSpec, Fault, MethodSpec, Spec, options_of
+from krs.study.step import step
+
+
+def faults(spec: Spec) -> Iterator[Fault]:
+    """What is wrong with a spec whose fields are of the right types, by their places."""
+    if bool(spec.models) != bool(spec.methods):
+        missing = "methods" if spec.models else "models"
+        yield (missing,), f"there are none: give {missing}, or leave models and methods out and give pairs"
+    if not spec.models and not spec.pairs:
+        yield (), "there are no cells: give models and methods, or pairs"
+    yield from _labels(spec)
+    for i, model in enumerate(spec.models):
+        yield from _model(("models", i, "name"), model.name, spec)
+    for i, concept in enumerate(spec.concepts):
+        yield from _tried(("concepts", i, "name"), partial(_concept, concept))
+    for i, method in enumerate(spec.methods):
+        yield from _method(i, method, spec)
+    labels = [c.label for c in spec.concepts]
+    for i, pair in enumerate(spec.pairs):
+        for side in ("vanilla", "unlearned"):
+            yield from _tried(("pairs", i, side), partial(locate, getattr(pair, side)))
+        for j, name in enumerate(pair.concepts or []):
+            if name not in labels:
+                yield ("pairs", i, "concepts", j), f"{name!r} is no concept of this study: there are {labels}"
+    yield from _steps(spec)
+
+
+def _labels(spec: Spec) -> Iterator[Fault]:
+    """Labels have to tell apart what they stand for, on the disk too."""
+    seen: dict[tuple[str, str], str] = {}
+    for axis, parts in (("models", spec.models), ("concepts", spec.concepts)):
+        yield from _twice(axis, [p.label for p in parts], seen)
+    yield from _twice("methods", [m.label for m in spec.methods], seen)
+    yield from _twice(
+        "pairs", [p.label for p in spec.pairs], {("pairs", slug(m.label)): "methods" for m in spec.methods}
+    )
+    yield from _twice("seeds", [str(s) for s in spec.seeds], seen)
+
+
+def _twice(axis: str, labels: list[str], seen: dict[tuple[str, str], str]) -> Iterator[Fault]:
+    for i, label in enumerate(labels):
+        at = (axis, slug(label))
+        if at in seen:
+            yield (axis, i), f"{label!r} is in {seen[at]} already: give it a label= of its own, or remove it"
+        seen[at] = axis
+
+
+def _model(place: tuple[str | int, ...], name: str, spec: Spec) -> Iterator[Fault]:
+    yield from (found := list(_tried(place, partial(locate, name))))
+    if found or spec.keep != "difference":
+        return
+    folder = files_of(name)
+    if folder is None or not has_safetensors(folder):
+        yield (
+            ("keep",),
+            f"a difference is to a model's safetensors, and {name!r} has none here: keep weights or nothing",
+        )
+
+
+def _concept(concept: ConceptSpec) -> None:
+    found = load_concept(concept.name, concept.concept)
+    if not found.retain_questions:
+        load_concept(concept.retain_from)
+
+
+def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
+    from krs.unlearn.methods import Edit, make
+    from krs.unlearn.methods import method as plugin_of
+    from krs.unlearn.preflight import check_extras
+
+    place = ("methods", i)
+    if found := list(_tried((*place, "name"), partial(plugin_of, method.name))):
+        yield from found
+        return
+    plugin = plugin_of(method.name)
+    parts: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [(("settings",), method.settings)]
+    parts += [(("strengths", name), changes) for name, changes in method.strengths.items()]
+    for where, settings in parts:
+        if "seed" in settings:
+            yield (*place, *where, "seed"), "seeds are an axis of the study: give it in seeds:"
+            continue
+        alone = [((*place, *where, name), {name: value}) for name, value in settings.items()]
+        yield from (f for at, one in alone for f in _tried(at, partial(make, method.name, one)))
+    yield from _tried((*place, "name"), lambda: check_extras(make(method.name, method.settings)))
+    made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
+    for name, changes in method.strengths.items():
+        if (other := made[digest_of(method.settings | changes)]) != name:
+            yield (*place, "strengths", name), f"it is the same as {other!r}: remove one"
+    edits = issubclass(plugin, Edit)
+    if method.corpus is not None and not Path(method.corpus).is_file():
+        yield (*place, "corpus"), f"no such file: {method.corpus!r}"
+    if edits and getattr(plugin, "needs_corpus", False) and method.corpus is None:
+        yield place, f"{method.name} needs text to take statistics of: give corpus: FILE"
+    if not edits and method.corpus is not None:
+        yield (*place, "corpus"), f"{method.name} uses no corpus: leave it out"
+    if method.forget == "paragraphs":
+        without = [c.label for c in spec.concepts if not _has_paragraphs(c)]
+        if edits or without:
+            why = f"{method.name} edits facts" if edits else f"{', '.join(without)} has none"
+            yield (*place, "forget"), f"paragraphs cannot be unlearned here ({why}): give forget: answers"
+
+
+def _has_paragraphs(concept: ConceptSpec) -> bool:
+    try:
+        return bool(load_concept(concept.name, concept.concept).paragraphs)
+    except KrsError:  # said elsewhere
+        return True
+
+
+def _steps(spec: Spec) -> Iterator[Fault]:
+    done: list[str] = []
+    for name, given in spec.steps.items():
+        place = ("steps", name)
+        if found := list(_tried(place, partial(step, name))):
+            yield from found
+            continue
+        made = step(name)
+        options, wrong = options_of(made.options, given, place)
+        yield from wrong
+        if options is not None:
+            yield from (((*place, *where), said) for where, said in made.check(spec, options))
+        needed = [n for n in made.needs if n not in done and not (n == "unlearn" and not spec.methods)]
+        if needed:
+            yield place, f"it needs {' and '.join(needed)}, which has to come before it: add that above"
+        done.append(name)
+    if not spec.steps:
+        yield ("steps",), "there are none: leave it out for the usual five"
+
+
+def _tried(place: tuple[str | int, ...], look: Callable[[], object]) -> Iterator[Fault]:
+    try:
+        look()
+    except KrsError as reason:
+        yield place, str(reason)

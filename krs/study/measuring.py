@@ -1,0 +1,147 @@
+"""The steps that measure a pair: `sweep`, `answers` and `drift`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from krs import files
+from krs.errors import KrsError
+from krs.study.checkpoints import size_of
+from krs.study.grid import Cell
+from krs.study.manifest import digest_of
+from krs.study.spec import Fault, Part, Spec
+from krs.study.step import Step, Work, register
+from krs.study.training import chat_of
+from krs.writing import write_text
+
+
+class _Measuring(Step):
+    """What all three have in common: they load both models."""
+
+    needs: ClassVar[tuple[str, ...]] = ("prepare", "unlearn")
+
+    def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
+        """Options, and how prompts are put."""
+        return {**options.model_dump(), **chat_of(spec)}
+
+    def memory(self, cell: Cell, options: Any) -> int | None:
+        """Both models."""
+        sizes = [size_of(name) for name in (cell.vanilla, cell.unlearned or cell.vanilla)]
+        return None if None in sizes else sum(size[1] for size in sizes if size is not None)
+
+
+class SweepOptions(Part):
+    """As the arguments of `krs.sweep`; `questions` are scored of the concept's, all of them if not given."""
+
+    settings: list[str] | None = None
+    windows: int = Field(default=5, gt=0)
+    n_tokens: int = Field(default=30, gt=0)
+    scoring: Literal["next-token", "paper-code"] = "next-token"
+    engine: Literal["auto", "wavefront", "plain"] = "auto"
+    memory: int | float | str = "auto"
+    measures: list[str] = Field(default=[])
+    questions: int | None = Field(default=None, gt=0)
+
+
+@register("sweep")
+class Sweep(_Measuring):
+    """The Knowledge Recovery Score, window by window."""
+
+    options = SweepOptions
+
+    def check(self, spec: Spec, options: Any) -> Iterator[Fault]:
+        """Settings, windows and measures, as `krs.sweep` looks at them."""
+        from krs.metrics.measures import measures
+        from krs.restore.plan import check_settings
+        from krs.restore.windows import shape
+
+        looks: dict[str, Callable[[Any], object]] = {"settings": check_settings, "windows": shape, "measures": measures}
+        for name, look in looks.items():
+            try:
+                look(getattr(options, name))
+            except KrsError as reason:
+                yield (name,), str(reason)
+
+    def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
+        """How much memory it may take changes nothing."""
+        found = super().inputs(cell, spec, options)
+        del found["memory"]
+        return found
+
+    def run(self, work: Work) -> str:
+        """Write sweep.krs and krs.csv."""
+        import krs
+
+        asked = files.questions(work.upstream["prepare"] / "target.txt", work.spec.chat)
+        options = work.options.model_dump()
+        result = krs.sweep(
+            work.cell.vanilla,
+            work.unlearned,
+            asked[: options.pop("questions")],
+            **options,
+            chat_template_kwargs=work.spec.chat_template_kwargs,
+            checkpoint=work.folder / "sweep.krs",
+        )
+        table = result.to_frame().to_csv(index=False)
+        write_text(work.folder / "krs.csv", table)
+        kept = [result.losses.restored.tolist(), result.losses.baseline.tolist(), result.losses.mask.tolist()]
+        more = {name: result.table(name).to_csv() for name in result.measures}
+        return digest_of([table, kept, result.token_ids, more])
+
+
+class AnswersOptions(Part):
+    """As the arguments of `krs.metrics.answers`."""
+
+    n_tokens: int = Field(default=30, gt=0)
+    bleu: Literal["sacrebleu", "paper-code"] = "sacrebleu"
+
+
+@register("answers")
+class AnswersStep(_Measuring):
+    """What both models say."""
+
+    options = AnswersOptions
+
+    def run(self, work: Work) -> str:
+        """Write answers.json and answers.csv."""
+        import krs
+
+        place = work.upstream["prepare"]
+        others = place / "unrelated.txt"
+        found = krs.metrics.answers(
+            work.cell.vanilla,
+            work.unlearned,
+            files.questions(place / "target.txt", work.spec.chat),
+            files.questions(others, work.spec.chat) if others.read_text(encoding="utf-8").strip() else (),
+            **work.options.model_dump(),
+            chat_template_kwargs=work.spec.chat_template_kwargs,
+            checkpoint=work.folder / "answers.json",
+        )
+        table = found.frame.to_csv(index=False)
+        write_text(work.folder / "answers.csv", table)
+        return digest_of([table, found.token_ids])
+
+
+@register("drift")
+class DriftStep(_Measuring):
+    """How far the weights have moved."""
+
+    def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
+        """Nothing but the models."""
+        return {}
+
+    needs = ("unlearn",)
+
+    def run(self, work: Work) -> str:
+        """Write drift.csv (by component and layer) and components.csv."""
+        import krs
+
+        found = krs.metrics.drift(work.cell.vanilla, work.unlearned)
+        table = found.frame.to_csv(index=False)
+        write_text(work.folder / "drift.csv", table)
+        components = found.by_component().reset_index().to_csv(index=False)
+        write_text(work.folder / "components.csv", components)
+        return digest_of(table)

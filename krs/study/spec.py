@@ -1,0 +1,204 @@
+"""What a study is asked to do: read from YAML, and checked whole before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from krs.errors import KrsError
+from krs.study.marked import Place, line_of, read_marked, shown
+
+Keep = Literal["weights", "difference", "nothing"]
+Fault = tuple[Place, str]
+"""A place in the spec, and what is wrong there."""
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Part(BaseModel):
+    """A part of a spec: unknown fields are refused, and values are taken for what they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSpec(Part):
+    """A vanilla model: a name that `krs.load` understands, and what tables call it."""
+
+    name: str
+    label: str = ""
+
+
+class ConceptSpec(Part):
+    """A concept: a bundled one or a file, which one of the file, and what tables call it."""
+
+    name: str
+    concept: str | None = None
+    label: str = ""
+    retain_from: str = "harry_potter"
+
+
+class MethodSpec(Part):
+    """An unlearning method, its settings, and by name what each strength changes in them."""
+
+    name: str
+    label: str = ""
+    settings: dict[str, Any] = {}
+    strengths: dict[str, dict[str, Any]] = {}
+    forget: Literal["answers", "paragraphs"] = "answers"
+    corpus: str | None = None
+
+
+class PairSpec(Part):
+    """A published pair: nothing is trained. `concepts` are labels out of the study's, all of them if not given."""
+
+    vanilla: str
+    unlearned: str
+    label: str = ""
+    concepts: list[str] | None = None
+
+
+class Spec(Part):
+    """A grid of models x concepts x methods x strengths x seeds, and of published pairs x concepts.
+
+    Attributes:
+        models: vanilla models, by name.
+        concepts: what is to be unlearned.
+        methods: how.
+        seeds: of each training.
+        pairs: published models, which are measured as the others are.
+        chat: put questions through the chat template.
+        chat_template_kwargs: arguments of the template.
+        keep: what is kept of an unlearned model after its cell: its weights, their exact difference to the vanilla
+            model's, or nothing.
+        steps: what is done in each cell, in this order, with each step's options; the usual five if not given.
+    """
+
+    models: list[Annotated[ModelSpec, BeforeValidator(_named)]] = []
+    concepts: list[Annotated[ConceptSpec, BeforeValidator(_named)]] = Field(min_length=1)
+    methods: list[Annotated[MethodSpec, BeforeValidator(_named)]] = []
+    seeds: list[int] = Field(default=[0], min_length=1)
+    pairs: list[PairSpec] = []
+    chat: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    keep: Keep = "weights"
+    steps: dict[str, dict[str, Any] | None] = {
+        "prepare": {},
+        "unlearn": {},
+        "sweep": {},
+        "answers": {},
+        "drift": {},
+    }
+
+
+def read_spec(given: str | Path | Mapping[str, Any] | Spec) -> Spec:
+    """A checked spec from a YAML file or from a mapping of the same shape.
+
+    >>> read_spec({"models": ["smollm2"], "concepts": ["paris"], "methods": ["ga"]}).keep
+    'weights'
+
+    Names of files are relative to the YAML file's directory. Labels that were not given are made from names.
+
+    Raises `KrsError` that lists everything that is wrong, each with its line in the file and its field.
+    """
+    from krs.study.check import faults
+
+    lines: dict[Place, int] = {}
+    tree: Any
+    if isinstance(given, Spec):
+        tree, base, title = given.model_dump(), None, "the spec"
+    elif isinstance(given, Mapping):
+        tree, base, title = dict(given), None, "the spec"
+    else:
+        tree, lines = read_marked(given)
+        base, title = Path(given).resolve().parent, str(given)
+    if not isinstance(tree, dict):
+        raise KrsError(f"{title} holds a {type(tree).__name__}: a study is a mapping, such as models: [smollm2]")
+    try:
+        spec = Spec.model_validate(tree)
+    except ValidationError as reason:
+        raise KrsError(_listed(list(_faults_of(reason, Spec)), lines, title)) from None
+    spec = _labelled(_at_home(spec, base))
+    if found := list(faults(spec)):
+        raise KrsError(_listed(found, lines, title))
+    return spec
+
+
+def options_of(options: type[Part], given: dict[str, Any] | None, place: Place) -> tuple[Part | None, list[Fault]]:
+    """A step's options, or what is wrong with them."""
+    try:
+        return options.model_validate(given or {}), []
+    except ValidationError as reason:
+        return None, [((*place, *where), said) for where, said in _faults_of(reason, options)]
+
+
+def _faults_of(reason: ValidationError, root: type[BaseModel]) -> Iterator[Fault]:
+    for error in reason.errors():
+        place = tuple(part for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            known = _fields(root, place[:-1])
+            near = get_close_matches(str(place[-1]), known, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            yield place, f"there is no such field: there are {', '.join(known)}.{meant}"
+        elif error["type"] == "missing":
+            yield place, "it is missing: give it"
+        else:
+            yield place, f"{error['msg'][0].lower()}{error['msg'][1:]} (it is {error['input']!r})"
+
+
+def _fields(root: type[BaseModel], place: Place) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {
+        "models": ModelSpec,
+        "concepts": ConceptSpec,
+        "methods": MethodSpec,
+        "pairs": PairSpec,
+    }
+    found = parts.get(str(place[0]), root) if place and root is Spec else root
+    return list(found.model_fields)
+
+
+def _listed(found: list[Fault], lines: dict[Place, int], title: str) -> str:
+    said = []
+    for place, message in found:
+        line = line_of(place, lines)
+        said.append(f"{title}{'' if line is None else f', line {line}'}: {shown(place)}: {message}")
+    return "\n".join(said)
+
+
+def _at_home(spec: Spec, base: Path | None) -> Spec:
+    """Names of files as absolute paths, so that the study can be gone on with from anywhere."""
+
+    def placed(name: str) -> str:
+        path = (base or Path()) / Path(name).expanduser()
+        return str(path.resolve()) if path.exists() and name != "smollm2" else name
+
+    def local(part: Any, *fields: str) -> Any:
+        return part.model_copy(update={f: placed(getattr(part, f)) for f in fields if getattr(part, f) is not None})
+
+    return spec.model_copy(
+        update={
+            "models": [local(m, "name") for m in spec.models],
+            "concepts": [local(c, "name", "retain_from") for c in spec.concepts],
+            "methods": [local(m, "corpus") for m in spec.methods],
+            "pairs": [local(p, "vanilla", "unlearned") for p in spec.pairs],
+        }
+    )
+
+
+def _labelled(spec: Spec) -> Spec:
+    def label(part: Any, name: str) -> Any:
+        return part if part.label else part.model_copy(update={"label": Path(name).stem or name})
+
+    return spec.model_copy(
+        update={
+            "models": [label(m, m.name) for m in spec.models],
+            "concepts": [label(c, c.concept or c.name) for c in spec.concepts],
+            "methods": [label(m, m.name) for m in spec.methods],
+            "pairs": [label(p, p.unlearned) for p in spec.pairs],
+        }
+    )
