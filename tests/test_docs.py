@@ -137,7 +137,7 @@ def _parse(command):
 def _parse_part(command):
     """The same of a line in which arguments are left out."""
     name, found, rest = _command(command)
-    found.make_parser(found.make_context(name, [], resilient_parsing=True)).parse_args(rest)
+    found.make_parser(found.context_class(found, info_name=name)).parse_args(rest)
 
 
 def _command(line):
