@@ -5,6 +5,9 @@ import os
 import signal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for each other sleep, in processes that tests start too. By default they spin, and on a machine that
+# is busy with something else a product on two threads took six times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.type_checks import install
 

@@ -12,6 +12,7 @@ import random
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from krs.hooks import families, points
 from krs.metrics import measures
 from krs.restore import engines
 from krs.study import step as steps
+from krs.unlearn.methods import _REGISTRY as METHODS
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -73,7 +75,7 @@ def names(models, tmp_path, monkeypatch):
     words = random.Random(0)
     asked = ["who wrote the book"], ["what is red"]
     said = krs.metrics.answers(vanilla, unlearned, *asked, tokenizer=tiny_tokenizer(), n_tokens=3, progress=False)
-    return {
+    given = {
         "krs": krs,
         "vanilla": vanilla,
         "unlearned": unlearned,
@@ -87,6 +89,8 @@ def names(models, tmp_path, monkeypatch):
         **dict.fromkeys(("gentle", "default", "strong", "other"), said),
         "texts": [" ".join(words.choices(sorted(tiny_tokenizer().get_vocab()), k=20)) for _ in range(6000)],
     }
+    with patch.dict(METHODS):
+        yield given
 
 
 def _pages_with(language):
@@ -126,39 +130,47 @@ def _commands(text):
     return [line for line in joined.splitlines() if line.startswith("krs ")]
 
 
-def _parsed(command):
-    """The line as click reads it; raises for an unknown command or option, or a missing argument."""
-    _, name, *rest = shlex.split(command, comments=True)
-    found = typer.main.get_command(app).commands[name]
-    with found.make_context(name, rest) as context:
-        return context.params
+def _parse(command):
+    """Read the line as click does; raises for an unknown command or option, or for a missing argument."""
+    name, found, rest = _command(command)
+    found.make_context(name, rest).close()
+
+
+def _parse_part(command):
+    """The same of a line in which arguments are left out."""
+    name, found, rest = _command(command)
+    found.make_parser(found.context_class(found, info_name=name)).parse_args(rest)
+
+
+def _command(line):
+    _, name, *rest = shlex.split(line, comments=True)
+    return name, typer.main.get_command(app).commands[name], rest
 
 
 @pytest.mark.parametrize("page", _pages_with("bash"))
 def test_every_line_of_krs_parses(page):
     for code, _, _ in _blocks(page, "bash"):
         for command in _commands(code):
-            _parsed(command)
+            _parse(command)
 
 
 def test_every_line_of_krs_in_a_table_or_a_sentence_parses():
     seen = 0
     for page in PAGES:
         for command in re.findall(r"`(krs \w[^`]*)`", page.read_text(encoding="utf-8")):
-            whole = re.sub(r"[\[\]…]", "", command)
-            if len(whole.split()) == 2:
-                assert whole.split()[1] in typer.main.get_command(app).commands, command
-            else:
-                _parsed(whole)
+            parse = _parse_part if " …" in command or len(command.split()) == 2 else _parse
+            parse(re.sub(r"[\[\]…]", "", command))
             seen += 1
     assert seen > 10
 
 
 def test_an_unknown_option_would_be_found():
     with pytest.raises(Exception, match="No such option: --promts"):
-        _parsed("krs sweep a b --promts c -o d")
+        _parse("krs sweep a b --promts c -o d")
+    with pytest.raises(Exception, match="No such option: --promts"):
+        _parse_part("krs sweep --promts c")
     with pytest.raises(Exception, match="Missing parameter: prompts"):
-        _parsed("krs sweep a b -o d")
+        _parse("krs sweep a b -o d")
 
 
 def test_a_reason_is_given_for_what_is_not_run():

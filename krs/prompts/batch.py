@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -98,8 +98,7 @@ class TokenBatch:
         mask = torch.zeros(len(self), max(map(len, self.tokens)), dtype=torch.bool)
         for i, (row, tokens, prompt) in enumerate(zip(mask, self.tokens, self.prompt_lengths, strict=True)):
             if isinstance(positions, tuple):
-                own = positions[i] if isinstance(positions[0], tuple) else positions
-                inside = [p if p >= 0 else prompt + p for p in own]  # type: ignore[operator, union-attr]
+                inside = [p if p >= 0 else prompt + p for p in _of_prompt(positions, i)]
                 row[[p for p in inside if 0 <= p < len(tokens)]] = True
             else:
                 parts = {
@@ -118,15 +117,19 @@ class TokenBatch:
         return hashlib.sha256(said.encode()).hexdigest()
 
 
+def _of_prompt(positions: tuple[Any, ...], i: int) -> Ids:
+    """The indices that are meant in one prompt."""
+    return positions[i] if isinstance(positions[0], tuple) else positions
+
+
 def check_reach(positions: Positions, prompts: tuple[Ids, ...], n_tokens: int) -> None:
     """Raise `KrsError` for a position that a prompt with `n_tokens` answer tokens cannot have."""
     if not isinstance(positions, tuple):
         return
-    apart = isinstance(positions[0], tuple)
-    if apart and len(positions) != len(prompts):
+    if isinstance(positions[0], tuple) and len(positions) != len(prompts):
         raise KrsError(f"positions= has {len(positions)} lists for {len(prompts)} prompts: give one for each")
     for i, prompt in enumerate(prompts):
-        for p in positions[i] if apart else positions:  # type: ignore[union-attr]
+        for p in _of_prompt(positions, i):
             if not -len(prompt) <= p < len(prompt) + n_tokens:
                 raise KrsError(
                     f"position {p} is out of range for prompt {i}, which has {len(prompt)} tokens and up to "

@@ -146,7 +146,7 @@ def write(chunk: Chunk, job: Job, losses: Losses) -> None:
     if missing := [m.name for m in job.measures if m.name not in chunk.values]:
         raise KrsError(f"the engine {chunk.engine!r} gave no {missing[0]}, which was asked for")
     rows, mask = chunk.prompts, losses.mask[chunk.prompts]
-    fresh = ~job.done[:, rows].all(axis=1)
+    fresh = np.logical_not(np.logical_and.reduce(job.done[:, rows], axis=1))
     for name, values in chunk.values.items():
         into = losses.of(name)
         into.recipient[rows][mask] = values.recipient
@@ -155,4 +155,4 @@ def write(chunk: Chunk, job: Job, losses: Losses) -> None:
             if fresh[r]:
                 into.restored[r, rows][mask] = computed(found) if name == LOGIT_MSE.name else found
     losses.power[rows][mask] = chunk.power
-    job.done[np.ix_(chunk.restorations, np.arange(rows.start, rows.stop))] = True
+    job.done[list(chunk.restorations), rows] = True

@@ -79,7 +79,7 @@ class Losses:
     def computed(self) -> np.ndarray:
         """Bool `[restoration, prompt]`: what is computed, of every measure."""
         every = (self.restored, *(m.restored for m in self.measured.values()))
-        return np.stack([(~np.isnan(values) | ~self.mask).all(axis=-1) for values in every]).all(axis=0)
+        return np.logical_and.reduce([(~np.isnan(values) | ~self.mask).all(axis=-1) for values in every])
 
     @property
     def complete(self) -> bool:

@@ -150,7 +150,7 @@ def check_positions(given: Any) -> Positions:
             "indices for each prompt"
         )
     try:
-        listed = [given] if isinstance(given, int) else list(given)
+        listed: list[Any] = [given] if isinstance(given, int) else list(given)
         if any(isinstance(p, Iterable) for p in listed):
             apart = tuple(tuple(index(p) for p in row) for row in listed)
             if not all(apart):

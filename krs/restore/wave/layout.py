@@ -71,10 +71,10 @@ def packed(batch: TokenBatch, positions: Mapping[Positions, Positions] = _EVERYW
     ids, depths = torch.tensor([tree.ids]), torch.tensor([tree.depths])
     scored = [place[p] for place, wanted in zip(tree.places, batch.scored, strict=True) for p in wanted]
     where: dict[Positions, Tensor | None] = {None: None}
-    for name, mask in masks.items():
-        if mask is not None:
+    for name, listed in masks.items():
+        if listed is not None:
             marked = torch.zeros(1, len(tree), dtype=torch.bool)
-            for row, place in zip(mask, tree.places, strict=True):
+            for row, place in zip(listed, tree.places, strict=True):
                 for p, at in enumerate(place):
                     marked[0, at] = row[p]
             where[name] = marked

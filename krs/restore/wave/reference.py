@@ -6,7 +6,7 @@ states of this model in this dtype, layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from krs._typing import Positions
 from krs.hooks.interventions import Intervention
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, WeightPoint
@@ -105,7 +106,7 @@ class RestoredReference:
         restoration: Restoration,
         recipient: ReferenceRun,
         donor: ReferenceRun,
-        where: dict[object, Tensor | None],
+        where: Mapping[Positions, Tensor | None],
     ) -> None:
         self.restoration, self.recipient, self.donor, self.where = restoration, recipient, donor, where
         self.states = recipient.runner.states
