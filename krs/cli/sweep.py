@@ -36,7 +36,7 @@ def sweep(
     scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
     chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
     answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,
-    engine: Annotated[str, typer.Option(help="auto, wavefront, plain, or the name of one that a package brings")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, wavefront, plain, or a package's")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
     template_arg: TemplateArgs = None,
