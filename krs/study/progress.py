@@ -97,7 +97,7 @@ def _count_memory(spec: Spec, cell: Cell, done: dict[str, bool], progress: Progr
 def _span(seconds: float) -> str:
     """A time as people say it.
 
-    >>> _span(42), _span(3700)
+    >>> _span(42.0), _span(3700.0)
     ('42 s', '1 h 2 min')
     """
     minutes = round(seconds / 60)

@@ -60,7 +60,8 @@ def run(
     """Carry out a study, or what is left of it, and draw its figures.
 
     >>> from krs import study
-    >>> asked = {"models": ["smollm2"], "concepts": ["paris"], "methods": ["ga"], "steps": {"prepare": {"n_tokens": 2}}}
+    >>> asked = {"models": ["smollm2"], "concepts": ["paris"], "methods": ["ga"], "chat": True,
+    ...          "steps": {"prepare": {"n_tokens": 4}}}
     >>> import tempfile
     >>> study.run(asked, tempfile.mkdtemp(), progress=False).failed
     []

@@ -93,6 +93,11 @@ def prepare(
         return [{"prompt": q, "answer": a, "ends": ids[-1] in ends} for q, a, ids in rows if a.strip()]
 
     forget = asked(found.questions)
+    if not forget:
+        raise KrsError(
+            f"{str(model)!r} says nothing to any of the {len(found.questions)} questions: put them through the chat "
+            "template (chat=True), or give another model"
+        )
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
     retain = asked(others)
     _lines(folder / "retain.jsonl", retain)
