@@ -51,8 +51,8 @@ def _spec(place, n, seconds=0.0):
     }
 
 
-def test_the_runner_costs_less_than_two_percent_of_cells_of_two_seconds(stub, tmp_path):
-    place, n, each = home(tmp_path), 100, 2.0
+def test_the_runner_costs_less_than_two_percent_of_cells_of_a_second(stub, tmp_path):
+    place, n, each = home(tmp_path), 100, 1.0
     spec = study.read_spec(_spec(place, n, each))  # imports what the methods need, once
     begun = time.monotonic()
     study.run(spec, place / "out", progress=False)
