@@ -20,7 +20,7 @@ from krs.instruments.nulls import null_cases
 from krs.instruments.reading import Reading
 
 ENTRY_POINTS = "krs.instruments"
-_OURS = ("behaviour", "uds", "relearn", "quantise", "recovered")
+_OURS = ("behaviour", "heldout", "probe", "quantise", "recovered", "relearn", "transplant", "uds")
 
 
 class Instrument(ABC):
@@ -84,7 +84,7 @@ class Instrument(ABC):
     def _read(self, case: Case, nulls: bool) -> Reading:
         start = time.perf_counter()
         found = self.measure(case)
-        others = {}
+        others = dict(found.nulls)
         notes = list(found.notes)
         for name, stand_in in null_cases(self.nulls, case) if nulls else ():
             if self.lacks(stand_in) is None:

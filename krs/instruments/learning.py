@@ -14,6 +14,8 @@ from krs.instruments.case import Asked
 from krs.prompts import TokenBatch
 
 _ROWS = 4
+OPEN = 0.05
+"""Nats a token below which an answer is given openly: there is nothing to recover."""
 
 
 def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Iterator[nn.Module]:

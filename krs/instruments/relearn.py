@@ -16,12 +16,9 @@ from torch import nn
 from krs._typing import DataFrame
 from krs.instruments.case import Asked, Case
 from krs.instruments.instrument import Instrument, register
-from krs.instruments.learning import halves, steps
+from krs.instruments.learning import OPEN, halves, steps
 from krs.instruments.logprobs import answer_tokens
 from krs.instruments.reading import Reading
-
-_OPEN = 0.05
-"""Nats a token below which an answer is given openly: there is nothing to relearn."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ class RelearnSame(_Relearning):
 
 
 def _half(nll: Float[np.ndarray, " step"], last: int) -> float:
-    if nll[0] < _OPEN:
+    if nll[0] < OPEN:
         return float("nan")
     below = np.flatnonzero(nll <= nll[0] / 2)
     if not len(below):
@@ -117,12 +114,12 @@ def _half(nll: Float[np.ndarray, " step"], last: int) -> float:
 
 
 def _share(nll: Float[np.ndarray, "step fact"]) -> tuple[Float[np.ndarray, " fact"], tuple[str, ...]]:
-    before = np.where(nll[0] < _OPEN, np.nan, nll[0])
+    before = np.where(nll[0] < OPEN, np.nan, nll[0])
     return (before - nll[-1]) / before, _open_notes(nll)
 
 
 def _open_notes(nll: Float[np.ndarray, "step fact"]) -> tuple[str, ...]:
-    n = int((nll[0] < _OPEN).sum())
+    n = int((nll[0] < OPEN).sum())
     return (f"{n} of {nll.shape[1]} answers are given openly: there is nothing to relearn",) if n else ()
 
 

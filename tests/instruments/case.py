@@ -13,6 +13,7 @@ FACTS = (
     Fact("who wrote the book", "a cat and the dog", ("the book was of who",), ("a dog and the cat",), "dog"),
     Fact("what sat on the moon", "the red sun sat", ("on the moon sat what",), ("the blue sun sat",), "sun"),
     Fact("who ran", "one two three ran on", (), ("two two three ran on", "one one one ran on"), "three"),
+    Fact("who was green", "the green cat was", (), ("the green dog was",), "cat"),
 )
 OTHERS = (Fact("what was blue", "the moon was blue"), Fact("what was green", "an green book"))
 

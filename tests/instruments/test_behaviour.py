@@ -38,7 +38,7 @@ def test_paraphrases_are_asked_in_place_of_the_question_and_their_lack_is_nan():
         ids, start = sequence(case, FACTS[i])
         other = tokenizer(FACTS[i].paraphrases[0])["input_ids"]
         assert_same(found.values[i], -float(logprobs(case.unlearned, other + ids[start:], len(other))[3:].mean()))
-    assert np.isnan(found.values[2])
+    assert np.isnan(found.values[2:]).all()
 
 
 def _hits(rows):
@@ -72,11 +72,11 @@ def test_a_model_that_learnt_the_facts_recalls_them_and_one_that_declines_ends_t
     case = tiny_case()
     knows = _taught(case)
     case = Case.make(build("llama"), knows, tiny_tokenizer(), FACTS, chat=False)
-    assert instrument("recall").measure(case).values.tolist() == [1, 1, 1]
-    assert instrument("prefix").measure(case).values.tolist() == [1, 1, 1]
-    assert instrument("extraction_strength").measure(case).values.tolist() == [1, 1, 1]
+    assert instrument("recall").measure(case).values.tolist() == [1, 1, 1, 1]
+    assert instrument("prefix").measure(case).values.tolist() == [1, 1, 1, 1]
+    assert instrument("extraction_strength").measure(case).values.tolist() == [1, 1, 1, 1]
     read = instrument("recall").read(case)
-    assert read.nulls["same"].tolist() == [0, 0, 0]  # the vanilla model of this case is a random one
+    assert read.nulls["same"].tolist() == [0, 0, 0, 0]  # the vanilla model of this case is a random one
     assert "prefix" not in repr(read)
 
 

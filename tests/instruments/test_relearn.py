@@ -44,7 +44,7 @@ def test_held_out_facts_are_those_of_a_loop_by_hand():
 def test_steps_to_half_recovery_lie_between_the_steps_around_it():
     case = tiny_case()
     found = RelearnSame(steps=6, learning_rate=5e-2).measure(case)
-    nll = _by_hand(case, [0, 1, 2], [0, 1, 2], 6, 5e-2)
+    nll = _by_hand(case, [0, 1, 2, 3], [0, 1, 2, 3], 6, 5e-2)
     for i, value in enumerate(found.values):
         below = np.flatnonzero(nll[:, i] <= nll[0, i] / 2)
         assert below[0] - 1 < value <= below[0] if len(below) else value == 7
