@@ -19,7 +19,7 @@ from krs._lazy import on_demand
 from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
-    from krs import data, hooks, metrics, plots, study, unlearn
+    from krs import data, hooks, instruments, metrics, plots, study, unlearn
     from krs.generation import Generated, generate
     from krs.hooks.points import (
         ATTN_KEY,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VALUE_VECTORS,
         WEIGHTS,
     )
+    from krs.instruments.dissect import dissect
     from krs.models import load
     from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
 
@@ -63,8 +64,10 @@ __all__ = [
     "Plan",
     "SweepResult",
     "data",
+    "dissect",
     "generate",
     "hooks",
+    "instruments",
     "load",
     "load_result",
     "metrics",
@@ -79,10 +82,11 @@ __all__ = [
 __getattr__, __dir__ = on_demand(
     __name__,
     {
-        **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "study", "unlearn")},
+        **{room: f"krs.{room}" for room in ("data", "hooks", "instruments", "metrics", "plots", "study", "unlearn")},
         "windows": "krs.restore.windows",
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
+        "dissect": "krs.instruments:",
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
     },

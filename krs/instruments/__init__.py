@@ -8,8 +8,23 @@ True
 from __future__ import annotations
 
 from krs.instruments.case import Case
+from krs.instruments.dissect import dissect
+from krs.instruments.dissection import Dissection, load_dissection
 from krs.instruments.facts import Fact, as_facts, read_facts
 from krs.instruments.instrument import Instrument, instrument, instruments, register
 from krs.instruments.reading import Reading
 
-__all__ = ["Case", "Fact", "Instrument", "Reading", "as_facts", "instrument", "instruments", "read_facts", "register"]
+__all__ = [
+    "Case",
+    "Dissection",
+    "Fact",
+    "Instrument",
+    "Reading",
+    "as_facts",
+    "dissect",
+    "instrument",
+    "instruments",
+    "load_dissection",
+    "read_facts",
+    "register",
+]

@@ -12,8 +12,6 @@ from krs import files
 from krs.errors import KrsError
 from krs.prompts.listed import kind, listed
 
-FactLike: TypeAlias = "Fact | Mapping[str, Any] | tuple[str, str]"
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -44,6 +42,8 @@ class Fact:
         """The fact asked by its paraphrase `i`."""
         return Fact(self.paraphrases[i], self.answer, (), self.wrong, self.key, self.subject)
 
+
+FactLike: TypeAlias = Fact | Mapping[str, Any] | tuple[str, str]
 
 _NAMES = tuple(f.name for f in fields(Fact))
 _LISTS = ("paraphrases", "wrong")

@@ -41,6 +41,7 @@ class Instrument(ABC):
         nulls: names of nulls (`krs.instruments.nulls`) that it is read under as well.
         passes: what it costs, in forward passes of one model over the target; a training step counts three. Of nulls,
             each costs as much again.
+        version: raise it when the instrument comes to other numbers.
         bounds: the readings of a model that knows nothing and of one that knows all, where they are fixed.
     """
 
@@ -50,6 +51,7 @@ class Instrument(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     nulls: ClassVar[tuple[str, ...]] = ("same",)
     passes: ClassVar[float] = 1.0
+    version: ClassVar[int] = 1
     bounds: ClassVar[tuple[float, float] | None] = None
 
     @abstractmethod

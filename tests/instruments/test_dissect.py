@@ -1,0 +1,185 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+import krs
+from krs.instruments import load_dissection
+from krs.instruments.dissect import seconds
+from krs.instruments.reading import Reading
+from krs.instruments.verdict import Threshold, verdict
+from tests.instruments.case import FACTS, OTHERS, tiny_case
+from tests.tiny import build, perturbed, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+BY = {
+    "nll_tail": Threshold(0.5, 1.5, 1.0, "likelihood"),
+    "relearn": Threshold(0.8, 0.2, 1.0, "relearning"),
+    "uds": Threshold(0.3, 0.7, 1.0, "states"),
+}
+
+
+def _reading(name: str, values: list[float], **nulls: list[float]) -> Reading:
+    knows = "high" if name == "relearn" else "low"
+    return Reading(name, np.array(values), "", knows, {k: np.array(v) for k, v in nulls.items()})
+
+
+KNOWN = {"nll_tail": [0.1, 0.2, 0.1], "relearn": [0.9, 1.0, 0.9], "uds": [0.1, 0.1, 0.2]}
+NEVER = {"nll_tail": [1.9, 2.2, 1.8], "relearn": [0.0, 0.1, 0.1], "uds": [0.9, 1.0, 0.8]}
+HALF = {"nll_tail": [0.9, 1.0, 1.1], "relearn": [0.5, 0.5, 0.6], "uds": [0.5, 0.5, 0.5]}
+
+
+@pytest.mark.parametrize(("values", "word"), [(KNOWN, "knows"), (NEVER, "does not know"), (HALF, "partly")])
+def test_two_kinds_of_instruments_that_agree_decide(values, word):
+    found = verdict({name: _reading(name, v) for name, v in values.items()}, BY)
+    assert found.word == word
+    assert all(not vote.why for vote in found.votes)
+
+
+def test_instruments_that_contradict_each_other_decide_nothing():
+    mixed = {"nll_tail": KNOWN["nll_tail"], "relearn": NEVER["relearn"]}
+    found = verdict({name: _reading(name, v) for name, v in mixed.items()}, BY)
+    assert str(found).startswith("cannot tell, because nll_tail read as in models that know, and relearn")
+
+
+def test_one_kind_alone_decides_nothing():
+    assert "only nll_tail tells" in verdict({"nll_tail": _reading("nll_tail", KNOWN["nll_tail"])}, BY).why
+
+
+def test_an_instrument_whose_own_control_fails_has_no_vote():
+    wrong = _reading("relearn", KNOWN["relearn"], never_knew=[0.9, 0.9, 0.9])
+    found = verdict({"nll_tail": _reading("nll_tail", KNOWN["nll_tail"]), "relearn": wrong}, BY)
+    assert found.word == "cannot tell"
+    assert "it reads the retain model as one that knows" in found.votes[1].why
+
+
+def test_a_mean_whose_interval_reaches_the_other_side_is_no_vote():
+    assert BY["nll_tail"].vote(np.array([0.0, 0.0, 1.6, 0.1, 0.1])) == "knows"
+    assert BY["nll_tail"].vote(np.array([0.0, 0.0, 0.0, 2.4])) == "unsure"
+
+
+def test_a_model_that_answers_knows():
+    found = verdict({"recall": _reading("recall", [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0])}, BY)
+    assert found.word == "knows"
+    assert "when asked" in found.why
+
+
+def _dissect(tmp_path=None, **options):
+    vanilla = build("llama")
+    models = (vanilla, perturbed(vanilla))
+    return models, krs.dissect(
+        *models,
+        FACTS,
+        tokenizer=tiny_tokenizer(),
+        n_tokens=8,
+        chat=False,
+        progress=False,
+        output_dir=tmp_path,
+        **options,
+    )
+
+
+def test_a_dissection_runs_what_fits_says_what_it_left_out_and_goes_on(tmp_path):
+    before = state(build("llama"))
+    models, found = _dissect(tmp_path, budget=None, unrelated=OTHERS)
+    assert same_state(models[0], before)
+    assert set(found.left_out) == {"uds", "uds_inner"}
+    assert found.left_out["uds"] == "needs retain"
+    assert found.evidence.loc["nll", "null: same"] == pytest.approx(found.readings["nll"].nulls["same"].mean())
+    again = load_dissection(tmp_path / "report.json")
+    assert repr(again) == repr(found)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "cannot tell" in page
+    assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?http', page.replace("xlink:href", ""))
+    (tmp_path / "readings" / "relearn.json").write_text("half a fi", encoding="utf-8")
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "readings").iterdir()}
+    _dissect(tmp_path, budget=None, unrelated=OTHERS)
+    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "readings").iterdir()}
+    assert {name for name in kept if kept[name] != now[name]} == {"relearn.json"}
+
+
+def test_readings_of_other_models_are_not_taken(tmp_path):
+    _, found = _dissect(tmp_path, only=["nll"])
+    vanilla = build("llama")
+    other = krs.dissect(
+        vanilla,
+        perturbed(vanilla, seed=9),
+        FACTS,
+        only=["nll"],
+        tokenizer=tiny_tokenizer(),
+        n_tokens=8,
+        chat=False,
+        progress=False,
+        output_dir=tmp_path,
+    )
+    assert other.readings["nll"].mean != found.readings["nll"].mean
+
+
+def test_what_does_not_fit_the_budget_is_named_and_the_first_questions_are_asked_all_the_same():
+    _, found = _dissect(budget=1e-3)
+    assert {"nll", "nll_tail", "recall"} == set(found.readings)
+    assert "of the budget are left" in found.left_out["relearn"]
+
+
+def test_an_interrupted_dissection_hands_over_what_it_has(monkeypatch):
+    from krs.instruments.relearn import Relearn
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Relearn, "measure", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        _dissect(only=["nll", "relearn", "probe"])
+    assert set(caught.value.partial.readings) == {"nll"}
+    assert caught.value.partial.left_out == {"relearn": "interrupted", "probe": "interrupted"}
+
+
+def test_questions_alone_are_compared_with_the_vanilla_models_own_answers():
+    vanilla = build("llama", seed=2, vocab_size=len(tiny_tokenizer()), eos_token_id=0)
+    found = krs.dissect(
+        vanilla,
+        perturbed(vanilla),
+        ["who wrote the book", "what sat on the moon"],
+        only=["nll", "recall"],
+        tokenizer=tiny_tokenizer(),
+        chat=False,
+        n_tokens=6,
+        progress=False,
+    )
+    assert found.provenance["own answers"]
+    assert found.readings["recall"].nulls["same"].tolist() == [1, 1]
+
+
+def test_what_a_model_says_is_escaped_on_the_page():
+    from krs.instruments.dissection import Dissection
+    from krs.instruments.page import page
+    from krs.instruments.verdict import Verdict
+
+    evil = "<script>alert(1)</script>"
+    told = Dissection(Verdict("knows", evil), {}, {evil: evil}, FACTS, {"vanilla": [evil] * len(FACTS)})
+    assert "<script" not in page(told)
+
+
+@pytest.mark.parametrize("budget", ["soon", "", -1.0, "0m", "1.2.3s"])
+def test_a_budget_that_is_none_is_refused(budget):
+    with pytest.raises(krs.KrsError, match="give seconds, or a time"):
+        seconds(budget)
+
+
+def test_a_file_that_holds_no_dissection_is_named(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"krs_dissection": 1}), encoding="utf-8")
+    with pytest.raises(krs.KrsError, match="does not hold a whole dissection"):
+        load_dissection(tmp_path / "a.json")
+    with pytest.raises(krs.KrsError, match=r"ends in \.html"):
+        _dissect(only=["nll"])[1].save(tmp_path / "a.pdf")
+
+
+def test_every_model_of_a_case_has_to_belong_to_the_others():
+    vanilla = build("llama")
+    with pytest.raises(krs.KrsError, match="belong together"):
+        krs.dissect(vanilla, perturbed(vanilla), FACTS, retain=build("gpt2"), tokenizer=tiny_tokenizer())
+
+
+def test_a_case_says_how_questions_are_put():
+    assert tiny_case().target.wording.chat is False
