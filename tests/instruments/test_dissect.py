@@ -136,7 +136,7 @@ def test_an_interrupted_dissection_hands_over_what_it_has(monkeypatch):
 
 
 def test_questions_alone_are_compared_with_the_vanilla_models_own_answers():
-    vanilla = build("llama", seed=2, vocab_size=len(tiny_tokenizer()), eos_token_id=0)
+    vanilla = build("llama", seed=1, vocab_size=len(tiny_tokenizer()), eos_token_id=0)
     found = krs.dissect(
         vanilla,
         perturbed(vanilla),
