@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         VALUE_VECTORS,
         WEIGHTS,
     )
+    from krs.metrics import Account, account
     from krs.models import load
     from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
 
@@ -57,11 +58,13 @@ __all__ = [
     "RESID_PRE",
     "VALUE_VECTORS",
     "WEIGHTS",
+    "Account",
     "Generated",
     "KrsError",
     "KrsWarning",
     "Plan",
     "SweepResult",
+    "account",
     "data",
     "generate",
     "hooks",
@@ -83,6 +86,7 @@ __getattr__, __dir__ = on_demand(
         "windows": "krs.restore.windows",
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
+        **dict.fromkeys(("Account", "account"), "krs.metrics:"),
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
     },
