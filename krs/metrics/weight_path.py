@@ -50,7 +50,11 @@ class Weight:
     def move(self, t: float) -> None:
         """Put the copy's parameter at `start + t (end - start)`; rows that only one model has stay the start's."""
         self.held.copy_(self.start)
-        self._shared(self.held).lerp_(self._shared(self.end).to(self.held), t)
+        mine, end = self._shared(self.held), self._shared(self.end)
+        if t == 1:  # a NaN at the other end stays there
+            mine.copy_(end)
+        elif t != 0:
+            mine.lerp_(end.to(mine), t)
 
     def change(self) -> Tensor:
         """`end - start`, in the copy's dtype and on its device."""
