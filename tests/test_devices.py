@@ -103,6 +103,8 @@ def _check_account(v, u):
     return krs.metrics.check_account(found, v, u, shares=[1.0])
 
 
+BACKWARD = ("account", "check_account")
+
 CASES = {
     "account": _account,
     "anatomy": lambda v, u: [np.array(krs.hooks.anatomy(u).n_layers)],
@@ -165,6 +167,8 @@ def _on_the_cpu(name):
 @pytest.mark.parametrize("name", CASES)
 def test_a_call_gives_on_a_device_what_it_gives_on_the_cpu(name, place):
     *places, float64 = PLACES[place]
+    if name in BACKWARD:  # torch runs backward passes of a backend in Python on its first device only
+        places = places[::-1] if place == "two" else places
     exact, noise = _on_the_cpu(name)
     in_fp32 = not float64 or name in ("run", "covariance")  # MEMIT computes in fp32
     with accelerator(float64):

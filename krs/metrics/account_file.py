@@ -23,7 +23,7 @@ def save(account: Account, path: Path, overwrite: bool) -> Path:
     from safetensors.numpy import save as as_bytes
 
     if path.exists() and not overwrite:
-        raise KrsError(f"{str(path)!r} exists: give another name, or overwrite=True")
+        raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
     header, arrays = _described(account, "")
     if account.unrelated is not None:
         header["unrelated"], more = _described(account.unrelated, "unrelated.")

@@ -274,7 +274,7 @@ def test_saved_and_loaded(tmp_path):
     assert repr(again) == repr(found)
     assert again.token_ids == found.token_ids
     np.testing.assert_array_equal(again.units("keys", 2), found.units("keys", 2))
-    with pytest.raises(KrsError, match="exists: give another name"):
+    with pytest.raises(KrsError, match="exists already: choose another name"):
         found.save(file)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(KrsError, match="is not an account that krs saved"):
