@@ -32,6 +32,7 @@ FLOORS = {
     "unlearn": 6,
     "plots": 6,
     "plots_account": 1,
+    "instruments": 7,
     "study": 7,
     "demo": 7,
     "cli": 8,
