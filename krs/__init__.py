@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         WEIGHTS,
     )
     from krs.instruments.dissect import dissect
+    from krs.metrics import Account, account
     from krs.models import load
     from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
 
@@ -58,11 +59,13 @@ __all__ = [
     "RESID_PRE",
     "VALUE_VECTORS",
     "WEIGHTS",
+    "Account",
     "Generated",
     "KrsError",
     "KrsWarning",
     "Plan",
     "SweepResult",
+    "account",
     "data",
     "dissect",
     "generate",
@@ -87,6 +90,7 @@ __getattr__, __dir__ = on_demand(
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "dissect": "krs.instruments:",
+        **dict.fromkeys(("Account", "account"), "krs.metrics:"),
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
     },

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
     from transformers import PreTrainedTokenizerBase as Tokenizer
 else:
     Axes: TypeAlias = Any
     DataFrame: TypeAlias = Any
+    Series: TypeAlias = Any
     Tokenizer: TypeAlias = Any
 
 Message: TypeAlias = dict[str, str]
@@ -22,4 +23,4 @@ Message: TypeAlias = dict[str, str]
 Positions: TypeAlias = str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 """Which positions of each prompt: `None` for all, the name of a part, indices, or indices for each prompt."""
 
-__all__ = ["Axes", "DataFrame", "Message", "Positions", "Tokenizer"]
+__all__ = ["Axes", "DataFrame", "Message", "Positions", "Series", "Tokenizer"]

@@ -270,3 +270,14 @@ def test_without_matplotlib_the_figure_is_left_out_and_said_so(saved_pair, monke
     assert done.exit_code == 0
     assert done.stderr.startswith("krs: drift.png is left out: a figure needs matplotlib, which is not installed: pip")
     assert [p.name for p in (saved_pair / "d").iterdir()] == ["drift.csv"]
+
+
+def test_an_account_from_the_shell(saved_pair, tmp_path):
+    (tmp_path / "p.txt").write_text("who wrote the book\nthe cat sat on\n")
+    pair_of = [str(saved_pair / "v"), str(saved_pair / "u"), "--prompts", str(tmp_path / "p.txt")]
+    args = ["account", *pair_of, "--unrelated", str(tmp_path / "p.txt"), "--n-tokens", "3", "--points", "8", "-q"]
+    done = CliRunner().invoke(app, [*args, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"account.krs", "account.csv", "account.png"}
+    assert "value_vectors" in done.output
+    assert krs.metrics.load_account(tmp_path / "out" / "account.krs").points == 8

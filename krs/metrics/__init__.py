@@ -1,5 +1,9 @@
-"""The Knowledge Recovery Score and what it is made of; behaviour; drift."""
+"""The Knowledge Recovery Score and what it is made of; behaviour; drift; the account of weights."""
 
+from krs.metrics.account import account
+from krs.metrics.account_check import check_account
+from krs.metrics.account_file import load_account
+from krs.metrics.account_result import Account
 from krs.metrics.answers import Answers, answers
 from krs.metrics.answers_file import load_answers
 from krs.metrics.drift import Drift, drift
@@ -8,13 +12,17 @@ from krs.metrics.score import SCORINGS, Score, krs_score
 
 __all__ = [
     "SCORINGS",
+    "Account",
     "Answers",
     "Drift",
     "HeadDistance",
     "Score",
+    "account",
     "answers",
+    "check_account",
     "drift",
     "krs_score",
+    "load_account",
     "load_answers",
     "logit_mse",
     "logit_power",
