@@ -20,8 +20,9 @@ from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
     from krs import data, hooks, metrics, plots, study, unlearn
-    from krs.generation import Generated, generate
+    from krs.generation import Generated, Spoken, generate, speak
     from krs.hooks.points import (
+        ATTN_ADDED,
         ATTN_KEY,
         ATTN_OUT,
         ATTN_QUERY,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ATTN_WEIGHTS,
         HEAD_OUT,
         KEYS,
+        MLP_ADDED,
         MLP_COEF,
         MLP_OUT,
         NORMS,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = version("krs")
 
 __all__ = [
+    "ATTN_ADDED",
     "ATTN_KEY",
     "ATTN_OUT",
     "ATTN_QUERY",
@@ -50,6 +53,7 @@ __all__ = [
     "ATTN_WEIGHTS",
     "HEAD_OUT",
     "KEYS",
+    "MLP_ADDED",
     "MLP_COEF",
     "MLP_OUT",
     "NORMS",
@@ -61,6 +65,7 @@ __all__ = [
     "KrsError",
     "KrsWarning",
     "Plan",
+    "Spoken",
     "SweepResult",
     "data",
     "generate",
@@ -70,6 +75,7 @@ __all__ = [
     "metrics",
     "patch_sweep",
     "plots",
+    "speak",
     "study",
     "sweep",
     "unlearn",
@@ -81,7 +87,7 @@ __getattr__, __dir__ = on_demand(
     {
         **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "study", "unlearn")},
         "windows": "krs.restore.windows",
-        **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
+        **dict.fromkeys(("Generated", "Spoken", "generate", "speak"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),

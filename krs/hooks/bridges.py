@@ -81,7 +81,9 @@ def _refuse_other_weights(model: nn.Module, plain: nn.Module, side: str) -> None
             own = dict(part.named_parameters())
             shared |= {id(p) for p in own.values()}
             if any(not torch.equal(own[k], value[k]) for k in own.keys() & value.keys()) or own.keys() != value.keys():
-                _refuse(side, f"at {name!r} queries, keys or values that are not those of the projection they come from")
+                _refuse(
+                    side, f"at {name!r} queries, keys or values that are not those of the projection they come from"
+                )
     if rest := [n for n, p in model.named_parameters() if id(p) not in shared]:
         _refuse(side, f"{rest[0]!r}, which is none of the original parameters")
 

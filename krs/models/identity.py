@@ -21,7 +21,6 @@ import xxhash
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.bridges import without_bridge
 from krs.hooks.unwrap import unwrap
 
 _SLICE = 2**26
@@ -50,7 +49,7 @@ def identity(model: nn.Module) -> dict[str, Any]:
 
     Raises `KrsError` for weights that are neither in memory nor where `accelerate` keeps them.
     """
-    plain = without_bridge(unwrap(model)) if hasattr(model, "config") else model
+    plain = unwrap(model) if hasattr(model, "config") else model
     found = {name: _told(value) for name, value in _tensors(plain)}
     for copy, original in getattr(plain, "all_tied_weights_keys", {}).items():
         if copy in found and found[copy] == found.get(original):
