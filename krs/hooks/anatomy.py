@@ -133,7 +133,7 @@ class Anatomy:
         attention = self.layers[layer].get_submodule(around)
         if hasattr(attention, "split_qkv_matrix"):  # a bridge's, which has a projection of its own for each part
             return f"{around}.{part[0]}", None
-        name, units = find(part, lambda n: hasattr(attention, n), self.model.config)
+        name, units = find(part, lambda n: getattr(attention, n, None) is not None, self.model.config)
         return f"{around}.{name}" if around else name, units
 
     def _norms(self, layer: int) -> tuple[str, ...]:

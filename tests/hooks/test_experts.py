@@ -26,7 +26,7 @@ from krs.hooks import record, self_check
 from tests.noise import assert_same, float64_throughout
 from tests.tiny import EXPERTS, exact_pair
 
-POINTS = [RESID, RESID_PRE, MLP_OUT, ATTN_OUT, HEAD_OUT.heads(1), ATTN_QUERY, ATTN_WEIGHTS, NORMS, WEIGHTS]
+POINTS = [RESID, RESID_PRE, MLP_OUT, ATTN_OUT, HEAD_OUT.heads(1), ATTN_QUERY, ATTN_WEIGHTS, NORMS]
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
 LATENT = ("deepseek_v2", "deepseek_v3")
 
@@ -38,16 +38,24 @@ def _pair(name):
 @pytest.mark.parametrize("name", sorted(EXPERTS))
 def test_every_point_there_is_through_both_engines(name):
     v, u = _pair(name)
+    options = {"windows": windows.of([[1, 2], [3]]), "n_tokens": 4, "progress": False}
     points = POINTS if name in LATENT else [*POINTS, ATTN_KEY + ATTN_VALUE]
     with float64_throughout():
-        found = [
-            krs.sweep(
-                v, u, PROMPTS, settings=points, windows=windows.of([[1, 2], [3]]), n_tokens=4, progress=False, engine=e
-            )
-            for e in ("auto", "plain")
-        ]
-    assert_same(found[0].krs.to_numpy(), found[1].krs.to_numpy())
-    assert found[0].provenance["engine"] == "wavefront", found[0].provenance["engine_note"]
+        found, plain = (krs.sweep(v, u, PROMPTS, settings=points, engine=e, **options) for e in ("auto", "plain"))
+    assert found.provenance["engine"] == "wavefront", found.provenance["engine_note"]
+    assert_same(found.krs.to_numpy(), plain.krs.to_numpy())
+
+
+def test_whole_layers_with_experts_are_left_to_the_plain_engine():
+    v, u = _pair("moe")
+    found = krs.sweep(v, u, PROMPTS, settings=[WEIGHTS], windows=windows.of([[0, 1, 2, 3]]), n_tokens=4, progress=False)
+    assert found.provenance["engine"] == "plain"
+    assert "has parameters of its own beside modules" in found.provenance["engine_note"]
+    u.lm_head.load_state_dict(v.lm_head.state_dict())
+    u.model.norm.load_state_dict(v.model.norm.state_dict())
+    u.model.embed_tokens.load_state_dict(v.model.embed_tokens.state_dict())
+    found = krs.sweep(v, u, PROMPTS, settings=[WEIGHTS], windows=windows.of([[0, 1, 2, 3]]), n_tokens=4, progress=False)
+    assert found.krs.iloc[0, 0] == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERTS))
