@@ -25,7 +25,7 @@ from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
 from krs.hooks.rope import start_afresh, switches_at
-from krs.models.given import load_given
+from krs.models.given import Model, load_given
 from krs.models.pair import Vocabulary, check_pair, shared_ids
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
@@ -70,8 +70,8 @@ class Generated:
 
 
 def generate(
-    vanilla: nn.Module | str | Path,
-    unlearned: nn.Module | str | Path | None,
+    vanilla: Model,
+    unlearned: Model | None,
     prompts: Prompts,
     *,
     restore: Placement | Sequence[Placement] = (),

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import generate
 from krs.hooks.points import ATTN_OUT, MLP_COEF, Placement
-from krs.models.given import load_given
+from krs.models.given import Model, load_given
 from krs.models.pair import check_pair
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import Prompt
@@ -44,8 +43,8 @@ class Spoken:
 
 
 def speak(
-    vanilla: nn.Module | str | Path,
-    unlearned: nn.Module | str | Path,
+    vanilla: Model,
+    unlearned: Model,
     question: Prompt,
     *,
     restore: Placement | Sequence[Placement] | None = None,

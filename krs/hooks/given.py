@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from krs.errors import KrsError
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """A model around another one whose forwards it traces: nnsight's, and nnterp's."""
+
+    _module: nn.Module
 
 
 def traced(given: Any, side: str = "the model") -> Any:
@@ -19,7 +26,7 @@ def traced(given: Any, side: str = "the model") -> Any:
     library = sys.modules.get("nnsight.intervention.envoy")
     if library is None or not isinstance(given, library.Envoy):
         return given
-    if given._edits:
+    if getattr(given, "_edits", None) or getattr(given, "_default_mediators", None):
         raise KrsError(
             f"{side} is an nnsight model with edits, which act in its own traces and nowhere else: call "
             f"{side}.clear_edits(), or put the change into the weights"

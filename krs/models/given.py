@@ -12,14 +12,14 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.hooks.given import check_model, traced
+from krs.hooks.given import Traced, check_model, traced
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source
 from krs.models.load import load, locate
 from krs.models.memory import free_memory
 
-Model: TypeAlias = nn.Module | str | Path
+Model: TypeAlias = nn.Module | Traced | str | Path
 
 
 def load_given(

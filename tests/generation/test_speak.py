@@ -1,6 +1,7 @@
 """The same question to three models, in pieces and in words."""
 
 import re
+from io import StringIO
 
 import pytest
 from typer.testing import CliRunner
@@ -10,14 +11,14 @@ from krs import ATTN_OUT, MLP_COEF, KrsError
 from krs.cli import app
 from krs.cli.speak import _numbers, _table
 from krs.generation.pieces import Pieces
-from tests.tiny import pair
+from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 QUESTION = "who wrote the book"
 
 
 def test_the_three_answers_are_generates_own_and_come_in_pieces():
-    v, u = pair("llama")
+    v, u = build("llama"), build("llama", seed=1)
     options = {"n_tokens": 6, "tokenizer": tiny_tokenizer()}
     heard = []
     restore = (MLP_COEF + ATTN_OUT).at(0, 1, 2, 3)
@@ -31,9 +32,8 @@ def test_the_three_answers_are_generates_own_and_come_in_pieces():
     assert [found.vanilla, found.unlearned, found.restored] == expected
     assert expected[0] != expected[1]
     for who, text in zip(("vanilla", "unlearned", "restored"), expected, strict=True):
-        pieces = [piece for speaker, piece in heard if speaker == who]
-        assert len(pieces) > 1
-        assert "".join(pieces) == text
+        assert "".join(piece for speaker, piece in heard if speaker == who) == text
+    assert len(heard) > 3
     assert found.restore == (restore,)
     assert str(found).splitlines()[0] == f"vanilla: {expected[0].strip()}"
 
@@ -82,7 +82,7 @@ def test_the_command_prints_one_after_the_other_into_a_log(tmp_path):
 def test_in_a_terminal_of_80_columns_the_answers_stand_side_by_side():
     from rich.console import Console
 
-    console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=StringIO())
     answers = {"vanilla": "J. K. Rowling wrote it " * 3, "unlearned": "I do not know [b]", "restored": "x" * 60}
     console.print(_table(answers))
     lines = console.export_text().splitlines()

@@ -20,7 +20,9 @@ def _of_nnsight(model):
 
 
 def _of_nnterp(model):
-    nnterp = pytest.importorskip("nnterp", reason="nnterp is not installed")
+    nnterp = pytest.importorskip(
+        "nnterp", reason="nnterp is not installed, or does not go with this nnsight", exc_type=ImportError
+    )
     from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
     return nnterp.StandardizedTransformer(model, tokenizer=tiny_tokenizer(), check_renaming=False)
