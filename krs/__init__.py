@@ -20,8 +20,9 @@ from krs.errors import KrsError, KrsWarning
 
 if TYPE_CHECKING:
     from krs import data, hooks, instruments, metrics, plots, study, unlearn
-    from krs.generation import Generated, generate
+    from krs.generation import Generated, Spoken, generate, speak
     from krs.hooks.points import (
+        ATTN_ADDED,
         ATTN_KEY,
         ATTN_OUT,
         ATTN_QUERY,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         ATTN_WEIGHTS,
         HEAD_OUT,
         KEYS,
+        MLP_ADDED,
         MLP_COEF,
         MLP_OUT,
         NORMS,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = version("krs")
 
 __all__ = [
+    "ATTN_ADDED",
     "ATTN_KEY",
     "ATTN_OUT",
     "ATTN_QUERY",
@@ -52,6 +55,7 @@ __all__ = [
     "ATTN_WEIGHTS",
     "HEAD_OUT",
     "KEYS",
+    "MLP_ADDED",
     "MLP_COEF",
     "MLP_OUT",
     "NORMS",
@@ -64,6 +68,7 @@ __all__ = [
     "KrsError",
     "KrsWarning",
     "Plan",
+    "Spoken",
     "SweepResult",
     "account",
     "data",
@@ -76,6 +81,7 @@ __all__ = [
     "metrics",
     "patch_sweep",
     "plots",
+    "speak",
     "study",
     "sweep",
     "unlearn",
@@ -87,7 +93,7 @@ __getattr__, __dir__ = on_demand(
     {
         **{room: f"krs.{room}" for room in ("data", "hooks", "instruments", "metrics", "plots", "study", "unlearn")},
         "windows": "krs.restore.windows",
-        **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
+        **dict.fromkeys(("Generated", "Spoken", "generate", "speak"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "dissect": "krs.instruments:",
         **dict.fromkeys(("Account", "account"), "krs.metrics:"),

@@ -46,6 +46,17 @@ def _generate(v, u):
     return [np.array(ids) for ids in found.token_ids]
 
 
+def _speak(v, u):
+    found = krs.speak(v, u, IDS[0], restore=krs.ATTN_OUT.at(1), n_tokens=3, tokenizer=tiny_tokenizer())
+    return [np.array([ord(c) for c in text]) for text in (found.vanilla, found.unlearned, found.restored)]
+
+
+def _to_transformer_lens(v, _):
+    with record(v, "blocks.{l}.attn.hook_z", layers=[1]) as acts:
+        v(torch.tensor(IDS[:1]).to(v.get_input_embeddings().weight.device))
+    return list(krs.hooks.to_transformer_lens(acts).values())
+
+
 def _answers(v, u):
     options = {"tokenizer": tiny_tokenizer(), "n_tokens": 3, "progress": False}
     return krs.metrics.answers(v, u, ["who wrote the book"], ["the cat"], **options).frame[["nll", "nll_vanilla"]]
@@ -122,7 +133,9 @@ CASES = {
     "record": _record,
     "run": _memit,  # what trains goes through transformers' Trainer, whose devices are accelerate's; see below
     "self_check": _self_check,
+    "speak": _speak,
     "sweep": _sweep,
+    "to_transformer_lens": _to_transformer_lens,
     "unwrap": lambda v, u: [np.array(krs.hooks.unwrap(u) is u)],
 }
 

@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm-parallel": ("stablelm", _LLAMA | {"use_parallel_residual": True}),
     "starcoder2": ("starcoder2", _LLAMA),
     "cohere": ("cohere", _LLAMA),
+    "cohere2": ("cohere2", _LLAMA | {"sliding_window": 8, "head_dim": 8}),
     "olmo2": ("olmo2", _LLAMA),
     "olmo3": ("olmo3", _LLAMA | {"sliding_window": 8}),
     "gemma2": ("gemma2", _LLAMA | {"head_dim": 8, "sliding_window": 8}),
@@ -90,10 +91,46 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 MOE = ("mixtral", _LLAMA | {"num_local_experts": 2, "num_experts_per_tok": 1})
 
+_TWO = {"num_local_experts": 2, "num_experts_per_tok": 1}
+_LATENT = {
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 2,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "topk_group": 1,
+    "n_group": 1,
+}
+
+EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moe": MOE,
+    "olmoe": ("olmoe", _LLAMA | {"num_experts": 2, "num_experts_per_tok": 1}),
+    "gpt_oss": (
+        "gpt_oss",
+        _LLAMA
+        | _TWO
+        | {"head_dim": 8, "sliding_window": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+    "deepseek_v2": ("deepseek_v2", _LLAMA | _LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek_v3": ("deepseek_v3", _LLAMA | _LATENT | {"q_lora_rank": 8}),
+    "llama4": (
+        "llama4_text",
+        _LLAMA | _TWO | {"intermediate_size_mlp": 24, "head_dim": 8, "interleave_moe_layer_step": 2},
+    ),
+    "phimoe": ("phimoe", _LLAMA | _TWO),
+    "granitemoe": ("granitemoe", _LLAMA | _TWO | {"residual_multiplier": 0.5}),
+}
+"""Families with mixtures of experts."""
+
 
 def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
     """A random model of the family, in eval mode, with weights large enough for its parts to matter."""
-    model_type, options = MOE if name == "moe" else FAMILIES[name]
+    model_type, options = EXPERTS[name] if name in EXPERTS else FAMILIES[name]
     config = AutoConfig.for_model(model_type, **(_BASE | options | overrides))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,13 +18,14 @@ from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
 from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
+from krs.generation.pieces import Pieces
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
 from krs.hooks.record import record
 from krs.hooks.rope import start_afresh, switches_at
-from krs.models.given import load_given
+from krs.models.given import Model, load_given
 from krs.models.pair import Vocabulary, check_pair, shared_ids
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
@@ -68,8 +70,8 @@ class Generated:
 
 
 def generate(
-    vanilla: nn.Module | str | Path,
-    unlearned: nn.Module | str | Path | None,
+    vanilla: Model,
+    unlearned: Model | None,
     prompts: Prompts,
     *,
     restore: Placement | Sequence[Placement] = (),
@@ -78,6 +80,7 @@ def generate(
     vocabulary: Vocabulary = "same",
     chat_template_kwargs: dict[str, Any] | None = None,
     progress: bool = True,
+    hear: Callable[[int, str], None] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
@@ -109,6 +112,7 @@ def generate(
         device_map: see `device`.
         chat_template_kwargs: as in `krs.sweep`.
         progress: show a bar.
+        hear: is called with the number of a prompt and the next piece of its answer's text, as it comes.
 
     Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
     that are NaN or infinite, of either model or of the restored one.
@@ -135,10 +139,17 @@ def generate(
     reader = with_template_arguments(tokenizer, arguments) if needs_tokenizer(asked) else None
     ids = encode(asked, reader, pads=pad_ids(models[0]), ends=eos_ids(models[0]))
     check_fits(ids, n_tokens, models[0])
-    answers = greedy(models[0], ids, n_tokens, models[1] if len(models) > 1 else None, placements, progress)
+    if hear is not None and tokenizer is None:
+        raise KrsError("hear= gets pieces of text, and no tokenizer was found beside the models: pass tokenizer=")
+    pieces = None if hear is None or tokenizer is None else Pieces(hear, tokenizer)
+    other = models[1] if len(models) > 1 else None
+    answers = greedy(models[0], ids, n_tokens, other, placements, progress, heard=pieces)
     if tokenizer is None:
         return Generated(answers)
-    return Generated(answers, tuple(decode(a, tokenizer, skip_special_tokens=True) for a in answers))
+    texts = tuple(decode(a, tokenizer, skip_special_tokens=True) for a in answers)
+    if pieces is not None:
+        pieces.finish(texts)
+    return Generated(answers, texts)
 
 
 def greedy(
@@ -152,6 +163,7 @@ def greedy(
     side: str = "vanilla",
     n_ids: int | None = None,
     eos: frozenset[int] | None = None,
+    heard: Callable[[int, Ids], None] | None = None,
 ) -> tuple[Ids, ...]:
     """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
 
@@ -174,7 +186,8 @@ def greedy(
             while batches:
                 batch = batches.pop(0)
                 try:
-                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown)
+                    tell = None if heard is None else partial(_tell, heard, len(answers), eos)
+                    answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown, tell)
                 except _NotFiniteError as found:
                     if len(batch) == 1:
                         _explain(found, models, (side, "unlearned"), len(answers))
@@ -218,6 +231,7 @@ def _lockstep(
     eos: frozenset[int],
     n_ids: int,
     shown: Any,
+    tell: Callable[[list[list[int]]], None] | None = None,
 ) -> list[Ids]:
     speakers = [_Speaker(vanilla, prompts)] if unlearned is None or restore else []
     speakers += [] if unlearned is None else [_Speaker(unlearned, prompts)]
@@ -237,10 +251,17 @@ def _lockstep(
                 if going[i] and token in eos:
                     going[i] = False
             shown.update()
+            if tell is not None:
+                tell(said)
             if not any(going):
                 shown.update(n_tokens - step - 1)
                 break
     return [_until_end(tokens, eos) for tokens in said]
+
+
+def _tell(heard: Callable[[int, Ids], None], first: int, eos: frozenset[int], said: list[list[int]]) -> None:
+    for i, tokens in enumerate(said):
+        heard(first + i, _until_end(tokens, eos))
 
 
 def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Placement], stack: ExitStack) -> None:

@@ -3,6 +3,7 @@
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.check import SelfCheck, self_check
 from krs.hooks.families import Family, family_of, known_types, register_family
+from krs.hooks.lens import to_transformer_lens
 from krs.hooks.patch import patched
 from krs.hooks.points import (
     ATTN_OUT,
@@ -43,5 +44,6 @@ __all__ = [
     "register_point",
     "self_check",
     "setting",
+    "to_transformer_lens",
     "unwrap",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
 
 _PROJECTED: dict[str, Part] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
+_ADDED = {"attn_added": "attn_out_proj", "mlp_added": "mlp_out_proj"}
+_BLOCK = "mlp_block"
+"""The role of the module whose output is the MLP's, where no single projection's is."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -64,8 +68,30 @@ class Anatomy:
             if role == "norms":
                 return self._norms(layer)
             if role == "attn_weights":
-                return (*self.family.paths("attn_in"), *self.family.paths("attn_out_proj"))
+                return (*self._there(self.family.paths("attn_in"), layer), *self.family.paths("attn_out_proj"))
+            if role in _ADDED:
+                self._refuse_scaled(point)
+                role = _ADDED[role]
+        if role == "mlp_out_proj" and _BLOCK in self.family.roles and getattr(point, "side", "") == "output":
+            role = _BLOCK
         return self.family.paths(role)
+
+    def _there(self, paths: tuple[str, ...], layer: int) -> tuple[str, ...]:
+        """Those paths that lead somewhere: queries may be projected in one step or in two (DeepSeek)."""
+        found = []
+        for path in paths:
+            with suppress(AttributeError):
+                self.layers[layer].get_submodule(path)
+                found.append(path)
+        return tuple(found) or paths
+
+    def _refuse_scaled(self, point: Point) -> None:
+        by = getattr(self.model.config, "residual_multiplier", None)
+        if by not in (None, 1):
+            raise KrsError(
+                f"{self.family.name} multiplies each branch by {by} before it is added, in no module of its own, so "
+                f"{point.name} does not exist here: use {point.name.split('_')[0]}_out, which is before that"
+            )
 
     def path(self, point: Point, layer: int, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
@@ -105,7 +131,9 @@ class Anatomy:
     def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
         around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]
         attention = self.layers[layer].get_submodule(around)
-        name, units = find(part, lambda n: hasattr(attention, n), self.model.config)
+        if hasattr(attention, "split_qkv_matrix"):  # a bridge's, which has a projection of its own for each part
+            return f"{around}.{part[0]}", None
+        name, units = find(part, lambda n: getattr(attention, n, None) is not None, self.model.config)
         return f"{around}.{name}" if around else name, units
 
     def _norms(self, layer: int) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ def _add(
     attn_in: str,
     norm: str,
     absent: Mapping[str, str] | None = None,
+    more: Mapping[str, str | tuple[str, ...]] | None = None,
 ) -> None:
     """Register a family. The input projections are names beside the output projection, separated by blanks."""
     roles: dict[str, str | tuple[str, ...]] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
@@ -118,7 +119,8 @@ def _add(
         roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
     else:
         roles |= {"experts": ("mlp.experts", "mlp.shared_expert"), "router": ("mlp.gate", "mlp.shared_expert_gate")}
-    register_family(Family(name, tuple(types.split()), layers, roles, norm, absent or {}))
+        roles |= {"mlp_block": "mlp"}
+    register_family(Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}))
 
 
 def _beside(path: str, names: str) -> tuple[str, ...]:
@@ -139,9 +141,29 @@ _add("Llama", _LLAMA_LIKE, _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
 _add("Phi-3", "phi3", _LAYERS, _DOWN, "gate_up_proj", _O, "qkv_proj", _NORM)
 _add("StableLm", "stablelm", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
 _add("Starcoder2", "starcoder2", _LAYERS, "mlp.c_proj", "c_fc", _O, _SEPARATE, _NORM)
-_add("Cohere", "cohere", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
-_add("post-norm", _POST_NORM, _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
-_add("GLM-4", "glm4", _LAYERS, _DOWN, "gate_up_proj", _O, _SEPARATE, _NORM)
+_add("Cohere", "cohere cohere2", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
+_add(
+    "post-norm",
+    _POST_NORM,
+    _LAYERS,
+    _DOWN,
+    _GATED,
+    _O,
+    _SEPARATE,
+    _NORM,
+    more={"attn_added": "post_attention_layernorm", "mlp_added": "post_feedforward_layernorm"},
+)
+_add(
+    "GLM-4",
+    "glm4",
+    _LAYERS,
+    _DOWN,
+    "gate_up_proj",
+    _O,
+    _SEPARATE,
+    _NORM,
+    more={"attn_added": "post_self_attn_layernorm", "mlp_added": "post_mlp_layernorm"},
+)
 _add("Phi", "phi", _LAYERS, "mlp.fc2", "fc1", "self_attn.dense", _SEPARATE, "model.final_layernorm")
 _add(
     "GPT-NeoX",
@@ -197,14 +219,44 @@ _add(
     "att_proj",
     "model.transformer.ln_f",
 )
+_NO_MLP = {"mlp_out_proj": _NO_SINGLE_PROJECTION, "mlp_in": _NO_SINGLE_PROJECTION}
+_LATENT = (
+    "its attention makes keys and values of a latent vector, the rotary part of the keys apart: make a point of a "
+    "module, ActivationPoint(…, role='.self_attn.kv_b_proj', side='output'), or use attn_query"
+)
+_TWO_STEPS = "q_proj q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj"
+_add("mixture-of-experts", "mixtral olmoe qwen2_moe qwen3_moe", _LAYERS, "", "", _O, _SEPARATE, _NORM, _NO_MLP)
+for _name, _types, _block, _experts, _router in (
+    ("gpt-oss", "gpt_oss", "mlp", "experts", "router"),
+    ("PhiMoE", "phimoe", "mlp", "experts", "router"),
+    ("Llama 4", "llama4_text", "feed_forward", "experts shared_expert", "router"),
+    ("Granite MoE", "granitemoe", "block_sparse_moe", "experts", "router"),
+):
+    _add(
+        _name,
+        _types,
+        _LAYERS,
+        "",
+        "",
+        _O,
+        _SEPARATE,
+        _NORM,
+        _NO_MLP,
+        {
+            "mlp_block": _block,
+            "experts": tuple(f"{_block}.{one}" for one in _experts.split()),
+            "router": f"{_block}.{_router}",
+        },
+    )
 _add(
-    "mixture-of-experts",
-    "mixtral olmoe qwen2_moe qwen3_moe",
+    "DeepSeek",
+    "deepseek_v2 deepseek_v3",
     _LAYERS,
     "",
     "",
     _O,
-    _SEPARATE,
+    _TWO_STEPS,
     _NORM,
-    absent={"mlp_out_proj": _NO_SINGLE_PROJECTION, "mlp_in": _NO_SINGLE_PROJECTION},
+    _NO_MLP | {"attn_key": _LATENT, "attn_value": _LATENT},
+    {"experts": ("mlp.experts", "mlp.shared_experts"), "router": "mlp.gate"},
 )

@@ -65,7 +65,7 @@ def falcon(part: Part, heads: HeadCounts, config: Any) -> Units:
 
 _Layout: TypeAlias = Callable[[Part, HeadCounts, Any], Units]
 
-_OWN = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+_OWN = {"query": ("q_proj", "q_b_proj"), "key": ("k_proj",), "value": ("v_proj",)}
 _FUSED: dict[str, _Layout] = {
     "qkv_proj": contiguous,
     "c_attn": contiguous,
@@ -85,8 +85,9 @@ def find(part: Part, has: Callable[[str], bool], config: Any) -> tuple[str, Unit
 
     Raises `KrsError` for attention whose projections krs does not know.
     """
-    if has(_OWN[part]):
-        return _OWN[part], None
+    for name in _OWN[part]:
+        if has(name):
+            return name, None
     for name, layout in _FUSED.items():
         if has(name):
             chosen = falcon if config.model_type == "falcon" else layout

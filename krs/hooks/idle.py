@@ -7,6 +7,7 @@ bridge has some on every block. They are told from a caller's own hooks by the f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import getclosurevars
 from typing import Any
 
 from torch import nn
@@ -22,12 +23,15 @@ _IDLE = {
         "transformer_lens.model_bridge.generalized_components.block",
         "BlockBridge._maybe_wire_capture_hooks.<locals>._capture_pre_ln1",
     ),
+    # passes a value through the hook point of the MLP around it, whose own hooks are found there
+    ("transformer_lens.model_bridge.component_setup", "_wire_symbolic_hooks.<locals>.<lambda>"),
     # passes the MLP's input through a hook point, whose own hooks are found there
     (
         "transformer_lens.model_bridge.generalized_components.block",
         "BlockBridge._maybe_wire_capture_hooks.<locals>._capture_mlp_in",
     ),
 }
+_OF_HOOK_POINTS = ("transformer_lens.hook_points", "HookPoint.add_hook.<locals>.full_hook")
 
 
 def acting_hooks(model: nn.Module) -> Iterator[str]:
@@ -49,4 +53,8 @@ def acting_hooks(model: nn.Module) -> Iterator[str]:
 
 def is_idle(hook: Callable[..., Any]) -> bool:
     """Whether a hook is one of those that a library leaves behind and that change no value."""
-    return (getattr(hook, "__module__", ""), getattr(hook, "__qualname__", "")) in _IDLE
+    name = (getattr(hook, "__module__", ""), getattr(hook, "__qualname__", ""))
+    if name == _OF_HOOK_POINTS:  # what TransformerLens puts around every hook that is added to a hook point
+        added = getclosurevars(hook).nonlocals.get("hook")
+        return added is not None and is_idle(added)
+    return name in _IDLE

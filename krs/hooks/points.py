@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from krs.errors import KrsError
+from krs.hooks.lens_names import is_hook_name, point_name
 
 P = TypeVar("P", bound="Point")
 A = TypeVar("A", bound="ActivationPoint")
@@ -328,6 +329,13 @@ ATTN_VALUE = ActivationPoint(
 )
 """The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
 
+ATTN_ADDED = ActivationPoint("attn_added", role="attn_added", label="Attention's additions", side="output")
+"""What the attention adds to the residual stream, `[batch, position, d]`: `ATTN_OUT` behind the norm that follows it in
+post-norm families (OLMo2, Gemma2, Glm4), and `ATTN_OUT` itself elsewhere."""
+
+MLP_ADDED = ActivationPoint("mlp_added", role="mlp_added", label="MLP's additions", side="output")
+"""What the MLP adds to the residual stream, `[batch, position, d]`, as `ATTN_ADDED`."""
+
 KEYS = WeightPoint("keys", role="mlp_in", label="Keys")
 """The MLP's keys `W_K`: the weights of its input projections, gate and up. Their biases stay the model's own."""
 
@@ -362,7 +370,7 @@ def register_point(point: Point) -> Point:
 
 _BUILT_IN = (
     MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
-    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
+    ATTN_ADDED, MLP_ADDED, KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
 )  # fmt: skip
 for _point in _BUILT_IN:
     register_point(_point)
@@ -388,7 +396,9 @@ def setting(given: str | Point | Setting) -> Setting:
 
 
 def _named(name: str, given: str) -> Point:
-    """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`."""
+    """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`, or by TransformerLens'."""
+    if is_hook_name(name):
+        return _REGISTRY[point_name(name)]
     found = re.fullmatch(r"(\w+)(?:\.(units|heads)\(([\d,\s]+)\))?", name)
     if found is None or found[1] not in _REGISTRY:
         raise KrsError(

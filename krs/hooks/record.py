@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,12 @@ class Recording:
     """Values by point and layer, of the latest forward. Made by `record`.
 
     `acts[MLP_COEF, 27]` is a copy, `[batch, position, unit]` for an activation, `[in, out]` for a weight;
-    changing it does not change the recording. `set(acts)` puts the values into another model.
+    changing it does not change the recording. `set(acts)` puts the values into another model. `config` is the model's.
     """
 
-    def __init__(self, points: tuple[Point, ...], layers: tuple[int, ...]) -> None:
+    def __init__(self, points: tuple[Point, ...], layers: tuple[int, ...], config: Any = None) -> None:
         self.points = points
+        self.config = config
         self.layers = layers
         self.offset = 0
         self._values: dict[tuple[Point, int], tuple[Tensor, ...]] = {}
@@ -85,7 +87,7 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
     points = setting(what).points
     chosen = tuple(layers) if layers is not None else tuple(range(body.n_layers))
     body.require(points, chosen)
-    acts = Recording(points, chosen)
+    acts = Recording(points, chosen, body.model.config)
     watch = CallWatch()
     handles = ExitStack()
     try:

@@ -1,6 +1,6 @@
-"""The plain model inside what the caller handed in: a TransformerLens bridge, a PEFT model, a compiled one.
+"""The plain model inside what the caller handed in: a TransformerLens bridge, a PEFT model, an nnsight one.
 
-Neither TransformerLens nor peft is imported here: an object of theirs can only exist once the caller
+None of these libraries is imported here: an object of theirs can only exist once the caller
 has imported them.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from krs.errors import KrsError
-from krs.hooks.given import check_model
+from krs.hooks.given import check_model, traced
 
 
 def unwrap(model: object, side: str = "the model") -> nn.Module:
@@ -27,6 +27,7 @@ def unwrap(model: object, side: str = "the model") -> nn.Module:
     adapter is no part of the base model's modules (virtual tokens, adapters that the tokens choose), and for anything
     that is not a `torch.nn.Module`.
     """
+    model = traced(model, side)
     check_model(model, side)
     assert isinstance(model, nn.Module)
     if _is_compiled(model):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from krs._typing import Axes, DataFrame, Tokenizer
 from krs.errors import KrsError
@@ -23,7 +22,7 @@ from krs.hooks.context import plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.metrics import answers_file
 from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
-from krs.models.given import load_given
+from krs.models.given import Model, load_given
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
@@ -103,8 +102,8 @@ class Answers:
 
 @plain_numerics()
 def answers(
-    vanilla: nn.Module | str | Path,
-    unlearned: nn.Module | str | Path,
+    vanilla: Model,
+    unlearned: Model,
     target: Prompts,
     unrelated: Prompts = (),
     *,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from krs.hooks.finite import REMEDY
 from krs.hooks.unwrap import is_adapter, outside, plain_modules
 from krs.hooks.weights import effective_parameters
 from krs.models.devices import summable
-from krs.models.given import load_given
+from krs.models.given import Model, load_given
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair
 
@@ -74,8 +73,8 @@ class Drift:
 
 @plain_numerics()
 def drift(
-    vanilla: nn.Module | str | Path,
-    unlearned: nn.Module | str | Path,
+    vanilla: Model,
+    unlearned: Model,
     *,
     vocabulary: Vocabulary = "same",
     device: str | torch.device = "auto",

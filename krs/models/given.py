@@ -12,14 +12,14 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.hooks.given import check_model
+from krs.hooks.given import Traced, check_model, traced
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source
 from krs.models.load import load, locate
 from krs.models.memory import free_memory
 
-Model: TypeAlias = nn.Module | str | Path
+Model: TypeAlias = nn.Module | Traced | str | Path
 
 
 def load_given(
@@ -42,6 +42,7 @@ def load_given(
     Raises `KrsError` before anything is loaded: for names that are none, for options that no name is given for, and
     for models that do not fit, with what would.
     """
+    given = {side: traced(model, side) for side, model in given.items()}
     names = {side: model for side, model in given.items() if isinstance(model, str | Path)}
     asked = {"device": device != "auto", "dtype": dtype != "auto", "device_map": device_map is not None}
     for side, model in given.items():

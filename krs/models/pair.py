@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
-from krs.hooks.unwrap import core, plain_modules
+from krs.hooks.bridges import without_bridge
+from krs.hooks.unwrap import core, plain_modules, unwrap
 
 Vocabulary: TypeAlias = Literal["same", "shared"]
 """Whether both models must have the same vocabulary rows, or only those are scored that both have."""
@@ -30,7 +31,7 @@ def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary = "sam
         raise KrsError(
             "vanilla and unlearned are the same object: pass two models (copy.deepcopy first, or load it twice)"
         )
-    v, u = anatomy(vanilla, "vanilla"), anatomy(unlearned, "unlearned")
+    v, u = (_read(model, side) for model, side in ((vanilla, "vanilla"), (unlearned, "unlearned")))
     for side, body in (("vanilla", v), ("unlearned", u)):
         _in_eval_mode(side, body.model)
     _not_shared(v.model, u.model)
@@ -49,6 +50,11 @@ def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary = "sam
             f"{rows_only if differing.keys() & set(_ROWS) else ''}"
         )
     return v, u
+
+
+def _read(model: object, side: str) -> Anatomy:
+    """A model's anatomy, without a bridge whose hooks are idle: bridges and plain models have the same modules then."""
+    return anatomy(without_bridge(unwrap(model, side), side), side)
 
 
 def shared_rows(vanilla: nn.Module, unlearned: nn.Module) -> int:
