@@ -147,6 +147,8 @@ _OPTIONS = {
     "offload=": "--offload ",
     "tokenizer=": "--tokenizer ",
     "answers=": "--answers",
+    "parameters=": "--set parameters=",
+    "precision=": "--set precision=",
     "subjects=": "--set subjects=",
     "ridge=": "--set ridge=",
     "min_tokens=": "--set min_tokens=",

@@ -138,6 +138,47 @@ def test_a_pair_that_does_not_fit_is_refused_with_what_would(saved, monkeypatch)
         krs.metrics.drift(*saved)
 
 
+def test_training_that_does_not_fit_is_refused_with_what_would(saved, monkeypatch):
+    from krs.unlearn import preflight, run
+
+    size = weight_bytes(saved[0], "auto", {})  # fp32
+    monkeypatch.setitem(run.__globals__, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    train = {"forget": ["the cat sat"], "device": "cpu", "progress": False}
+    for free, says in [
+        (size - 1, r"the model's weights take .* free on cpu: load them with dtype='bfloat16'"),
+        (5 * size - 1, rf"npo takes at least {5 * size / 1e9:.3g} GB: .* cpu: parameters='lora' \(.*\), or precision="),
+        (2 * size, r"free on cpu: parameters='lora' \([^)]*\)$"),
+    ]:
+        monkeypatch.setattr(given, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(preflight, "free_memory", lambda _, free=free: free)
+        with pytest.raises(KrsError, match=says):
+            krs.unlearn.run("npo", saved[0], **train)
+    monkeypatch.setattr(preflight, "free_memory", lambda _: 2 * size - 1)
+    with pytest.raises(KrsError, match="memit_empty takes at least .* free on cpu: take a smaller model or a larger"):
+        krs.unlearn.run("memit_empty", saved[0], **(train | {"forget": [("a", "a b", "c")], "corpus": ["a text"]}))
+    with pytest.raises(KrsError, match="device='cuda:7' is not there"):
+        krs.unlearn.run("npo", saved[0], **(train | {"device": "cuda:7"}))
+    with pytest.raises(KrsError, match="device= is for models given by name: move the model yourself"):
+        krs.unlearn.run("npo", build("llama"), **train)
+
+
+def test_a_model_by_name_is_trained_where_it_is_asked_to_be(saved, tmp_path):
+    from typer.testing import CliRunner
+
+    from krs.cli import app
+
+    (tmp_path / "f.txt").write_text("the cat sat on\n")
+    run = ["unlearn", "ga", "--model", saved[0], "--forget", str(tmp_path / "f.txt"), "-o", str(tmp_path / "out")]
+    run += ["--set", "steps=1", "--quiet", "--device"]
+    with accelerator(float64=False):
+        refused = CliRunner().invoke(app, [*run, "pretend:2"])
+        assert "device='pretend:2' is not there" in str(refused.exception)
+        done = CliRunner().invoke(app, [*run, "pretend:0"])
+        assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "out" / "krs_unlearn.json").read_text())
+    assert report["vanilla"]["device"] == "pretend:0"
+
+
 def test_a_gpu_that_is_too_small_names_the_cpu_and_the_other_gpus(saved, monkeypatch):
     needed = 2 * weight_bytes(saved[0], "auto", {})
     located = {side: (name, True) for side, name in zip(("vanilla", "unlearned"), saved, strict=True)}
