@@ -263,6 +263,22 @@ def test_a_sweep_waits_for_its_device_as_often_whatever_its_rows():
     assert waits[0] == waits[1]
 
 
+def test_the_plain_engine_waits_once_a_restoration_whatever_is_measured():
+    """A restoration is a forward there, and what an interrupted sweep has done: its numbers come to the host at once.
+
+    Within a forward, transformers itself asks whether the mask has holes (`_local_scalar_dense`).
+    """
+    pairs = [[0, 1], [2, 3]]
+    waits = []
+    for windows in (pairs, [*pairs, [1, 2], [0, 2], [1, 3]]):
+        with accelerator() as device:
+            models = _models(torch.float32, "pretend:0", "pretend:0")
+            options = {"settings": ["mlp_coef", "value_vectors"], "n_tokens": 3, "measures": ["kl", "top1"]}
+            krs.sweep(*models, IDS, windows=krs.windows.of(windows), engine="plain", progress=False, **options)
+        waits.append(device.n_waits - device.waits["aten._local_scalar_dense.default"])
+    assert waits[1] - waits[0] == 2 * 3
+
+
 def test_the_pretended_device_is_strict():
     with accelerator(float64=False):
         here, there = torch.ones(2), torch.ones(2, device="pretend:0")

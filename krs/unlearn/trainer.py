@@ -104,7 +104,8 @@ class UnlearnTrainer(Trainer):
         if self._norms is not None:
             self._norms.clear()
         elif self.method.config.gradient_norms and self.accelerator.num_processes == 1:  # weights stay from here on
-            self._norms = SideNorms(self.model.parameters(), keep=self.args.gradient_accumulation_steps > 1)
+            student: Any = self.model
+            self._norms = SideNorms(student.parameters(), keep=self.args.gradient_accumulation_steps > 1)
         return batches, counts
 
     def _over_processes(self, value: float | int) -> float:
