@@ -145,6 +145,7 @@ _OPTIONS = {
     "device_map=": "--device-map ",
     "dtype=": "--dtype ",
     "offload=": "--offload ",
+    "vocabulary=": "--vocabulary ",
     "tokenizer=": "--tokenizer ",
     "answers=": "--answers",
     "parameters=": "--set parameters=",

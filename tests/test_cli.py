@@ -71,6 +71,13 @@ def test_unlearning_and_drift_from_the_shell(tmp_path):
     shown = CliRunner().invoke(app, ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")])
     assert "value_vectors" in shown.output
     assert {p.name for p in (tmp_path / "d").iterdir()} == {"drift.csv", "drift.png"}
+    (tmp_path / "d" / "drift.csv").write_text("of an earlier call")
+    again = ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")]
+    refused = CliRunner().invoke(app, again)
+    assert "holds what an earlier call wrote: give another directory, or overwrite=True" in str(refused.exception)
+    assert (tmp_path / "d" / "drift.csv").read_text() == "of an earlier call"
+    assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
+    assert (tmp_path / "d" / "drift.csv").read_text() != "of an earlier call"
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path):

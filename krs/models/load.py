@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.extras import require
 from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
 from krs.models.checkpoints import read_weights
@@ -97,8 +97,7 @@ def _offloading(offload: str, options: dict[str, Any], device: object) -> dict[s
         raise KrsError("offload='disk' and device_map= are two ways to say where weights are: give one of them")
     if device is not None and str(device) not in ("auto", "cpu"):
         raise KrsError(f"offload='disk' computes on the CPU, so device={str(device)!r} would be ignored: leave it out")
-    if find_spec("accelerate") is None:
-        raise KrsError("offload='disk' needs accelerate: pip install 'krs[unlearn]'")
+    require("accelerate", "unlearn", "offload='disk'")
     return {"device_map": {"": "disk"}, "offload_folder": tempfile.mkdtemp(prefix="krs-offload-")}
 
 
@@ -129,8 +128,7 @@ def _base(
     name: str, adapter: dict[str, Any], dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[nn.Module, Tokenizer | None]:
     """What a PEFT adapter is for, loaded as the caller wants the adapter loaded."""
-    if find_spec("peft") is None:
-        raise KrsError(f"{name!r} is a PEFT adapter: install peft (pip install 'krs[unlearn]')")
+    require("peft", "unlearn", f"{name!r}, a PEFT adapter,")
     base_name = adapter.get("base_model_name_or_path")
     if not base_name:
         raise KrsError(f"the adapter {name!r} does not say what model it is for: load that one and merge them yourself")

@@ -232,10 +232,51 @@ def test_a_dry_run_says_plan_memory_and_time_and_loads_nothing(saved, tmp_path, 
     assert f"Prompts: 2, with answers {sum(map(len, ids)) + 8} tokens at most" in shown.output
     assert re.search(r"Memory: weights [\d.e-]+ GB, [\d.]+ GB free on cpu\n", shown.output)
     assert re.search(r"Time: about \d+ s \(an estimate from matrix products timed here just now;", shown.output)
+    bare = CliRunner().invoke(app, [*run, "--template-arg", "enable_thinking=false"])
+    assert "chat_template_kwargs= is for chat messages" in str(bare.exception)
     monkeypatch.setattr(given, "free_memory", lambda _: 10)
     refused = CliRunner().invoke(app, run)
     assert "Plan: 4 settings" in refused.output
     assert "the weights of both models together take" in str(refused.exception)
+
+
+def test_arguments_of_the_template_count_in_an_estimate(tmp_path):
+    from tests.prompts.tokenizers import tokenizer_with
+
+    build("llama").save_pretrained(tmp_path)
+    tokenizer = tokenizer_with(chat_template="{% if long %}the cat sat on {% endif %}{{ messages[0].content }}")
+    tokenizer.save_pretrained(tmp_path)
+    chat = [[{"role": "user", "content": "the cat"}]]
+    options = {"windows": krs.windows.of([[3]]), "device": "cpu", "n_tokens": 1}
+    found = [
+        estimate(tmp_path, tmp_path, chat, chat_template_kwargs=arguments, **options).tokens
+        for arguments in (None, {"long": True})
+    ]
+    assert found[1] == found[0] + 4
+
+
+@pytest.mark.filterwarnings("ignore:.*answers are empty")  # random weights say what they like
+def test_a_longer_vocabulary_from_the_shell(tmp_path):
+    from typer.testing import CliRunner
+
+    from krs.cli import app
+
+    v, u = pair("llama")
+    u.resize_token_embeddings(u.config.vocab_size + 1)
+    for name, model in (("v", v), ("u", u)):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "p.txt").write_text("the cat sat\n")
+    both = [str(tmp_path / "v"), str(tmp_path / "u"), "--n-tokens", "2", "--quiet"]
+    calls = [
+        ["sweep", *both, "--prompts", str(tmp_path / "p.txt"), "--window", "1", "-o", str(tmp_path / "a")],
+        ["answers", *both, "--target", str(tmp_path / "p.txt"), "-o", str(tmp_path / "b")],
+    ]
+    for call in calls:
+        refused = CliRunner().invoke(app, call)
+        assert "do not belong together" in str(refused.exception)
+        done = CliRunner().invoke(app, [*call, "--vocabulary", "shared"])
+        assert done.exit_code == 0, done.exception
 
 
 def test_an_estimate_grows_with_what_there_is_to_do(saved):
