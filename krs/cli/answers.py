@@ -21,7 +21,7 @@ from krs.cli.options import (
     VocabularyOption,
 )
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
 
@@ -54,6 +54,7 @@ def answers(
     names = ["answers.json", "answers.csv", "fig2.png"]
     if (output / names[0]).exists() and not overwrite:
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_at_hand(vanilla, unlearned)
 
     import krs
 

@@ -9,7 +9,7 @@ import typer
 
 from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
 from krs.cli.outcome import draw, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
 
@@ -27,6 +27,7 @@ def drift(
     check_names(vanilla, unlearned)
     if output is not None and (output / "drift.csv").exists() and not overwrite:
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_at_hand(vanilla, unlearned)
 
     import krs
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from krs import files
+from krs import files, names
 from krs.errors import KrsError
 from krs.names import check_name
 
@@ -37,6 +37,12 @@ def check_names(*models: str) -> None:
     """Raise `KrsError` for models that cannot be, before torch is imported; they are checked in full when loaded."""
     for name in models:
         check_name(name)
+
+
+def check_at_hand(*models: str) -> None:
+    """Raise `KrsError` for models that are neither here nor to be fetched now: the last that is asked before torch."""
+    for name in models:
+        names.check_at_hand(name)
 
 
 def main() -> None:

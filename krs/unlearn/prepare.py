@@ -96,8 +96,8 @@ def prepare(
     forget = asked(found.questions)
     if not forget:
         raise KrsError(
-            f"{str(model)!r} says nothing to any of {counted(len(found.questions), 'question')}: put them through the chat "
-            "template (chat=True), or give another model"
+            f"{str(model)!r} says nothing to any of {counted(len(found.questions), 'question')}: put them "
+            "through the chat template (chat=True), or give another model"
         )
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
     retain = asked(others)

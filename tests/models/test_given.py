@@ -244,7 +244,7 @@ def test_arguments_of_the_template_count_in_an_estimate(tmp_path):
     from tests.prompts.tokenizers import tokenizer_with
 
     build("llama").save_pretrained(tmp_path)
-    tokenizer = tokenizer_with(chat_template="{% if long %}the cat sat on {% endif %}{{ messages[0].content }}")
+    tokenizer = tokenizer_with(template="{% if long %}the cat sat on {% endif %}{{ messages[0].content }}")
     tokenizer.save_pretrained(tmp_path)
     chat = [[{"role": "user", "content": "the cat"}]]
     options = {"windows": krs.windows.of([[3]]), "device": "cpu", "n_tokens": 1}

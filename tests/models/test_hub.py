@@ -12,7 +12,7 @@ import torch
 
 import krs
 from krs import KrsError
-from krs.models.hub import is_reachable
+from krs.reach import is_reachable
 from krs.models.tokenizers import as_tokenizer
 from tests.models.hub import hub
 from tests.tiny import build, pair, same_state, state
