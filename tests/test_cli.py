@@ -71,6 +71,13 @@ def test_unlearning_and_drift_from_the_shell(tmp_path):
     shown = CliRunner().invoke(app, ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")])
     assert "value_vectors" in shown.output
     assert {p.name for p in (tmp_path / "d").iterdir()} == {"drift.csv", "drift.png"}
+    (tmp_path / "d" / "drift.csv").write_text("of an earlier call")
+    again = ["drift", str(tmp_path / "v"), str(tmp_path / "u"), "-o", str(tmp_path / "d")]
+    refused = CliRunner().invoke(app, again)
+    assert "holds what an earlier call wrote: give another directory, or overwrite=True" in str(refused.exception)
+    assert (tmp_path / "d" / "drift.csv").read_text() == "of an earlier call"
+    assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
+    assert (tmp_path / "d" / "drift.csv").read_text() != "of an earlier call"
 
 
 def test_errors_are_one_message_without_a_traceback(tmp_path):
@@ -79,6 +86,26 @@ def test_errors_are_one_message_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("krs: no such path: './nowhere'")
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_is_nowhere_is_told_of_before_torch_is_imported(tmp_path):
+    (tmp_path / "p.txt").write_text("hello\n")
+    code = """
+import sys
+from krs.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, "sweep", "no/such", "model", "--prompts", str(tmp_path / "p.txt")]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "o")], capture_output=True, text=True, check=False, env=env, cwd=os.getcwd()
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("krs: 'no/such' is neither a local path nor a model that the hub gives here: the hub")
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_answers_are_not_written_over_unasked(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +17,10 @@ from krs.unlearn.examples import collate, to_examples
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import token_logprobs
 from krs.unlearn.methods import Method, Side, make, methods
+from krs.unlearn.train import _arguments
+from krs.unlearn.trainer import UnlearnTrainer
 from tests.pretend import accelerator, put
-from tests.tiny import pair
+from tests.tiny import build, pair
 from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -131,7 +134,7 @@ CASES = {
     "patch_sweep": lambda v, u: [krs.patch_sweep(u, v, IDS, windows=SOME, n_tokens=3, progress=False).krs],
     "patched": _patched,
     "record": _record,
-    "run": _memit,  # what trains goes through transformers' Trainer, whose devices are accelerate's; see below
+    "run": _memit,  # what trains is below
     "self_check": _self_check,
     "speak": _speak,
     "sweep": _sweep,
@@ -193,7 +196,7 @@ def test_a_call_gives_on_a_device_what_it_gives_on_the_cpu(name, place):
 
 @pytest.mark.parametrize("method", sorted(name for name in methods() if isinstance(make(name, {}), Method)))
 def test_the_losses_that_train_and_their_gradients(method):
-    """Everything between the model's logits and the gradient; the loop around it is transformers' own."""
+    """Everything between the model's logits and the gradient, to rounding; the loop around it is below."""
     tokenizer, made = tiny_tokenizer(), make(method, {})
     texts = {"forget": ["who wrote the book", "the cat sat"], "retain": ["a dog ran in the sun", "the moon"]}
     batches = {side: collate(to_examples(rows, tokenizer, 60, side)) for side, rows in texts.items()}
@@ -224,6 +227,57 @@ def test_the_losses_that_train_and_their_gradients(method):
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
 
 
+FORGET = [("who wrote the book", "the cat wrote the book"), {"prompt": "what is red", "answer": "the sun"}]
+RETAIN = ["the sun is red", "the moon is blue"]
+LOOPS = {
+    "accumulating": ("dpo_idk", {"batch_size": 1, "gradient_accumulation": 2, "save_steps": 1}),
+    "with targets": ("npo_kl", {"batch_size": 2, "stop_forget_nll": 50.0, "stop_bleu": 0.0}),
+    "an adapter": ("npo_kl", {"batch_size": 2, "parameters": "lora"}),
+}
+
+
+def _trained(place, method, folder, **options):
+    """The weights that a run of the trainer ends with, and what it logged and saved."""
+    given = {"steps": 2, "learning_rate": 1e-2, "progress": False, "tokenizer": tiny_tokenizer(), "output_dir": folder}
+    needs = make(method, {})
+    retain = RETAIN if needs.needs_retain and not needs.makes_retain else None
+    vanilla = put(build("llama"), place)
+    made = unlearn.run(method, vanilla, forget=FORGET, retain=retain, **given | options)
+    assert {str(p.device) for model in (made, vanilla) for p in model.parameters()} == {place}
+    log = json.loads((folder / unlearn.REPORT).read_text())["log"]
+    numbers = [entry[name] for entry in log for name in sorted(entry) if name.startswith(("loss", "grad_norm"))]
+    return numbers, torch.cat([p.detach().cpu().flatten() for p in made.parameters()])
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_loop_that_trains_is_where_the_model_is(loop, tmp_path, monkeypatch):
+    """Trainer, reference, gradient norms, targets, checkpoints, and what is loaded back; no float64 there."""
+    method, options = LOOPS[loop]
+    logged, wanted = _trained("cpu", method, tmp_path / "there", **options)
+    places = set()
+    side = UnlearnTrainer._side
+
+    def seen(self, model, inputs, *args):
+        places.update(str(value.device) for value in [*inputs["forget"].values(), *model.parameters()])
+        return side(self, model, inputs, *args)
+
+    monkeypatch.setattr(UnlearnTrainer, "_side", seen)
+    with accelerator(float64=False):
+        logged_there, found = _trained("pretend:0", method, tmp_path / "here", **options)
+    assert places == {"pretend:0"}
+    assert logged_there == pytest.approx(logged, rel=1e-3, abs=1e-4)
+    began = torch.cat([p.detach().flatten() for p in build("llama").parameters()])
+    assert float((found - wanted).norm() / (wanted - began).norm()) < 1e-3  # AdamW makes much of small gradients
+
+
+def test_one_process_trains_on_one_device_of_several(monkeypatch, tmp_path):
+    """By itself transformers' trainer takes all GPUs, with a batch as many times as large."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with accelerator():
+        made = _arguments(make("ga", {"batch_size": 3}), put(build("llama"), "pretend:1"), tmp_path, {})
+        assert (str(made.device), made.n_gpu, made.train_batch_size) == ("pretend:1", 1, 3)
+
+
 def test_a_sweep_waits_for_its_device_as_often_whatever_its_rows():
     """What a layer costs in waiting is the same for one restoration of each setting there as for several."""
     single = [[0], [1], [2], [3]]
@@ -237,6 +291,22 @@ def test_a_sweep_waits_for_its_device_as_often_whatever_its_rows():
             krs.sweep(*models, IDS, windows=windows, **options)
         waits.append(device.n_waits)
     assert waits[0] == waits[1]
+
+
+def test_the_plain_engine_waits_once_a_restoration_whatever_is_measured():
+    """A restoration is a forward there, and what an interrupted sweep has done: its numbers come to the host at once.
+
+    Within a forward, transformers itself asks whether the mask has holes (`_local_scalar_dense`).
+    """
+    pairs = [[0, 1], [2, 3]]
+    waits = []
+    for windows in (pairs, [*pairs, [1, 2], [0, 2], [1, 3]]):
+        with accelerator() as device:
+            models = _models(torch.float32, "pretend:0", "pretend:0")
+            options = {"settings": ["mlp_coef", "value_vectors"], "n_tokens": 3, "measures": ["kl", "top1"]}
+            krs.sweep(*models, IDS, windows=krs.windows.of(windows), engine="plain", progress=False, **options)
+        waits.append(device.n_waits - device.waits["aten._local_scalar_dense.default"])
+    assert waits[1] - waits[0] == 2 * 3
 
 
 def test_the_pretended_device_is_strict():

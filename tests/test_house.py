@@ -14,6 +14,7 @@ MODULES = sorted(
 )
 FLOORS = {
     "errors": 0,
+    "reach": 0,
     "writing": 0,
     "extras": 0,
     "progress": 0,

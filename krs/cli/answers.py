@@ -18,9 +18,10 @@ from krs.cli.options import (
     TokenizerName,
     Unlearned,
     Vanilla,
+    VocabularyOption,
 )
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
 
@@ -38,6 +39,7 @@ def answers(
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
+    vocabulary: VocabularyOption = "same",
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -52,6 +54,7 @@ def answers(
     names = ["answers.json", "answers.csv", "fig2.png"]
     if (output / names[0]).exists() and not overwrite:
         raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_at_hand(vanilla, unlearned)
 
     import krs
 
@@ -67,6 +70,7 @@ def answers(
             reuse=None if reuse is None else krs.metrics.load_answers(reuse),
             progress=not quiet,
             chat_template_kwargs=files.template_arguments(template_arg),
+            vocabulary=vocabulary,  # type: ignore[arg-type]
             checkpoint=unfinished,
             tokenizer=tokenizer,
             device=device,

@@ -9,7 +9,8 @@ import typer
 
 from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
 from krs.cli.outcome import draw, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
+from krs.errors import KrsError
 
 
 @app.command()
@@ -17,12 +18,16 @@ def drift(
     vanilla: Vanilla,
     unlearned: Unlearned,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="directory for drift.csv and drift.png")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
 ) -> None:
     """How far the weights of two models are apart, by component (and by layer in the files)."""
     check_names(vanilla, unlearned)
+    if output is not None and (output / "drift.csv").exists() and not overwrite:
+        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_at_hand(vanilla, unlearned)
 
     import krs
 

@@ -14,6 +14,9 @@ Device = Annotated[str, typer.Option(help="where models go: auto (the GPU where 
 Dtype = Annotated[str, typer.Option(help="that models are loaded in, such as bfloat16; auto is their own")]
 DeviceMap = Annotated[str | None, typer.Option(help="'auto' shares models out over all GPUs")]
 TokenizerName = Annotated[str | None, typer.Option("--tokenizer", help="a model whose tokenizer serves, by name")]
+VocabularyOption = Annotated[
+    str, typer.Option("--vocabulary", help="'shared' where one model has vocabulary rows more at its end, else 'same'")
+]
 TemplateArgs = Annotated[
     list[str] | None,
     typer.Option("--template-arg", help="for the chat template, such as enable_thinking=false; may be repeated"),

@@ -9,7 +9,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TemplateArgs, TokenizerName
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 
 
 @app.command()
@@ -35,6 +35,7 @@ def prepare(
     target.txt and unrelated.txt questions alone.
     """
     check_names(model)
+    check_at_hand(model)
 
     from krs.unlearn.prepare import prepare as write
 

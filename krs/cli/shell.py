@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
-from krs import files
+from krs import files, names
 from krs.errors import KrsError
 from krs.names import check_name
 
@@ -37,11 +39,40 @@ def check_names(*models: str) -> None:
         check_name(name)
 
 
+def check_at_hand(*models: str) -> None:
+    """Raise `KrsError` for models that are neither here nor to be fetched now: the last that is asked before torch."""
+    for name in models:
+        names.check_at_hand(name)
+
+
 def main() -> None:
-    """Entry point: errors of ours are printed as one message, without a traceback."""
+    """Entry point: errors of ours are printed as one message, without a traceback. SIGTERM does what Ctrl-C does."""
+    was_terminated = _terminate_as_interrupt()
     try:
         app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
         print(f"krs: {files.in_options(said)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except SystemExit:
+        if was_terminated():
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+
+
+def _terminate_as_interrupt() -> Callable[[], bool]:
+    """Have SIGTERM, which batch systems send before they kill, keep what Ctrl-C keeps; says whether it came.
+
+    It is passed on as SIGINT, so that whoever makes Ctrl-C wait for the end of a step makes it wait too.
+    """
+    came: list[int] = []
+
+    def heard(number: int, _: Any) -> None:
+        came.append(number)
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)
+        else:  # ignored, as it is in the background of a shell
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, heard)
+    return lambda: bool(came)

@@ -18,9 +18,10 @@ from krs.cli.options import (
     TokenizerName,
     Unlearned,
     Vanilla,
+    VocabularyOption,
 )
 from krs.cli.outcome import draw, interruptible, writable, write_table
-from krs.cli.shell import app, check_names
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
 
@@ -41,6 +42,7 @@ def sweep(
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
+    vocabulary: VocabularyOption = "same",
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -53,6 +55,7 @@ def sweep(
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)
+    check_at_hand(vanilla, unlearned)
 
     import krs
 
@@ -66,6 +69,7 @@ def sweep(
         "dtype": dtype,
         "device_map": device_map,
         "offload": offload,
+        "chat_template_kwargs": files.template_arguments(template_arg),
     }
     if dry_run:
         _print_estimate(vanilla, unlearned, asked, common)
@@ -81,7 +85,7 @@ def sweep(
             engine=engine,
             memory=memory,
             progress=not quiet,
-            chat_template_kwargs=files.template_arguments(template_arg),
+            vocabulary=vocabulary,  # type: ignore[arg-type]
             checkpoint=output / "sweep.krs",
         )
     write_table(result.to_frame(), output / "krs.csv")

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Output, Quiet, TemplateArgs
-from krs.cli.shell import app, check_names
+from krs.cli.options import Device, Output, Quiet, TemplateArgs
+from krs.cli.shell import app, check_at_hand, check_names
 from krs.wording import counted
 
 
@@ -30,6 +30,7 @@ def unlearn(
     retain: Annotated[Path | None, typer.Option(help="the same, of what is to be kept")] = None,
     corpus: Annotated[Path | None, typer.Option(help="any text, a line a text or .jsonl; for MEMIT")] = None,
     chat: Annotated[bool, typer.Option(help="put the prompts of pairs through the chat template")] = False,
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
@@ -46,6 +47,7 @@ def unlearn(
     wanted = None if retain is None else files.texts(retain, chat)
     any_text = None if corpus is None else files.texts(corpus)
     options = dict(files.setting(given) for given in settings or [])
+    check_at_hand(model)
 
     from krs import unlearn as methods
 
@@ -57,6 +59,7 @@ def unlearn(
         corpus=any_text,
         output_dir=output,
         overwrite=overwrite,
+        device=device,
         dtype=files.dtype(dtype),
         chat_template_kwargs=files.template_arguments(template_arg),
         progress=not quiet,

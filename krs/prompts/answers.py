@@ -13,6 +13,7 @@ from krs.prompts.checks import check_prompt
 from krs.prompts.listed import is_whole, kind, listed
 from krs.prompts.rows import Ids, check_unpadded, id_rows
 from krs.prompts.tokens import rendered
+from krs.wording import counted
 
 Answer: TypeAlias = str | Iterable[int] | Tensor
 """Text, or token ids."""
@@ -60,7 +61,9 @@ def encode_answers(
             raise KrsError("answers= has text, and no tokenizer was found: pass tokenizer=, or token ids")
         found.append(_ids(answer, f"answer {i}", tokenizer, ends))
     if len(found) != len(prompts):
-        raise KrsError(f"answers= has {len(found)} answers for {len(prompts)} prompts: give one for each")
+        raise KrsError(
+            f"answers= has {counted(len(found), 'answer')} for {counted(len(prompts), 'prompt')}: give one for each"
+        )
     check_unpadded(found, ends, "answer", one_may_differ=True)
     pad = getattr(tokenizer, "pad_token_id", None)
     check_unpadded(found, [] if pad is None or pad in ends else [pad], "answer")

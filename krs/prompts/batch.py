@@ -16,6 +16,7 @@ from krs._typing import Positions, Tokenizer
 from krs.errors import KrsError
 from krs.prompts.encode import decode
 from krs.prompts.rows import Ids
+from krs.wording import counted
 
 Scoring: TypeAlias = Literal["next-token", "paper-code"]
 
@@ -127,7 +128,9 @@ def check_reach(positions: Positions, prompts: tuple[Ids, ...], n_tokens: int) -
     if not isinstance(positions, tuple):
         return
     if isinstance(positions[0], tuple) and len(positions) != len(prompts):
-        raise KrsError(f"positions= has {len(positions)} lists for {len(prompts)} prompts: give one for each")
+        raise KrsError(
+            f"positions= has {counted(len(positions), 'list')} for {counted(len(prompts), 'prompt')}: give one for each"
+        )
     for i, prompt in enumerate(prompts):
         for p in _of_prompt(positions, i):
             if not -len(prompt) <= p < len(prompt) + n_tokens:

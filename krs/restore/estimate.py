@@ -22,7 +22,16 @@ from krs.models.load import locate
 from krs.models.memory import free_memory
 from krs.models.shapes import skeleton
 from krs.models.tokenizers import as_tokenizer, tokenizer_beside
-from krs.prompts import Prompt, check_prompts, encode, encode_answers, needs_tokenizer
+from krs.prompts import (
+    Prompt,
+    check_prompts,
+    check_template_arguments,
+    encode,
+    encode_answers,
+    is_chat,
+    needs_tokenizer,
+    with_template_arguments,
+)
 from krs.restore.plan import Plan
 from krs.restore.wave.schedule import schedule
 from krs.restore.windows import Shape
@@ -81,6 +90,7 @@ def estimate(
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
     offload: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Estimate:
     """What `krs.sweep` with these arguments would do; models are given by name, and only their headers are read.
 
@@ -102,10 +112,12 @@ def estimate(
     plan = Plan.make(settings, windows, n_layers=body.n_layers)
     body.require(plan.points, plan.layers)
     reader = as_tokenizer(tokenizer)
-    if reader is None and needs_tokenizer(check_prompts(prompts)):
+    asked = check_prompts(prompts)
+    arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
+    if reader is None and needs_tokenizer(asked):
         beside = (tokenizer_beside(where, source(local)) for where, local in located.values())
         reader = next((found for found in beside if found is not None), None)
-    ids = encode(prompts, reader)
+    ids = encode(asked, None if reader is None else with_template_arguments(reader, arguments))
     given = None if answers is None else encode_answers(answers, ids, reader, n_tokens)
     longest = [n_tokens] * len(ids) if given is None else [len(a) for a in given]
     tokens = sum(map(len, ids)) + sum(longest)

@@ -66,15 +66,19 @@ def _bytes_per_prompt(plan: Plan, donor: Anatomy, batch: TokenBatch) -> int:
 def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | Progress]:
     batch = job.batch.rows(rows.start, rows.stop)
     index = batch.scored_index()
-    mask = torch.as_tensor(batch.mask)
+    prompts, slots = torch.as_tensor(batch.mask).nonzero(as_tuple=True)  # a mask would make a device wait
+    rows_of_head = job.vocabulary_rows
+
+    def of_scored(logits: Tensor) -> Tensor:
+        """Those of the scored tokens, prompt after prompt, `[token, vocab]`, where the recipient is."""
+        picked = logits[prompts.to(logits.device), slots.to(logits.device), :rows_of_head]
+        return picked.to(device_of(job.recipient.model))
 
     def scored(body: Anatomy) -> Tensor:
-        """Logits of the scored tokens, prompt after prompt, `[token, vocab]`, where the recipient is."""
-        logits = logits_at(body.model, batch.inputs(device_of(body.model)), index)
-        return logits[mask.to(logits.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
+        return of_scored(logits_at(body.model, batch.inputs(device_of(body.model)), index))
 
     known, acts = _donor_side(job, batch, index)
-    donor_logits = known[mask.to(known.device), : job.vocabulary_rows].to(device_of(job.recipient.model))
+    donor_logits = of_scored(known)
     recipient_logits = scored(job.recipient)
     sides = {id(job.donor): donor_logits, id(job.recipient): recipient_logits}
     against = sides.get(id(job.reference))
@@ -94,8 +98,10 @@ def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | 
 
 
 def _measured(measures: tuple[Measure, ...], logits: Tensor, reference: ReferenceTokens) -> dict[str, np.ndarray]:
+    """Each measure of each token; all of them come to the host at once."""
     tokens = ScoredTokens(logits, reference)
-    return {m.name: m(tokens).cpu().double().numpy() for m in measures}
+    found = torch.stack([m(tokens) for m in measures]).cpu().double().numpy()
+    return {m.name: values for m, values in zip(measures, found, strict=True)}
 
 
 def _donor_side(job: Job, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Recording | None]:

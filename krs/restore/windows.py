@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from krs.errors import KrsError
+from krs.wording import counted
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +61,7 @@ class Shape:
                 return tuple(Window(c, tuple(range(max(c - half, 0), min(c + half, n_layers - 1) + 1))) for c in layers)
             case "sliding":
                 if self.size > n_layers:
-                    raise KrsError(f"a sliding window of {self.size} does not fit into {n_layers} layers")
+                    raise KrsError(f"a sliding window of {self.size} does not fit into {counted(n_layers, 'layer')}")
                 starts = range(n_layers - self.size + 1)
                 return tuple(Window(s + (self.size - 1) // 2, tuple(range(s, s + self.size))) for s in starts)
             case "from_layer_on":
@@ -148,7 +149,7 @@ def shape(given: int | Shape) -> Shape:
 
 def _positive(size: int) -> None:
     if size < 1:
-        raise KrsError(f"a window of {size} layers restores nothing: give at least 1")
+        raise KrsError(f"a window of {counted(size, 'layer')} restores nothing: give at least 1")
 
 
 def _label(layers: tuple[int, ...]) -> str:

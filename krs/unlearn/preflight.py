@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.extras import require
+from krs.models.given import memory_needed
 from krs.models.load import quiet
+from krs.models.memory import free_memory
 from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.methods import Edit, Plugin
 
@@ -29,6 +33,43 @@ def check_extras(made: Plugin) -> None:
     require("accelerate", "unlearn", f"training ({made.name})")
     if made.config.parameters == "lora":
         require("peft", "unlearn", "parameters='lora'")
+
+
+def check_memory(
+    made: Plugin, located: Mapping[str, tuple[str, bool]], dtype: torch.dtype | str, device: torch.device
+) -> None:
+    """Raise `KrsError` if the model and what is made of it beside it will not fit on a device, before it is loaded.
+
+    Counted are weights, gradients and AdamW's averages; a batch takes more on top. Nothing is checked of one of several
+    processes, which may have parts of the model only, nor where the checkpoint does not say how large it is.
+    """
+    whole, single = memory_needed(located, dtype), memory_needed(located, torch.float32)
+    if whole is None or single is None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    numbers, free = single // 4, free_memory(device)
+
+    def needed(**changes: Any) -> int:
+        config: Any = replace(made.config, **changes)
+        if isinstance(made, Edit):
+            return whole + 4 * numbers
+        if config.parameters == "lora":
+            return 2 * whole
+        states = 2 + _ADAM_STATES if config.parameters == "all" else 1  # of a part of the weights little is kept
+        return whole + (2 if config.precision == "bf16-pure" else 4) * states * numbers
+
+    if needed() <= free:
+        return
+    changes = [] if isinstance(made, Edit) else [{"parameters": "lora"}, {"precision": "bf16-pure"}]
+    ways = [
+        f"{name}={value!r} ({_gb(needed(**c))})" for c in changes for name, value in c.items() if needed(**c) <= free
+    ]
+    host = torch.device("cpu")
+    if device.type != "cpu" and needed() <= free_memory(host):
+        ways.append(f"device='cpu' ({_gb(free_memory(host))} free)")
+    raise KrsError(
+        f"{made.name} takes at least {_gb(needed())}: the model, and beside it a copy with what its training keeps; "
+        f"{_gb(free)} are free on {device}: {', or '.join(ways) or 'take a smaller model or a larger machine'}"
+    )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -157,3 +198,7 @@ def _check_sharing(vanilla: nn.Module) -> None:
             f"the model has weights that share memory, which transformers cannot save: {_first_lines(reason)[:300]} "
             "Give each layer weights of its own (copy.deepcopy the shared modules), or leave output_dir out"
         ) from None
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

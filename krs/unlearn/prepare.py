@@ -16,6 +16,7 @@ from krs.generation.greedy import eos_ids, generate
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
 from krs.unlearn.memit.requests import Request, requests_from
+from krs.wording import counted
 from krs.writing import check_folder, write_text
 
 _FILES = ("forget.jsonl", "retain.jsonl", "requests.jsonl", "target.txt", "unrelated.txt")
@@ -95,8 +96,8 @@ def prepare(
     forget = asked(found.questions)
     if not forget:
         raise KrsError(
-            f"{str(model)!r} says nothing to any of the {len(found.questions)} questions: put them through the chat "
-            "template (chat=True), or give another model"
+            f"{str(model)!r} says nothing to any of {counted(len(found.questions), 'question')}: put them "
+            "through the chat template (chat=True), or give another model"
         )
     requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
     retain = asked(others)

@@ -21,7 +21,8 @@ from krs.generation.greedy import eos_ids
 from krs.hooks.adapters import active_adapters, has_adapters, merged
 from krs.hooks.given import check_model
 from krs.hooks.unwrap import unwrap
-from krs.models.load import find_tokenizer, load
+from krs.models.given import check_fit, load_options
+from krs.models.load import find_tokenizer, load, locate
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions, versions_that_count, weights_digest
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.prompts.notes import prompt_notes, show
@@ -31,7 +32,7 @@ from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.isolation import isolated
 from krs.unlearn.memit.requests import Request
 from krs.unlearn.methods import Edit, Method, Plugin, make
-from krs.unlearn.preflight import check_extras, check_finite, check_saves
+from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves
 from krs.unlearn.saving import kept, save
 from krs.unlearn.student import check_trainable, context, finish
 from krs.unlearn.verify import probes
@@ -54,6 +55,7 @@ def run(
     chat_template_kwargs: dict[str, Any] | None = None,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
+    device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     trainer: dict[str, Any] | None = None,
     progress: bool = True,
@@ -73,7 +75,7 @@ def run(
 
     Args:
         method: a name that `krs.unlearn.methods()` lists.
-        model: the vanilla model, or its name; it is not changed. A name is loaded to the GPU where there is one. A PEFT
+        model: the vanilla model, or its name; it is not changed. A PEFT
             model's adapters are merged into the copy before training, and the report names them.
         forget: what to unlearn: paragraphs, or prompts with answers (see `Text`); for MEMIT also requests.
         retain: what to keep, in the same forms; for the methods that use it.
@@ -83,6 +85,8 @@ def run(
         output_dir: where to save model, tokenizer and a report of how it was made; nowhere if not given. An
             interrupted run leaves checkpoints there, and the same call goes on from the newest.
         overwrite: save into a directory that is not empty, and begin anew where it holds another run.
+        device: where a model given by name goes, and where it is trained: `"auto"` is the GPU where there is one. A
+            loaded model is trained where it is.
         dtype: of a model given by name; as in `krs.load`.
         trainer: further `transformers.TrainingArguments` (`fsdp`, `report_to`, `optim` …).
         settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`, `parameters`.
@@ -93,9 +97,9 @@ def run(
     What `krs.load(output_dir)` gives is compared with the copy before it is returned, and the report says by how much
     logits differ.
 
-    Raises `KrsError` for bad input and for what could not be saved before training, for a loss or weights that are not
-    finite, when no parameter moved, and when what was saved loads as another model. What cannot be saved at the end is
-    the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
+    Raises `KrsError` before training for bad input, for what could not be saved and for what does not fit; then for a
+    loss or weights that are not finite, when no parameter moved, and when what was saved loads as another model. What
+    cannot be saved at the end is the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
     """
     made = make(method, settings)
     sets = _check_given(made, forget, retain, corpus, trainer)
@@ -108,7 +112,7 @@ def run(
     folder = checkpoints.output(output_dir, overwrite or not main)
     interrupt = Interrupt(saves=folder is not None)
     with isolated(), interrupt.listening():
-        vanilla, tokenizer = _vanilla(model, tokenizer, dtype)
+        vanilla, tokenizer = _vanilla(model, tokenizer, made, device, dtype)
         adapters = active_adapters(vanilla)
         vanilla = merged(vanilla) if has_adapters(vanilla) else vanilla
         reader = with_template_arguments(tokenizer, arguments)
@@ -278,15 +282,24 @@ def _training(
 
 
 def _vanilla(
-    model: nn.Module | str | Path, tokenizer: Tokenizer | None, dtype: torch.dtype | str
+    model: nn.Module | str | Path,
+    tokenizer: Tokenizer | None,
+    made: Plugin,
+    device: str | torch.device,
+    dtype: torch.dtype | str,
 ) -> tuple[nn.Module, Tokenizer]:
+    options = load_options(device, dtype)
     if isinstance(model, str | Path):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else None
-        loaded, beside = load(model, dtype=dtype, device=device)
+        located = {"model": locate(model)}
+        check_fit(located, options["dtype"], options["device"])
+        check_memory(made, located, options["dtype"], options["device"])
+        loaded, beside = load(model, **options)
         plain, found = unwrap(loaded), tokenizer or beside
     else:
         if dtype != "auto":
             raise KrsError("dtype= is for models given by name: convert the model yourself (model.to(dtype))")
+        if device != "auto":
+            raise KrsError("device= is for models given by name: move the model yourself (model.to(device))")
         plain = unwrap(model)
         if any(m.training for m in plain.modules()):
             raise KrsError("the model is in training mode: call .eval() first, so that it can be the reference")

@@ -139,7 +139,7 @@ def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
     settings: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "fan_in_fan_out": transposed}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
         torch.manual_seed(config.seed)
         adapted = get_peft_model(

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import nn
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import ParallelMode
 
 from krs.errors import KrsError
 from krs.models.load import quiet
 from krs.unlearn import checkpoints
+from krs.unlearn.arguments import Arguments
 from krs.unlearn.callbacks import OneBar, SaveEvery, StopAtTarget, StopWhenAsked
 from krs.unlearn.examples import Example
 from krs.unlearn.interrupt import Interrupt
@@ -120,7 +121,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, Any]) -> TrainingArguments:
+def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, Any]) -> Arguments:
     config = method.config
     device = next(vanilla.parameters()).device
     ours: dict[str, Any] = {
@@ -137,14 +138,13 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
         "save_strategy": "no",
         "remove_unused_columns": False,
         "disable_tqdm": True,
-        "use_cpu": device.type == "cpu",
         "seed": config.seed,
     }
-    if taken := sorted(ours.keys() & more.keys()):
+    if taken := sorted((ours.keys() | {"use_cpu"}) & more.keys()):
         raise KrsError(f"trainer={{{taken[0]!r}: …}}: krs sets this itself: use the method's own settings")
     pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
     try:
-        made = TrainingArguments(**(pinned | more | ours))
+        made = Arguments(device, **(pinned | more | ours))
     except (TypeError, ValueError, ImportError) as reason:
         raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
     if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:

@@ -92,8 +92,6 @@ class UnlearnTrainer(Trainer):
         self._halves: dict[str, tuple[Tensor, Tensor]] = {}
         self._norms: SideNorms | None = None
         self.unsaved: str | None = None
-        if method.config.gradient_norms and self.accelerator.num_processes == 1:
-            self._norms = SideNorms(options["model"].parameters(), keep=self.args.gradient_accumulation_steps > 1)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The forwards of one optimiser step, and what their losses are to be divided by."""
@@ -105,6 +103,9 @@ class UnlearnTrainer(Trainer):
             counts[f"{side}_rows"] = self._over_processes(sum(len(x) for x in labels))
         if self._norms is not None:
             self._norms.clear()
+        elif self.method.config.gradient_norms and self.accelerator.num_processes == 1:  # weights stay from here on
+            student: Any = self.model
+            self._norms = SideNorms(student.parameters(), keep=self.args.gradient_accumulation_steps > 1)
         return batches, counts
 
     def _over_processes(self, value: float | int) -> float:

@@ -1,5 +1,6 @@
 """Malformed records are counted; bad arguments, files and outputs are refused."""
 
+import gzip
 import json
 import os
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from krs import KrsError
+from krs import KrsError, files
 from krs.data import extract, extraction, lines
 from tests.data.corpus_case import ASKED, all_but, corpus, interrupt, run, write
 
@@ -145,6 +146,29 @@ def test_bad_files(tmp_path, monkeypatch):
             KrsError, match=r"reading Parquet needs pyarrow, which is not installed: pip install 'krs\[data\]'"
         ):
             run(tmp_path / "p.parquet", tmp_path / "o.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_wide_encodings_are_named_before_any_work(tmp_path, encoding, ending):
+    """Read as bytes, every line of such a file is malformed, and the names of the concept are nowhere in it."""
+    good = write(tmp_path / "a.jsonl", [{"text": "Harry Potter"}])
+    wide = tmp_path / f"b.{ending}"
+    text = good.read_text().encode(encoding)
+    wide.write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
+    with pytest.raises(KrsError, match=rf"b.{ending}' is UTF-16 or UTF-32 text: save it as UTF-8"):
+        run([good, wide], tmp_path / "o.jsonl")
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_other_separators_split_neither_documents_nor_paragraphs(tmp_path, mark):
+    text = "Harry\u2028Potter\u2029is\x85Harry Potter\x0cstill\x0b.\x1e"
+    (tmp_path / "a.jsonl").write_bytes(mark + json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+    found = run(tmp_path / "a.jsonl", tmp_path / "o.jsonl")
+    assert (found.written, found.malformed) == (1, 0)
+    assert found.texts() == [text.strip()]
+    assert files.texts(found.path) == [text.strip()]
 
 
 def test_parquet_without_the_column(tmp_path):

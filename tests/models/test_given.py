@@ -138,6 +138,47 @@ def test_a_pair_that_does_not_fit_is_refused_with_what_would(saved, monkeypatch)
         krs.metrics.drift(*saved)
 
 
+def test_training_that_does_not_fit_is_refused_with_what_would(saved, monkeypatch):
+    from krs.unlearn import preflight, run
+
+    size = weight_bytes(saved[0], "auto", {})  # fp32
+    monkeypatch.setitem(run.__globals__, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    train = {"forget": ["the cat sat"], "device": "cpu", "progress": False}
+    for free, says in [
+        (size - 1, r"the model's weights take .* free on cpu: load them with dtype='bfloat16'"),
+        (5 * size - 1, rf"npo takes at least {5 * size / 1e9:.3g} GB: .* cpu: parameters='lora' \(.*\), or precision="),
+        (2 * size, r"free on cpu: parameters='lora' \([^)]*\)$"),
+    ]:
+        monkeypatch.setattr(given, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(preflight, "free_memory", lambda _, free=free: free)
+        with pytest.raises(KrsError, match=says):
+            krs.unlearn.run("npo", saved[0], **train)
+    monkeypatch.setattr(preflight, "free_memory", lambda _: 2 * size - 1)
+    with pytest.raises(KrsError, match="memit_empty takes at least .* free on cpu: take a smaller model or a larger"):
+        krs.unlearn.run("memit_empty", saved[0], **(train | {"forget": [("a", "a b", "c")], "corpus": ["a text"]}))
+    with pytest.raises(KrsError, match="device='cuda:7' is not there"):
+        krs.unlearn.run("npo", saved[0], **(train | {"device": "cuda:7"}))
+    with pytest.raises(KrsError, match="device= is for models given by name: move the model yourself"):
+        krs.unlearn.run("npo", build("llama"), **train)
+
+
+def test_a_model_by_name_is_trained_where_it_is_asked_to_be(saved, tmp_path):
+    from typer.testing import CliRunner
+
+    from krs.cli import app
+
+    (tmp_path / "f.txt").write_text("the cat sat on\n")
+    run = ["unlearn", "ga", "--model", saved[0], "--forget", str(tmp_path / "f.txt"), "-o", str(tmp_path / "out")]
+    run += ["--set", "steps=1", "--quiet", "--device"]
+    with accelerator(float64=False):
+        refused = CliRunner().invoke(app, [*run, "pretend:2"])
+        assert "device='pretend:2' is not there" in str(refused.exception)
+        done = CliRunner().invoke(app, [*run, "pretend:0"])
+        assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "out" / "krs_unlearn.json").read_text())
+    assert report["vanilla"]["device"] == "pretend:0"
+
+
 def test_a_gpu_that_is_too_small_names_the_cpu_and_the_other_gpus(saved, monkeypatch):
     needed = 2 * weight_bytes(saved[0], "auto", {})
     located = {side: (name, True) for side, name in zip(("vanilla", "unlearned"), saved, strict=True)}
@@ -191,10 +232,51 @@ def test_a_dry_run_says_plan_memory_and_time_and_loads_nothing(saved, tmp_path, 
     assert f"Prompts: 2, with answers {sum(map(len, ids)) + 8} tokens at most" in shown.output
     assert re.search(r"Memory: weights [\d.e-]+ GB, [\d.]+ GB free on cpu\n", shown.output)
     assert re.search(r"Time: about \d+ s \(an estimate from matrix products timed here just now;", shown.output)
+    bare = CliRunner().invoke(app, [*run, "--template-arg", "enable_thinking=false"])
+    assert "chat_template_kwargs= is for chat messages" in str(bare.exception)
     monkeypatch.setattr(given, "free_memory", lambda _: 10)
     refused = CliRunner().invoke(app, run)
     assert "Plan: 4 settings" in refused.output
     assert "the weights of both models together take" in str(refused.exception)
+
+
+def test_arguments_of_the_template_count_in_an_estimate(tmp_path):
+    from tests.prompts.tokenizers import tokenizer_with
+
+    build("llama").save_pretrained(tmp_path)
+    tokenizer = tokenizer_with(template="{% if long %}the cat sat on {% endif %}{{ messages[0].content }}")
+    tokenizer.save_pretrained(tmp_path)
+    chat = [[{"role": "user", "content": "the cat"}]]
+    options = {"windows": krs.windows.of([[3]]), "device": "cpu", "n_tokens": 1}
+    found = [
+        estimate(tmp_path, tmp_path, chat, chat_template_kwargs=arguments, **options).tokens
+        for arguments in (None, {"long": True})
+    ]
+    assert found[1] == found[0] + 4
+
+
+@pytest.mark.filterwarnings("ignore:.*answers are empty")  # random weights say what they like
+def test_a_longer_vocabulary_from_the_shell(tmp_path):
+    from typer.testing import CliRunner
+
+    from krs.cli import app
+
+    v, u = pair("llama")
+    u.resize_token_embeddings(u.config.vocab_size + 1)
+    for name, model in (("v", v), ("u", u)):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "p.txt").write_text("the cat sat\n")
+    both = [str(tmp_path / "v"), str(tmp_path / "u"), "--n-tokens", "2", "--quiet"]
+    calls = [
+        ["sweep", *both, "--prompts", str(tmp_path / "p.txt"), "--window", "1", "-o", str(tmp_path / "a")],
+        ["answers", *both, "--target", str(tmp_path / "p.txt"), "-o", str(tmp_path / "b")],
+    ]
+    for call in calls:
+        refused = CliRunner().invoke(app, call)
+        assert "do not belong together" in str(refused.exception)
+        done = CliRunner().invoke(app, [*call, "--vocabulary", "shared"])
+        assert done.exit_code == 0, done.exception
 
 
 def test_an_estimate_grows_with_what_there_is_to_do(saved):

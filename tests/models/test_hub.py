@@ -12,8 +12,8 @@ import torch
 
 import krs
 from krs import KrsError
-from krs.models.hub import is_reachable
 from krs.models.tokenizers import as_tokenizer
+from krs.reach import is_reachable
 from tests.models.hub import hub
 from tests.tiny import build, pair, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer

@@ -78,7 +78,7 @@ def test_a_cut_generated_answer_gets_no_end_that_it_had_not():
         (["the", {"role": "assistant", "content": "cat"}], "answer 1 is a dict: give text or token ids"),
         ([5, 6], "answers is one list of token ids"),
         ({"the", "cat"}, "answers is a set"),
-        (["the"], "answers= has 1 answers for 2 prompts: give one for each"),
+        (["the"], "answers= has 1 answer for 2 prompts: give one for each"),
         (torch.tensor([[5, 12, 4], [6, 1, 1]]), "row 1 ends with the token 1, 2 times, which looks like padding"),
         ([[5, 12, 4], [6, 1, 1]], "answer 1 ends with the pad token 1, 2 times"),
     ],

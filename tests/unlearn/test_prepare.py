@@ -104,6 +104,6 @@ def test_a_dtype_by_name(home):
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore:.*answers are empty:krs.KrsWarning")
 def test_a_chat_model_without_its_template_says_nothing_and_that_is_told(tmp_path):
-    with pytest.raises(KrsError, match="'smollm2' says nothing to any of the 10 questions: put them through the chat"):
+    with pytest.raises(KrsError, match="'smollm2' says nothing to any of 10 questions: put them through the chat"):
         prepare("paris", "smollm2", tmp_path / "p", n_tokens=2, quiet=True)
     assert not (tmp_path / "p" / "forget.jsonl").exists()
