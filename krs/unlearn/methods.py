@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int
@@ -15,9 +13,8 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.unlearn.config import Config, EditConfig
+from krs.registry import Registry, module_of
 from krs.unlearn.settings import check_settings
-
-ENTRY_POINTS = "krs.unlearn"
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Plugin:
     """What `krs.unlearn.run` can carry out by name: a `Method` is trained, an `Edit` changes weights by itself.
 
     Register a subclass with `@register("name")`, or from another package by an entry point of the group
-    `krs.unlearn` that names the class's module.
+    `krs.methods` that names the class or its module.
     """
 
     config_class: ClassVar[type[Config] | type[EditConfig]] = Config
@@ -109,43 +106,41 @@ class Method(Plugin, ABC):
         """
 
 
-_REGISTRY: dict[str, type[Plugin]] = {}
+def _take(name: str, found: Any) -> None:
+    """What an entry point of the group `krs.methods` names: a class, by the entry point's name unless it has one."""
+    if not isinstance(found, type) or not issubclass(found, Plugin):
+        raise KrsError(f"the entry point {name!r} (krs.methods) names {found!r}, which is no Method or Edit")
+    register(found.name or name)(found)
+
+
+REGISTRY: Registry[type[Plugin]] = Registry("unlearning method", "krs.methods", "krs.unlearn", take=_take)
+"""Methods by name. The group `krs.unlearn` is that of packages written for krs 0.1."""
 M = TypeVar("M", bound=type[Plugin])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known by a name."""
+    """Class decorator: make a method known by a name. A notebook's cell may be run again, changed."""
 
     def add(method: M) -> M:
-        known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
-            raise KrsError(f"the unlearning method {name!r} is registered already, by {known.__module__}")
+        REGISTRY.add(name, method, module_of(method))
         method.name = name
-        _REGISTRY[name] = method
         return method
 
     return add
 
 
 def methods() -> list[str]:
-    """Names of all methods, also of those that installed packages bring by the entry point `krs.unlearn`.
+    """Names of all methods, also of those that installed packages bring by the entry point `krs.methods`.
 
     >>> "npo_kl" in methods()
     True
     """
-    for point in entry_points(group=ENTRY_POINTS):
-        point.load()
-    return sorted(_REGISTRY)
+    return REGISTRY.names()
 
 
 def method(name: str) -> type[Plugin]:
     """The class of a method; raises `KrsError` for an unknown name."""
-    known = methods()
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        meant = f". Did you mean {near[0]!r}?" if near else ""
-        raise KrsError(f"unknown unlearning method {name!r}: there are {', '.join(known)}{meant}")
-    return _REGISTRY[name]
+    return REGISTRY[name]
 
 
 def make(name: str, settings: dict[str, Any]) -> Plugin:

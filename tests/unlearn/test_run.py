@@ -147,7 +147,7 @@ def test_chat_prompts_go_through_the_template(tokenizer):
         ("nppo", {}, "unknown unlearning method 'nppo'.*Did you mean 'npo'"),
         ("memit_empty", {"layers": 99}, "layers=99 is a int: give a list such as .3, 4. or nothing"),
         ("npo", {"steps": 0}, "steps=0: it has to be positive"),
-        ("gradient_descent", {}, "unknown unlearning method .* there are dpo_idk, .*npo"),
+        ("gradient_descent", {}, "unknown unlearning method .* known are dpo_idk, .*npo"),
         ("npo", {"learning_rate": 1e-30}, "no parameter moved"),
         ("grad_diff", {"learning_rate": 1e30, "steps": 6, "weight_decay": 0.0}, "lower the learning rate"),
     ],
