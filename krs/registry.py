@@ -5,7 +5,8 @@ A package of somebody's brings its own by an entry point, of which this is one i
     [project.entry-points."krs.measures"]
     entropy = "my_package.measures"
 
-It names a module, which registers what it has when it is imported, or the thing itself (`"my_package.measures:ENTROPY"`).
+It names a module, which registers what it has when it is imported, or the thing itself
+(`"my_package.measures:ENTROPY"`).
 """
 
 from __future__ import annotations

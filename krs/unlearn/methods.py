@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.unlearn.config import Config, EditConfig
 from krs.registry import Registry, module_of
+from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.settings import check_settings
 
 
