@@ -15,7 +15,8 @@ from krs.hooks import patched, record
 from krs.unlearn.examples import collate, to_examples
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import token_logprobs
-from krs.unlearn.methods import Method, Side, make, methods
+from krs.unlearn.methods import Method, make, methods
+from krs.unlearn.sides import Side
 from tests.pretend import accelerator, put
 from tests.tiny import pair
 from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS

@@ -93,7 +93,8 @@ found = {
     "engines": list(engine_names()), "module loaded for a list": "their_krs" in sys.modules,
     "points": setting("t_gate+t_up").name, "family": family_of("t_llama").name, "types": "t_llama" in known_types(),
     "measures": [measure("t_margin").name, measure("t_none").label], "engine": type(find_engine("t_engine")).__name__,
-    "methods": "t_quiet" in unlearn.methods(), "name": sys.modules["their_krs"].Quiet.name, "steps": "t_step" in study.steps(),
+    "methods": "t_quiet" in unlearn.methods(), "name": sys.modules["their_krs"].Quiet.name,
+    "steps": "t_step" in study.steps(),
 }
 print(json.dumps(found))
 """
@@ -133,7 +134,7 @@ def test_a_package_that_fails_is_named_and_does_not_stand_in_the_way_of_what_is_
     from krs.metrics.measures import measure
 
     assert measure("kl").name == "kl"
-    message = r"entry point 'bad' \(krs.measures\) of the package 'their-krs' could not be loaded \(division by zero\): repair"
+    message = r"'bad' \(krs.measures\) of the package 'their-krs' could not be loaded \(division by zero\): repair"
     with pytest.raises(KrsError, match=message):
         measure("bad")
 
