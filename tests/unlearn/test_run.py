@@ -51,7 +51,7 @@ def _nll(model, texts=FORGET):
 
 
 EDITS = ["memit_empty", "memit_entropy"]
-METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "simnpo"]
+METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "rmu", "simnpo", "undial"]
 
 
 @pytest.mark.parametrize("name", METHODS)
