@@ -345,3 +345,15 @@ def test_value_vectors_put_back_where_rmu_edited_them_recover_everything(smollm2
     assert found.iloc[:2].to_numpy() == pytest.approx(1, abs=1e-6)
     assert found.iloc[2] < 0.999
     assert found.iloc[3] == pytest.approx(0, abs=1e-6)
+
+
+def test_further_sides_from_a_shell(tmp_path):
+    from krs.cli import app
+
+    for name in ("forget", "paraphrase"):
+        (tmp_path / f"{name}.txt").write_text("the cat sat on the moon\n")
+    begin = ["unlearn", "ga", "--model", "smollm2", "--forget", str(tmp_path / "forget.txt"), "-o", str(tmp_path / "u")]
+    with pytest.raises(KrsError, match="--side 'paraphrase': give a side's name and its file, such as"):
+        app([*begin, "--side", "paraphrase"], standalone_mode=False)
+    with pytest.raises(KrsError, match="ga has no side 'paraphrase', so its texts would be ignored"):
+        app([*begin, "--side", f"paraphrase={tmp_path / 'paraphrase.txt'}"], standalone_mode=False)
