@@ -29,14 +29,16 @@ class RMUConfig(Config):
         layers: what is trained; by default l-2, l-1 and l.
         parameters: what is trained of them; by default the value vectors.
         steering: c, the length of the place that forget texts are moved to. It has to be of the size of the residual
-            stream, which differs from model to model.
+            stream, which differs from model to model: about 100 there in the bundled one.
         retain_weight: α of the retain term.
         seed: also of the random direction u.
     """
 
+    learning_rate: float = 1e-3
+    steps: int = 10
     parameters: Parameters = "value_vectors"
     layer: int | None = None
-    steering: float = 100.0
+    steering: float = 50.0
     retain_weight: float = 1.0
 
     def __post_init__(self) -> None:

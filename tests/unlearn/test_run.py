@@ -54,7 +54,7 @@ EDITS = ["memit_empty", "memit_entropy"]
 METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "rmu", "simnpo", "undial"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "rmu"])  # rmu's loss is not one of likelihoods
 def test_a_method_makes_the_forget_texts_unlikely_and_leaves_the_vanilla_model_alone(name):
     vanilla = build("llama")
     before = state(vanilla)

@@ -71,7 +71,9 @@ def test_rmus_losses_and_step_are_those_of_a_twin_written_out(tmp_path):
     moved, held = _twin_rmu(twin, vanilla)
     assert float(held.detach()) == 0
     moved.backward()
+    before_it = state(vanilla)
     found = _run(_rmu(learning_rate=1e-2, weight_decay=0.0), vanilla, retain=retain, output_dir=tmp_path / "u")
+    assert same_state(vanilla, before_it)
     report = json.loads((tmp_path / "u" / unlearn.REPORT).read_text())
     (entry,) = report["log"]
     assert entry["loss_forget"] == pytest.approx(float(moved.detach()), abs=1e-4)
