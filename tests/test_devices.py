@@ -13,10 +13,12 @@ import torch
 import krs
 from krs import unlearn
 from krs.hooks import patched, record
+from krs.hooks.capture import captured
 from krs.unlearn.examples import collate, to_examples
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import token_logprobs
-from krs.unlearn.methods import Method, Side, make, methods
+from krs.unlearn.methods import Method, make, methods
+from krs.unlearn.sides import Side
 from krs.unlearn.train import _arguments
 from krs.unlearn.trainer import UnlearnTrainer
 from tests.pretend import accelerator, put
@@ -208,15 +210,18 @@ def test_the_losses_that_train_and_their_gradients(method):
         def side(name):
             batch = {key: value.to(place) for key, value in batches[name].items()}
             ids = {key: value for key, value in batch.items() if key != "labels"}
-            with torch.no_grad():
+            looked = {look.at for look in made.looks(4)}
+            with torch.no_grad(), captured(reference, looked) as theirs:
                 ref = reference(**ids).logits
             logprob = token_logprobs(ref, batch["labels"]).sum(-1)
-            return Side(model(**ids).logits, batch["labels"], 10.0, 2.0, ref, logprob)
+            with captured(model, looked) as ours:
+                logits = model(**ids).logits
+            return Side(logits, batch["labels"], 10.0, 2.0, ref, logprob, ours, theirs)
 
         terms = made.loss(side("forget"), side("retain"))
         with norms.of("forget"):
             torch.stack(list(terms.values())).sum().backward()
-        return norms.norms()["forget"], model.model.layers[1].mlp.down_proj.weight.grad
+        return norms.norms()["forget"], model.model.layers[0].mlp.down_proj.weight.grad
 
     norm, wanted = gradient("cpu")
     with accelerator():

@@ -12,7 +12,6 @@ import random
 import re
 import shlex
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from krs.hooks import families, points
 from krs.metrics import measures
 from krs.restore import engines
 from krs.study import step as steps
-from krs.unlearn.methods import _REGISTRY as METHODS
 from tests.data.concept_case import EMMA, PAPER
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -55,10 +53,9 @@ def names(models, tmp_path, monkeypatch):
     """What the pages take as given: models, prompts and files in a folder of its own; registries are put back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
-    monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
-    monkeypatch.setattr(measures, "_REGISTRY", dict(measures._REGISTRY))
-    monkeypatch.setattr(steps, "_REGISTRY", dict(steps._REGISTRY))
+    monkeypatch.setattr(families, "BY_TYPE", families.BY_TYPE.copy())
+    for module in (points, measures, steps, importlib.import_module("krs.unlearn.methods")):
+        monkeypatch.setattr(module, "REGISTRY", module.REGISTRY.copy())
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
         model.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
@@ -89,8 +86,7 @@ def names(models, tmp_path, monkeypatch):
         **dict.fromkeys(("gentle", "default", "strong", "other"), said),
         "texts": [" ".join(words.choices(sorted(tiny_tokenizer().get_vocab()), k=20)) for _ in range(6000)],
     }
-    with patch.dict(METHODS):
-        yield given
+    return given
 
 
 def _pages_with(language):
@@ -111,7 +107,7 @@ def test_the_engine_of_worker_processes_gives_the_plain_engines_numbers(models, 
     (code,) = [c for c, _, _ in _blocks(ROOT / "docs/extending.md", "python") if "ProcessPoolExecutor" in c]
     (tmp_path / "krs_doc_workers.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES.copy())
     importlib.import_module("krs_doc_workers")
     for name, model in zip("vu", models, strict=True):
         model.save_pretrained(tmp_path / name)

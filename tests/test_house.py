@@ -19,6 +19,7 @@ FLOORS = {
     "extras": 0,
     "progress": 0,
     "wording": 0,
+    "registry": 0,
     "_typing": 0,
     "_lazy": 0,
     "hooks": 1,

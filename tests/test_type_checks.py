@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 from krs.metrics import krs_score, logit_mse
 from krs.restore.plan import Plan
 from krs.restore.windows import centred
-from krs.unlearn.methods import Side
+from krs.unlearn.sides import Side
 
 
 def test_a_wrong_type_is_found():

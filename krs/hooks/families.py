@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from krs.errors import KrsError
+from krs.registry import Registry, caller
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,17 @@ class Family:
         return (path,) if isinstance(path, str) else tuple(path)
 
 
-_BY_TYPE: dict[str, Family] = {}
+def _take(name: str, family: Any) -> None:
+    """What an entry point of the group `krs.families` names; one that is no module is a family."""
+    if not isinstance(family, Family):
+        raise KrsError(f"the entry point {name!r} (krs.families) names {type(family).__name__}, which is no family")
+    _register(family, f"entry point {name}")
+
+
+BY_TYPE: Registry[Family] = Registry(
+    "model type", "krs.families", take=_take, taken="pass replace=True to take its place"
+)
+"""Families by `config.model_type`."""
 
 
 def register_family(family: Family, *, replace: bool = False) -> Family:
@@ -69,24 +81,23 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
     Check it with `krs.hooks.self_check(model)` afterwards: it tells whether the points fire, whether
     putting a value back onto itself changes nothing, and whether changing a value changes the logits.
 
-    Raises `KrsError` when one of its model types is known already and `replace` is false.
+    A notebook's cell that registers one may be run again, changed. Raises `KrsError` when one of its model types is
+    known already and `replace` is false.
     """
-    for model_type in family.model_types:
-        known = _BY_TYPE.get(model_type)
-        if known is not None and known != family and not replace:
-            raise KrsError(
-                f"model type {model_type!r} is covered by the family {known.name!r} already: "
-                "pass replace=True to take its place"
-            )
-    for model_type in family.model_types:
-        _BY_TYPE[model_type] = family
+    return _register(family, caller(), replace)
+
+
+def _register(family: Family, module: str, replace: bool = False) -> Family:
+    for registry in (BY_TYPE.copy(), BY_TYPE):  # none of its types is registered unless all can be
+        for model_type in family.model_types:
+            registry.add(model_type, family, module, replace=replace)
     return family
 
 
 def family_of(model_type: str | None) -> Family:
     """The family that covers a `config.model_type`; raises `KrsError` with the remedy when none does."""
-    if model_type in _BY_TYPE:
-        return _BY_TYPE[model_type]
+    if model_type is not None and model_type in BY_TYPE:
+        return BY_TYPE[model_type]
     raise KrsError(
         f"unknown model family {model_type!r}: krs does not know where its MLP and attention projections "
         f"are. Describe it with krs.hooks.register_family(krs.hooks.Family(…)). Known: {', '.join(known_types())}"
@@ -95,7 +106,7 @@ def family_of(model_type: str | None) -> Family:
 
 def known_types() -> list[str]:
     """All model types that a registered family covers, sorted."""
-    return sorted(_BY_TYPE)
+    return BY_TYPE.names()
 
 
 _SEPARATE = "q_proj k_proj v_proj"
@@ -120,7 +131,7 @@ def _add(
     else:
         roles |= {"experts": ("mlp.experts", "mlp.shared_expert"), "router": ("mlp.gate", "mlp.shared_expert_gate")}
         roles |= {"mlp_block": "mlp"}
-    register_family(Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}))
+    _register(Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}), __name__)
 
 
 def _beside(path: str, names: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from krs.errors import KrsError
 from krs.hooks.lens_names import is_hook_name, point_name
+from krs.registry import Registry, caller
 
 P = TypeVar("P", bound="Point")
 A = TypeVar("A", bound="ActivationPoint")
@@ -348,7 +349,15 @@ NORMS = WeightPoint("norms", role="norms", label="Norms")
 WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
 """Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
 
-_REGISTRY: dict[str, Point] = {}
+
+def _take(name: str, point: Any) -> None:
+    """What an entry point of the group `krs.points` names; one that is no module is a point, whatever it is called."""
+    if not isinstance(point, Point):
+        raise KrsError(f"the entry point {name!r} (krs.points) names {type(point).__name__}, which is no point")
+    REGISTRY.add(point.name, point, f"entry point {name}")
+
+
+REGISTRY: Registry[Point] = Registry("point", "krs.points", take=_take)
 
 
 def register_point(point: Point) -> Point:
@@ -358,14 +367,12 @@ def register_point(point: Point) -> Point:
     >>> setting("gate+attn_out").name
     'gate+attn_out'
 
-    Raises `KrsError` for a name that another point has, and for one that a setting's name could not be read back with.
+    A notebook's cell that registers one may be run again, changed. Raises `KrsError` for a name that another point
+    has, and for one that a setting's name could not be read back with.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", point.name):
         raise KrsError(f"a point cannot be called {point.name!r}: use letters, digits and underscores")
-    known = _REGISTRY.setdefault(point.name, point)
-    if known != point:
-        raise KrsError(f"the point name {point.name!r} is taken by another point: choose another name")
-    return point
+    return REGISTRY.add(point.name, point, caller())
 
 
 _BUILT_IN = (
@@ -373,11 +380,11 @@ _BUILT_IN = (
     ATTN_ADDED, MLP_ADDED, KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
 )  # fmt: skip
 for _point in _BUILT_IN:
-    register_point(_point)
+    REGISTRY.add(_point.name, _point, __name__)
 
 
 def _with_heads() -> list[str]:
-    return [p.name for p in _REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
+    return [p.name for p in REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
 
 
 def setting(given: str | Point | Setting) -> Setting:
@@ -398,15 +405,11 @@ def setting(given: str | Point | Setting) -> Setting:
 def _named(name: str, given: str) -> Point:
     """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`, or by TransformerLens'."""
     if is_hook_name(name):
-        return _REGISTRY[point_name(name)]
+        return REGISTRY.find(point_name(name))
     found = re.fullmatch(r"(\w+)(?:\.(units|heads)\(([\d,\s]+)\))?", name)
-    if found is None or found[1] not in _REGISTRY:
-        raise KrsError(
-            f"unknown point {name!r} in setting {given!r}: known are {', '.join(sorted(_REGISTRY))}; "
-            "add your own with krs.hooks.register_point"
-        )
-    point = _REGISTRY[found[1]]
-    if found[2] is None:
+    remedy = "; add your own with krs.hooks.register_point"
+    point = REGISTRY.find(name if found is None else found[1], f" in setting {given!r}", remedy)
+    if found is None or found[2] is None:
         return point
     if found[2] == "heads" and not isinstance(point, ActivationPoint):
         raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")

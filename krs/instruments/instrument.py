@@ -6,9 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -18,8 +16,8 @@ from krs.hooks.context import plain_numerics
 from krs.instruments.case import Case
 from krs.instruments.nulls import null_cases
 from krs.instruments.reading import Reading
+from krs.registry import Registry, module_of
 
-ENTRY_POINTS = "krs.instruments"
 _OURS = ("behaviour", "heldout", "probe", "quantise", "recovered", "relearn", "transplant", "uds")
 
 
@@ -96,7 +94,14 @@ class Instrument(ABC):
         return replace(found, nulls=others, notes=tuple(notes), seconds=time.perf_counter() - start)
 
 
-_REGISTRY: dict[str, type[Instrument]] = {}
+def _take(name: str, found: Any) -> None:
+    """What an entry point of the group `krs.instruments` names: a class, by its own name or the entry point's."""
+    if not isinstance(found, type) or not issubclass(found, Instrument):
+        raise KrsError(f"the entry point {name!r} (krs.instruments) names {found!r}, which is no Instrument")
+    register(found.name or name)(found)
+
+
+REGISTRY: Registry[type[Instrument]] = Registry("instrument", "krs.instruments", take=_take)
 I = TypeVar("I", bound=type[Instrument])  # noqa: E741
 
 
@@ -104,11 +109,8 @@ def register(name: str) -> Callable[[I], I]:
     """Class decorator: make an instrument known by a name. Raises `KrsError` for a name that another one has."""
 
     def add(made: I) -> I:
-        known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (made.__module__, made.__qualname__):
-            raise KrsError(f"the instrument {name!r} is registered already, by {known.__module__}")
+        REGISTRY.add(name, made, module_of(made))
         made.name = name
-        _REGISTRY[name] = made
         return made
 
     return add
@@ -120,20 +122,18 @@ def instruments() -> list[str]:
     >>> "uds" in instruments()
     True
     """
-    for module in _OURS:
-        import_module(f"krs.instruments.{module}")
-    for point in entry_points(group=ENTRY_POINTS):
-        point.load()
-    return sorted(_REGISTRY)
+    _load_ours()
+    return REGISTRY.names()
 
 
 def instrument(given: str | Instrument) -> Instrument:
     """An instrument by its name; raises `KrsError` for an unknown one."""
     if isinstance(given, Instrument):
         return given
-    names = instruments()
-    if given not in names:
-        near = get_close_matches(given, names, n=1)
-        meant = f". Did you mean {near[0]!r}?" if near else ""
-        raise KrsError(f"there is no instrument {given!r}: there are {', '.join(names)}{meant}")
-    return _REGISTRY[given]()
+    _load_ours()
+    return REGISTRY[given]()
+
+
+def _load_ours() -> None:
+    for module in _OURS:
+        import_module(f"krs.instruments.{module}")

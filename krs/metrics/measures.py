@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.metrics.logits import logit_mse
 from krs.models.devices import has_float64
+from krs.registry import Registry, caller
 
 MeasureFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(logits [token, vocab], reference_logits [token, vocab], target_ids [token]) -> [token]`."""
@@ -170,18 +171,27 @@ RANK = Measure("rank", "Rank of the reference's token", _rank)
 TOP1 = Measure("top1", "Agreement on the most likely token", _top1)
 """1 where the model and the reference find the same token most likely, else 0."""
 
-_REGISTRY = {m.name: m for m in (LOGIT_MSE, KL, REVERSE_KL, ANSWER_LOGPROB, RANK, TOP1)}
+
+def _take(name: str, given: Any) -> None:
+    """What an entry point of the group `krs.measures` names: a measure, or a function by the entry point's name."""
+    if not isinstance(given, Measure) and not callable(given):
+        raise KrsError(f"the entry point {name!r} (krs.measures) names {type(given).__name__}, which is no measure")
+    found = given if isinstance(given, Measure) else _from_function(given, name)
+    REGISTRY.add(found.name, found, f"entry point {name}")
+
+
+REGISTRY: Registry[Measure] = Registry("measure", "krs.measures", take=_take)
+for _measure in (LOGIT_MSE, KL, REVERSE_KL, ANSWER_LOGPROB, RANK, TOP1):
+    REGISTRY.add(_measure.name, _measure, __name__)
 
 
 def register_measure(measure: Measure) -> Measure:
     """Make a measure known by its name, so that strings such as `"kl"` can use it.
 
-    Raises `KrsError` for a name that another measure has.
+    A notebook's cell that registers one may be run again, changed. Raises `KrsError` for a name that another measure
+    has.
     """
-    known = _REGISTRY.setdefault(measure.name, measure)
-    if known != measure:
-        raise KrsError(f"the measure name {measure.name!r} is taken by another measure: choose another name")
-    return measure
+    return REGISTRY.add(measure.name, measure, caller())
 
 
 def measure(given: str | Measure | MeasureFunction) -> Measure:
@@ -189,17 +199,17 @@ def measure(given: str | Measure | MeasureFunction) -> Measure:
     if isinstance(given, Measure):
         return given
     if isinstance(given, str):
-        if given not in _REGISTRY:
-            raise KrsError(
-                f"unknown measure {given!r}: known are {', '.join(sorted(_REGISTRY))}; or pass a function of (logits, "
-                "reference_logits, target_ids) that returns a number a token"
-            )
-        return _REGISTRY[given]
+        function = "; or pass a function of (logits, reference_logits, target_ids) that returns a number a token"
+        return REGISTRY.find(given, remedy=function)
     if not callable(given):
         raise KrsError(f"a measure is a name, a Measure or a function, not {type(given).__name__}")
     name = getattr(given, "__name__", type(given).__name__)
-    if name in _REGISTRY or not name.isidentifier():
+    if name in REGISTRY or not name.isidentifier():
         raise KrsError(f"a measure cannot be called {name!r}: give the function a name of its own (def my_measure …)")
+    return _from_function(given, name)
+
+
+def _from_function(given: MeasureFunction, name: str) -> Measure:
     return Measure(name, name.replace("_", " "), partial(_called, given), of_answer=True, version=_version(given))
 
 

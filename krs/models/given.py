@@ -11,8 +11,8 @@ from torch import nn
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
-from krs.hooks.given import Traced, check_model, traced
 from krs.extras import require
+from krs.hooks.given import Traced, check_model, traced
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source

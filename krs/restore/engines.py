@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from krs.hooks.context import numerics, plain_calls, plain_numerics
 from krs.hooks.offload import is_offloaded
 from krs.metrics.measures import LOGIT_MSE
 from krs.progress import bar
+from krs.registry import Registry, module_of
 from krs.restore.finite import check_base, check_each, check_longest
 from krs.restore.job import Chunk, Engine, Job, NotExactError
 from krs.restore.losses import Losses, computed
@@ -23,21 +23,28 @@ from krs.restore.plain import PlainEngine
 from krs.restore.wavefront import WavefrontEngine
 from krs.wording import counted
 
-_ENGINES: dict[str, Engine] = {}
 _AUTO = ("wavefront", "plain")
-_GROUP = "krs.engines"
+
+
+def _take(name: str, made: Any) -> None:
+    """What an entry point of the group `krs.engines` names: an engine, or its class."""
+    register_engine(made() if isinstance(made, type) else made)
+
+
+ENGINES: Registry[Engine] = Registry("engine", "krs.engines", take=_take)
 
 
 def register_engine(engine: Engine) -> Engine:
     """Make an engine known by its name, for `krs.sweep(engine="…")`.
 
-    Raises `KrsError` for a name that another engine has, and for what is no engine.
+    A notebook's cell that registers one may be run again, changed. Raises `KrsError` for a name that another engine
+    has, and for what is no engine.
     """
     if not isinstance(engine, Engine):
         raise KrsError(f"{type(engine).__name__} is no engine: it needs a name, exact, run(job) and steps(job)")
-    if _ENGINES.setdefault(engine.name, engine) is not engine or engine.name == "auto":
-        raise KrsError(f"the engine name {engine.name!r} is taken: choose another name")
-    return engine
+    if engine.name == "auto":
+        raise KrsError("an engine cannot be called 'auto', which stands for krs's choice: choose another name")
+    return ENGINES.add(engine.name, engine, module_of(engine))
 
 
 register_engine(WavefrontEngine())
@@ -46,7 +53,7 @@ register_engine(PlainEngine())
 
 def engine_names() -> tuple[str, ...]:
     """Names that `engine=` takes: `auto`, those registered, and those of entry points in the group `krs.engines`."""
-    return tuple(dict.fromkeys(["auto", *_ENGINES, *(e.name for e in entry_points(group=_GROUP))]))
+    return ("auto", *ENGINES.listed())
 
 
 def is_exact(name: str) -> bool:
@@ -56,12 +63,7 @@ def is_exact(name: str) -> bool:
 
 def find_engine(name: str) -> Engine:
     """An engine by a name that `engine_names` has; one of an entry point is loaded and registered."""
-    if name not in _ENGINES:
-        for entry in entry_points(group=_GROUP):
-            if entry.name == name:
-                made = entry.load()
-                register_engine(made() if isinstance(made, type) else made)
-    return _ENGINES[name]
+    return ENGINES[name]
 
 
 def execute(

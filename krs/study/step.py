@@ -5,18 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from krs.errors import KrsError
 from krs.models.provenance import NUMBERS, versions, versions_that_count
+from krs.registry import Registry, module_of
 from krs.study.grid import Cell
 from krs.study.manifest import Manifest, digest_of
 from krs.study.spec import Fault, Keep, Part, Spec
-
-ENTRY_POINTS = "krs.study"
 
 
 @dataclass(frozen=True)
@@ -97,19 +94,23 @@ class Step(ABC):
         return manifest
 
 
-_REGISTRY: dict[str, type[Step]] = {}
+def _take(name: str, found: Any) -> None:
+    """What an entry point of the group `krs.study` names: a class, by the entry point's name unless it has one."""
+    if not isinstance(found, type) or not issubclass(found, Step):
+        raise KrsError(f"the entry point {name!r} (krs.study) names {found!r}, which is no Step")
+    register(found.name or name)(found)
+
+
+REGISTRY: Registry[type[Step]] = Registry("step", "krs.study", take=_take)
 S = TypeVar("S", bound=type[Step])
 
 
 def register(name: str) -> Callable[[S], S]:
-    """Class decorator: make a step known by a name."""
+    """Class decorator: make a step known by a name. A notebook's cell may be run again, changed."""
 
     def add(step: S) -> S:
-        known = _REGISTRY.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (step.__module__, step.__qualname__):
-            raise KrsError(f"the step {name!r} is registered already, by {known.__module__}")
+        REGISTRY.add(name, step, module_of(step))
         step.name = name
-        _REGISTRY[name] = step
         return step
 
     return add
@@ -123,22 +124,14 @@ def steps() -> list[str]:
     """
     from krs.study import measuring, training  # noqa: F401 - they register themselves
 
-    for point in entry_points(group=ENTRY_POINTS):
-        point.load()
-    return sorted(_REGISTRY)
+    return REGISTRY.names()
 
 
 def step(name: str) -> Step:
     """A step by its name; raises `KrsError` for an unknown one."""
-    known = _REGISTRY.get(name)
-    if known is None:
-        names = steps()
-        if name not in names:
-            near = get_close_matches(name, names, n=1)
-            meant = f". Did you mean {near[0]!r}?" if near else ""
-            raise KrsError(f"there is no step {name!r}: there are {', '.join(names)}{meant}")
-        known = _REGISTRY[name]
-    return known()
+    from krs.study import measuring, training  # noqa: F401 - they register themselves
+
+    return REGISTRY[name]()
 
 
 def everything_that_counts(

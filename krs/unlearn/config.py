@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,6 +35,8 @@ class Config:
         parameters: what is trained: everything; the value vectors (the MLP's output projections); the attention's
             projections; all of the MLP's; or an adapter (`"lora"`), which is merged at the end and saved beside the
             model.
+        layers: train the weights of these layers only, of those that `parameters` names; by default those of all layers
+            and, with `"all"`, what is outside them.
         lora_rank: rank of the adapter on every linear layer but the head.
         lora_alpha: its scale is `lora_alpha / lora_rank`.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
@@ -58,6 +61,7 @@ class Config:
     seed: int = 0
     precision: Precision = "fp32"
     parameters: Parameters = "all"
+    layers: Sequence[int] | None = None
     lora_rank: int = 8
     lora_alpha: float = 16.0
     gradient_checkpointing: bool = False
@@ -81,11 +85,23 @@ class Config:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _checked_layers(self.layers))
+            if self.parameters == "lora":
+                raise KrsError("parameters='lora' trains none of the model's own weights: leave layers= out")
         if self.save_steps < 0:
             raise KrsError(f"save_steps={self.save_steps}: give a number of steps, or 0 for no checkpoints")
         for name, choices in (("precision", Precision), ("parameters", Parameters)):
             if getattr(self, name) not in get_args(choices):
                 raise KrsError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, get_args(choices)))}")
+
+
+def _checked_layers(given: Sequence[int]) -> tuple[int, ...]:
+    """Layer numbers as a tuple, as two runs of the same settings have to have them."""
+    layers = tuple(sorted(set(given)))
+    if not layers or layers[0] < 0:
+        raise KrsError(f"layers={list(given)!r}: give layer numbers from 0, at least one")
+    return layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.unlearn.config import Config
 from krs.unlearn.losses import dpo, token_logprobs
-from krs.unlearn.methods import Method, Side, register
+from krs.unlearn.methods import Method, register
+from krs.unlearn.sides import Side
 
 REFUSALS = (
     "I don't know.",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from krs.unlearn.config import Config
 from krs.unlearn.losses import kl_to_reference, token_logprobs
-from krs.unlearn.methods import Method, Side, register
+from krs.unlearn.methods import Method, register
+from krs.unlearn.sides import Side
 
 
 @dataclass(frozen=True, kw_only=True)

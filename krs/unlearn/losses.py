@@ -83,3 +83,29 @@ def kl_to_reference(
     ours = torch.log_softmax(logits[:, :-1].float(), dim=-1)
     theirs = torch.log_softmax(ref_logits[:, :-1].float(), dim=-1)
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * live_tokens(labels)
+
+
+def undial(
+    logits: Float[Tensor, "row pos vocab"],
+    ref_logits: Float[Tensor, "row pos vocab"],
+    labels: Int[Tensor, "row pos"],
+    beta: float,
+) -> Float[Tensor, "row pos-1"]:
+    """Cross-entropy to `softmax(ref_logits - β·onehot(token))` of each live token, in fp32; 0 where it is ignored.
+
+    Dong et al., 2024 (UnDIAL).
+    """
+    live = live_tokens(labels)
+    wanted = labels[:, 1:].masked_fill(~live, 0)[..., None]
+    theirs = ref_logits[:, :-1].float()
+    lowered = theirs.scatter_add(-1, wanted, theirs.new_full((), -beta).expand(wanted.shape))
+    ours = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+    return -(torch.softmax(lowered, dim=-1) * ours).sum(-1) * live
+
+
+def squared_distance(
+    ours: Float[Tensor, "row pos unit"], target: Float[Tensor, "*any unit"], labels: Int[Tensor, "row pos"]
+) -> Float[Tensor, "row pos-1"]:
+    """`‖ours - target‖²` in fp32 where a live token is predicted; 0 elsewhere. Li et al., 2024 (RMU)."""
+    distance = (ours.float() - target.float()).square().sum(-1)
+    return distance[:, :-1] * live_tokens(labels)

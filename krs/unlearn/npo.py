@@ -9,7 +9,8 @@ from torch import Tensor
 from krs.unlearn.config import Config
 from krs.unlearn.grad_diff import kl_term
 from krs.unlearn.losses import live_tokens, npo, simnpo, token_logprobs
-from krs.unlearn.methods import Method, Side, register
+from krs.unlearn.methods import Method, register
+from krs.unlearn.sides import Side
 
 
 @dataclass(frozen=True, kw_only=True)

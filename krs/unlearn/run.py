@@ -19,6 +19,7 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids
 from krs.hooks.adapters import active_adapters, has_adapters, merged
+from krs.hooks.anatomy import anatomy
 from krs.hooks.given import check_model
 from krs.hooks.unwrap import unwrap
 from krs.models.given import check_fit, load_options
@@ -27,14 +28,17 @@ from krs.models.provenance import NUMBERS, as_json, describe_model, now, version
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.prompts.notes import prompt_notes, show
 from krs.unlearn import checkpoints
+from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.examples import Example, Text, check_texts, to_examples
 from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.isolation import isolated
 from krs.unlearn.memit.requests import Request
-from krs.unlearn.methods import Edit, Method, Plugin, make
+from krs.unlearn.methods import Edit, Method, Plugin
+from krs.unlearn.methods import made as as_method
 from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves
 from krs.unlearn.saving import kept, save
-from krs.unlearn.student import check_trainable, context, finish
+from krs.unlearn.sides import check_looks
+from krs.unlearn.student import check_trainable, context, depth, finish
 from krs.unlearn.verify import probes
 
 Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
@@ -45,11 +49,12 @@ Work: TypeAlias = Callable[[Path | None], Done]
 
 
 def run(
-    method: str,
+    method: str | Config | EditConfig | Plugin,
     model: nn.Module | str | Path,
     *,
     forget: Iterable[Any],
     retain: Iterable[Text] | None = None,
+    sides: Mapping[str, Iterable[Text]] | None = None,
     corpus: Iterable[str] | None = None,
     tokenizer: Tokenizer | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
@@ -74,11 +79,13 @@ def run(
     False
 
     Args:
-        method: a name that `krs.unlearn.methods()` lists.
+        method: a name that `krs.unlearn.methods()` lists; or a config, such as `unlearn.rmu.RMUConfig(layer=5)`; or an
+            instance of a method of your own, registered or not.
         model: the vanilla model, or its name; it is not changed. A PEFT
             model's adapters are merged into the copy before training, and the report names them.
         forget: what to unlearn: paragraphs, or prompts with answers (see `Text`); for MEMIT also requests.
         retain: what to keep, in the same forms; for the methods that use it.
+        sides: further sets of texts by name, for methods that have more than these two (`more_sides`).
         corpus: any text, for the methods that need statistics of it (MEMIT).
         tokenizer: looked for beside the model's checkpoint if not given.
         chat_template_kwargs: arguments of the chat template, such as `{"enable_thinking": False}` or a date.
@@ -101,10 +108,10 @@ def run(
     loss or weights that are not finite, when no parameter moved, and when what was saved loads as another model. What
     cannot be saved at the end is the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
     """
-    made = make(method, settings)
-    sets = _check_given(made, forget, retain, corpus, trainer)
-    forget, retain, corpus = sets["forget"] or [], sets["retain"], sets["corpus"]
-    arguments = check_template_arguments(chat_template_kwargs, any(map(_is_chat, [*forget, *(retain or [])])))
+    made = as_method(method, settings)
+    sets, corpus = _check_given(made, forget, retain, sides, corpus, trainer)
+    texts = [text for given in sets.values() for text in given]
+    arguments = check_template_arguments(chat_template_kwargs, any(map(_is_chat, texts)))
     if not isinstance(model, str | Path):
         check_model(model)
     check_extras(made)
@@ -116,17 +123,17 @@ def run(
         adapters = active_adapters(vanilla)
         vanilla = merged(vanilla) if has_adapters(vanilla) else vanilla
         reader = with_template_arguments(tokenizer, arguments)
-        notes = _notes([*forget, *(retain or [])], reader, arguments, progress and main)
+        notes = _notes(texts, reader, arguments, progress and main)
         _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
             check_saves(vanilla, tokenizer, folder, made.config)
         if isinstance(made, Edit):
-            work, sides = _editing(made, vanilla, forget, corpus, reader, progress)
+            work, described = _editing(made, vanilla, sets["forget"], corpus, reader, progress)
         else:
             assert isinstance(made, Method)
             options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "interrupt": interrupt}
-            work, sides = _training(made, vanilla, forget, retain, reader, folder, options)
+            work, described = _training(made, vanilla, sets, reader, folder, options)
         if folder is None:
             return work(None)[0]
         recipe = {
@@ -134,18 +141,18 @@ def run(
             "settings": asdict(made.config),
             "vanilla model": weights_digest(vanilla),
             "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
-            **{f"{side} texts": texts for side, texts in sides.items()},
+            **{f"{side} texts": said for side, said in described.items()},
         }
         with checkpoints.tidied(folder, main):
             resume = checkpoints.begin(folder, recipe, overwrite, main)
             done = kept(folder, vanilla)
-            described = describe_model(model, vanilla) | ({"merged_adapters": adapters} if adapters else {})
+            origin = describe_model(model, vanilla) | ({"merged_adapters": adapters} if adapters else {})
             prompted = {"chat_template_kwargs": as_json(arguments), "notes": notes}
-            unlearned, report = done or _worked(work, resume, made, described, sides | prompted)
+            unlearned, report = done or _worked(work, resume, made, origin, described | prompted)
             interrupt.waits = True
             if main:
-                texts = probes(forget, reader, context(vanilla, 10**6))
-                save(unlearned, tokenizer, folder, report, texts)
+                asked = probes(sets["forget"], reader, context(vanilla, 10**6))
+                save(unlearned, tokenizer, folder, report, asked)
                 checkpoints.end(folder)
     return unlearned
 
@@ -182,23 +189,23 @@ def _check_given(
     made: Plugin,
     forget: Iterable[Any],
     retain: Iterable[Text] | None,
+    more: Mapping[str, Iterable[Text]] | None,
     corpus: Iterable[str] | None,
     trainer: dict[str, Any] | None,
-) -> dict[str, list[Any] | None]:
-    """The sets as lists of checked texts. Raises `KrsError` for such that are empty, missing or would be ignored, and
-    for what is no text: before a model is loaded."""
+) -> tuple[dict[str, list[Any]], list[str] | None]:
+    """The sets by side, as lists of checked texts, and the corpus. Raises `KrsError` for such that are empty, missing
+    or would be ignored, and for what is no text: before a model is loaded."""
     name = made.name
-    sets = {
-        "forget": _requests(forget) if isinstance(made, Edit) else check_texts(forget, "forget"),
-        "retain": None if retain is None else check_texts(retain, "retain"),
-        "corpus": None if corpus is None else check_strings(corpus, "corpus"),
-    }
+    sets = {"forget": _requests(forget) if isinstance(made, Edit) else check_texts(forget, "forget")}
+    if retain is not None:
+        sets["retain"] = check_texts(retain, "retain")
+    checked = None if corpus is None else check_strings(corpus, "corpus")
     if isinstance(made, Edit):
-        if given := [k for k, v in {"retain": retain, "trainer": trainer}.items() if v is not None]:
+        if given := [k for k, v in {"retain": retain, "sides": more, "trainer": trainer}.items() if v is not None]:
             raise KrsError(f"{name} does not train, so {given[0]}= would be ignored: leave it out")
         if made.needs_corpus and corpus is None:
             raise KrsError(f"{name} needs text to take statistics of: pass corpus=, a list of texts of any kind")
-        return sets
+        return sets, checked
     assert isinstance(made, Method)
     if corpus is not None:
         raise KrsError(f"{name} uses no corpus=: leave it out")
@@ -208,7 +215,13 @@ def _check_given(
         raise KrsError(f"{name} makes its own retain side from the forget set: leave retain= out")
     if retain is not None and not made.needs_retain:
         raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
-    return sets
+    further = dict(more or {})
+    if missing := [side for side in made.more_sides if side not in further]:
+        raise KrsError(f"{name} needs texts of the side {missing[0]!r}: pass sides={{{missing[0]!r}: […]}}")
+    if unused := [side for side in further if side not in made.more_sides]:
+        its = ", ".join(made.more_sides) or "none besides forget= and retain="
+        raise KrsError(f"{name} has no side {unused[0]!r}, so its texts would be ignored: its further sides are {its}")
+    return sets | {side: check_texts(further[side], side) for side in made.more_sides}, checked
 
 
 def _requests(forget: Iterable[Any]) -> list[Any]:
@@ -257,8 +270,7 @@ def _editing(
 def _training(
     made: Method,
     vanilla: nn.Module,
-    forget: Sequence[Text],
-    retain: Sequence[Text] | None,
+    sets: dict[str, list[Any]],
     tokenizer: Tokenizer,
     folder: Path | None,
     options: dict[str, Any],
@@ -266,19 +278,21 @@ def _training(
     """What does the work of a method that trains, and what it works on."""
     from krs.unlearn.train import train
 
-    check_trainable(vanilla, made.config)
+    check_trainable(vanilla, made.config, made.trained_layers(depth(vanilla)))
+    if looks := made.looks(depth(vanilla)):
+        check_looks(made.name, looks, made.sides, anatomy(vanilla))
     limit = context(vanilla, made.config.max_length)
     ends = eos_ids(vanilla)
-    forget_set = to_examples(forget, tokenizer, limit, "forget", ends)
-    retain_set = _retain(made, forget, retain, tokenizer, limit, ends)
+    texts = sets | ({"retain": made.retain_texts(sets["forget"])} if made.makes_retain else {})
+    sides = {side: to_examples(texts[side], tokenizer, limit, side, ends) for side in made.sides}
 
     def decoded(ids: Sequence[int]) -> str:
         return decode(ids, tokenizer, skip_special_tokens=True)
 
     def work(resume: Path | None) -> Done:
-        return train(made, vanilla, forget_set, retain_set, decoded=decoded, folder=folder, resume=resume, **options)
+        return train(made, vanilla, sides, decoded=decoded, folder=folder, resume=resume, **options)
 
-    return work, {"forget": _digest(forget_set), "retain": _digest(retain_set)}
+    return work, {side: _digest(sides.get(side, [])) for side in ("forget", "retain", *made.more_sides)}
 
 
 def _vanilla(
@@ -307,18 +321,6 @@ def _vanilla(
     if found is None:
         raise KrsError("no tokenizer was found beside the model: pass tokenizer=AutoTokenizer.from_pretrained(…)")
     return plain, found
-
-
-def _retain(
-    method: Method,
-    forget: Sequence[Text],
-    retain: Sequence[Text] | None,
-    tokenizer: Tokenizer,
-    limit: int,
-    ends: frozenset[int],
-) -> list[Example]:
-    given = method.retain_texts(forget) if method.makes_retain else retain
-    return [] if given is None else to_examples(given, tokenizer, limit, "retain", ends)
 
 
 def _digest(examples: list[Example]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from krs.errors import KrsError
-from krs.hooks.anatomy import anatomy
+from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.components import component_of
 from krs.hooks.linear import is_packed
 from krs.unlearn.config import Config
@@ -23,7 +24,7 @@ _SUBSETS = {
 }
 
 
-def check_trainable(vanilla: nn.Module, config: Config) -> None:
+def check_trainable(vanilla: nn.Module, config: Config, layers: Sequence[int] | None = None) -> None:
     """Raise `KrsError`, before anything runs, for a model that cannot be trained as the settings say."""
     packed = [f"{name}.weight" for name, module in vanilla.named_modules() if is_packed(module)]
     if packed:
@@ -40,13 +41,17 @@ def check_trainable(vanilla: nn.Module, config: Config) -> None:
             "first step and look as if training had changed them: load it in bf16 (krs.load(name, "
             "dtype=torch.bfloat16), or --dtype bfloat16), or train in fp32"
         )
-    if wanted := _SUBSETS.get(config.parameters):
-        body = anatomy(vanilla)
-        if not any(component_of(body, name)[0] in wanted for name, _ in vanilla.named_parameters()):
-            raise KrsError(
-                f"parameters={config.parameters!r}: this {body.family.name} model has none of them "
-                f"({', '.join(sorted(wanted))}): train another part, or say where they are (krs.hooks.register_family)"
-            )
+    wanted = _SUBSETS.get(config.parameters)
+    if wanted is None and layers is None:
+        return
+    body = anatomy(vanilla)
+    if layers is not None and max(layers) >= body.n_layers:
+        raise KrsError(f"layers={list(layers)!r}: this model has {body.n_layers} layers, 0 to {body.n_layers - 1}")
+    if wanted is not None and not any(_is_trained(body, n, wanted, layers) for n, _ in vanilla.named_parameters()):
+        raise KrsError(
+            f"parameters={config.parameters!r}: this {body.family.name} model has none of them "
+            f"({', '.join(sorted(wanted))}): train another part, or say where they are (krs.hooks.register_family)"
+        )
 
 
 def context(vanilla: nn.Module, max_length: int) -> int:
@@ -55,7 +60,12 @@ def context(vanilla: nn.Module, max_length: int) -> int:
     return max_length if reach is None else min(max_length, int(reach))
 
 
-def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
+def depth(vanilla: Any) -> int:
+    """How many layers a model has, by its configuration: of families that krs does not know, too."""
+    return int(vanilla.config.num_hidden_layers)
+
+
+def make_student(vanilla: nn.Module, config: Config, layers: Sequence[int] | None = None) -> nn.Module:
     """A copy of the model, in the precision and with the trainable weights that the settings name."""
     student: Any = copy.deepcopy(vanilla)
     _recompute(student, False)
@@ -66,10 +76,15 @@ def make_student(vanilla: nn.Module, config: Config) -> nn.Module:
     else:
         student = _in_bf16(student) if config.precision == "bf16-pure" else student.float()
         wanted = _SUBSETS.get(config.parameters)
-        body = None if wanted is None else anatomy(student)
+        body = None if wanted is None and layers is None else anatomy(student)
         for name, parameter in student.named_parameters():
-            parameter.requires_grad_(body is None or wanted is None or component_of(body, name)[0] in wanted)
+            parameter.requires_grad_(body is None or _is_trained(body, name, wanted, layers))
     return student
+
+
+def _is_trained(body: Anatomy, name: str, wanted: set[str] | None, layers: Sequence[int] | None) -> bool:
+    component, layer = component_of(body, name)
+    return (wanted is None or component in wanted) and (layers is None or layer in layers)
 
 
 def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:

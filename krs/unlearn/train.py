@@ -24,15 +24,15 @@ from krs.unlearn.examples import Example
 from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.methods import Method
 from krs.unlearn.saving import ADAPTER
-from krs.unlearn.student import finish, make_student
+from krs.unlearn.sides import Look, wanted_of_vanilla
+from krs.unlearn.student import depth, finish, make_student
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 
 
 def train(
     method: Method,
     vanilla: nn.Module,
-    forget: list[Example],
-    retain: list[Example],
+    sides: dict[str, list[Example]],
     *,
     decoded: Callable[[Sequence[int]], str],
     folder: Path | None,
@@ -46,8 +46,7 @@ def train(
     Args:
         method: whose loss is minimised.
         vanilla: what is copied; the reference.
-        forget: forget sequences.
-        retain: retain sequences, if the method has them.
+        sides: sequences of each of its sides.
         decoded: text of token ids, for `stop_bleu`.
         folder: where checkpoints go.
         resume: the checkpoint to go on from.
@@ -55,22 +54,23 @@ def train(
         progress: show a bar.
         interrupt: what Ctrl-C does.
     """
-    config, needs = method.config, method.reference
+    config, n_layers = method.config, depth(vanilla)
+    looks, layers = tuple(method.looks(n_layers)), method.trained_layers(n_layers)
     interrupt = interrupt or Interrupt(saves=False)
-    stop = StopAtTarget(config, forget, decoded)
+    stop = StopAtTarget(config, sides["forget"], decoded)
     callbacks = [OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps)]
-    pairs = Pairs(forget, retain)
+    pairs = Pairs(sides)
 
     def fresh() -> nn.Module:
-        return make_student(vanilla, config)
+        return make_student(vanilla, config, layers)
 
     with tempfile.TemporaryDirectory() as scratch:
         place = folder / checkpoints.FOLDER if folder else Path(scratch)
-        trainer = _trainer(method, vanilla, fresh(), pairs, place, options, [*callbacks, StopWhenAsked(interrupt)])
-        if needs in ("logprobs", "both"):
-            pairs.ref_logprob = reference_logprobs(vanilla, forget, config.batch_size, "forget")
-        if needs == "logprobs" and retain:
-            pairs.retain_ref_logprob = reference_logprobs(vanilla, retain, config.batch_size, "retain")
+        every = [*callbacks, StopWhenAsked(interrupt)]
+        trainer = _trainer(method, looks, vanilla, fresh(), pairs, place, options, every)
+        for side, wanted in trainer.wanted.items():
+            if wanted == "logprob":
+                pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side)
         if resume is not None and progress:
             tqdm.write(f"going on from {resume.name.replace('-', ' ')}", file=sys.stderr)
         with quiet():
@@ -89,12 +89,14 @@ def train(
         "stopped": stop.reached,
         "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
         "mixed_precision": None if precision == "no" else precision,
+        "trained_layers": None if layers is None else list(layers),
     }
     return finish(trained, vanilla, method.name), log, ended
 
 
 def _trainer(
     method: Method,
+    looks: tuple[Look, ...],
     vanilla: nn.Module,
     student: nn.Module,
     pairs: Pairs,
@@ -104,11 +106,13 @@ def _trainer(
 ) -> UnlearnTrainer:
     """The trainer; raises `KrsError` for options that it does not take."""
     arguments = _arguments(method, vanilla, place, options)
-    live = method.reference in ("live", "both") and method.config.parameters != "lora"
+    wanted = wanted_of_vanilla(method.reference, method.sides)
+    live = "logits" in wanted.values() or any(look.of == "vanilla" for look in looks)
     try:
         trainer = UnlearnTrainer(
             method,
-            vanilla if live else None,
+            vanilla if live and method.config.parameters != "lora" else None,
+            looks,
             model=student,
             args=arguments,
             train_dataset=pairs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,44 @@ from transformers import Trainer
 
 from krs.errors import KrsError
 from krs.generation.forward import accepted
+from krs.hooks.capture import Activations, captured
+from krs.hooks.points import Placement
 from krs.unlearn.callbacks import in_any_process
 from krs.unlearn.examples import Example, collate
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import live_tokens, token_logprobs
-from krs.unlearn.methods import Method, Side
+from krs.unlearn.methods import Method
+from krs.unlearn.sides import Look, Side, places, wanted_of_vanilla
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """Forget examples, each with the retain example that goes with it (retain ones repeat if they are fewer)."""
+    """Examples of each side, one of every side together; those of a side with fewer repeat."""
 
-    def __init__(
-        self,
-        forget: Sequence[Example],
-        retain: Sequence[Example],
-        ref_logprob: Tensor | None = None,
-        retain_ref_logprob: Tensor | None = None,
-    ) -> None:
-        self.forget, self.retain = forget, retain
-        self.ref_logprob, self.retain_ref_logprob = ref_logprob, retain_ref_logprob
+    def __init__(self, sides: Mapping[str, Sequence[Example]]) -> None:
+        self.sides = dict(sides)
+        self.ref_logprob: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        return max(len(self.forget), len(self.retain))
+        return max(map(len, self.sides.values()))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        f, r = i % len(self.forget), i % len(self.retain) if self.retain else 0
-        return {
-            "forget": self.forget[f],
-            "retain": self.retain[r] if self.retain else None,
-            "forget_ref_logprob": None if self.ref_logprob is None else self.ref_logprob[f],
-            "retain_ref_logprob": None if self.retain_ref_logprob is None else self.retain_ref_logprob[r],
-        }
+        row: dict[str, Any] = {side: examples[i % len(examples)] for side, examples in self.sides.items()}
+        for side, logprobs in self.ref_logprob.items():
+            row[_logprob_of(side)] = logprobs[i % len(logprobs)]
+        return row
+
+
+def _logprob_of(side: str) -> str:
+    return f"{side}_ref_logprob"
 
 
 def collate_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of `Pairs`: two padded batches side by side."""
-    batch: dict[str, Any] = {"forget": collate([r["forget"] for r in rows])}
-    if rows[0]["retain"] is not None:
-        batch["retain"] = collate([r["retain"] for r in rows])
-    for name in ("forget_ref_logprob", "retain_ref_logprob"):
-        if rows[0][name] is not None:
-            batch[name] = torch.stack([r[name] for r in rows])
-    return batch
+    """A batch of `Pairs`: a padded batch of each side, side by side."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        name: torch.stack(values) if isinstance(values[0], Tensor) else collate(values)
+        for name, values in columns.items()
+    }
 
 
 class UnlearnTrainer(Trainer):
@@ -69,10 +65,11 @@ class UnlearnTrainer(Trainer):
     Sums over tokens and rows are divided by their number in the whole optimiser step, forget and retain apart, so that
     gradient accumulation and several processes give the gradient of one large batch.
 
-    The reference is a model of its own, or with `None` the model in training with its adapter disabled.
+    The reference is a model of its own, or with `None` the model in training with its adapter disabled. `looks` are
+    the activations that the loss gets beside logits.
     """
 
-    def __init__(self, method: Method, reference: nn.Module | None, **options: Any) -> None:
+    def __init__(self, method: Method, reference: nn.Module | None, looks: Sequence[Look] = (), **options: Any) -> None:
         super().__init__(**options)
         if (self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")) and not self.is_fsdp_enabled:
             raise KrsError(
@@ -87,9 +84,11 @@ class UnlearnTrainer(Trainer):
             )
         self.method = method
         self.reference = reference
+        self.looks = tuple(looks)
+        self.wanted = wanted_of_vanilla(method.reference, method.sides)
         self.loss_is_scaled_for_ga = True
         self._terms: dict[str, float] = {}
-        self._halves: dict[str, tuple[Tensor, Tensor]] = {}
+        self._halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._norms: SideNorms | None = None
         self.unsaved: str | None = None
 
@@ -97,8 +96,8 @@ class UnlearnTrainer(Trainer):
         """The forwards of one optimiser step, and what their losses are to be divided by."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = {"processes": float(self.accelerator.num_processes)}
-        for side in ("forget", "retain"):
-            labels = [b[side]["labels"] for b in batches if side in b]
+        for side in self.method.sides:
+            labels = [b[side]["labels"] for b in batches]
             counts[f"{side}_tokens"] = self._over_processes(sum(int(live_tokens(x).sum()) for x in labels))
             counts[f"{side}_rows"] = self._over_processes(sum(len(x) for x in labels))
         if self._norms is not None:
@@ -112,26 +111,30 @@ class UnlearnTrainer(Trainer):
         return float(self.accelerator.gather(torch.tensor([float(value)], device=self.args.device)).sum())
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One forward and its backward; the loss's gradient goes through each side's logits apart (see `_side`)."""
+        """One forward and its backward; the loss's gradient goes back through each side apart (see `_side`)."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        for side, (logits, leaf) in self._halves.items():
+        for side, halves in self._halves.items():
             assert self._norms is not None
-            if leaf.grad is not None:
+            if reached := [(value, leaf.grad) for value, leaf in halves if leaf.grad is not None]:
                 scaler = self.accelerator.scaler
                 with self._norms.of(side, scale=1.0 if scaler is None else scaler.get_scale()):
-                    logits.backward(leaf.grad)
+                    torch.autograd.backward([value for value, _ in reached], [grad for _, grad in reached])
         self._halves.clear()
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The method's loss on one forward of forget (and retain) sequences."""
+        """The method's loss on one forward of the sequences of each side."""
         counts = num_items_in_batch
-        forget = self._side(model, inputs, "forget", counts)
-        retain = self._side(model, inputs, "retain", counts) if self.method.needs_retain else None
-        terms = self.method.loss(forget, retain)
+        sides = {side: self._side(model, inputs, side, counts) for side in self.method.sides}
+        terms = self.method.loss(sides.pop("forget"), sides.pop("retain", None), **sides)
         total = torch.stack(list(terms.values())).sum()
+        if model.training and not total.requires_grad:
+            raise KrsError(
+                f"{self.method.name}: nothing that is trained acts on the loss: train other weights (parameters=, "
+                "layers=), or look at later layers"
+            )
         if in_any_process(not torch.isfinite(total), self.args.device):
             raise KrsError(self._not_finite(float(total.detach())))
         for name, value in terms.items():
@@ -170,28 +173,35 @@ class UnlearnTrainer(Trainer):
             tqdm.write(said, file=sys.stderr)
 
     def _side(self, model: nn.Module, inputs: dict[str, Any], side: str, counts: dict[str, float]) -> Side:
-        """A side's logits. To tell gradients apart, the method is given a leaf in their place: its gradient, once the
-        loss has been differentiated, is what goes back through the model."""
+        """What a method sees of a side. To tell gradients apart, it is given leaves in the place of logits and
+        activations: their gradients, once the loss has been differentiated, are what goes back through the model."""
         batch = dict(inputs[side])
         labels = batch.pop("labels")
-        live = self.method.reference in ("live", "both") and side == "retain"
-        reference = self._reference_logits(model, batch) if live else None
-        logits = model(**batch).logits
+        ref_logits, ref_activations = self._reference(model, batch, side)
+        logits, activations = _seen(
+            self.accelerator.unwrap_model(model), places(self.looks, side, "model"), lambda: model(**batch).logits
+        )
         if self._norms is not None:
-            leaf = logits.detach().requires_grad_()
-            self._halves[side] = (logits, leaf)
-            logits = leaf
+            halves = self._halves[side] = []
+            logits = _leaf(logits, halves)
+            activations = activations.map(lambda value: _leaf(value, halves))
         return Side(
             logits=logits,
             labels=labels,
             n_tokens=counts[f"{side}_tokens"],
             n_rows=counts[f"{side}_rows"],
-            ref_logits=reference,
-            ref_logprob=inputs.get(f"{side}_ref_logprob"),
+            ref_logits=ref_logits if self.wanted.get(side) == "logits" else None,
+            ref_logprob=inputs.get(_logprob_of(side)),
+            activations=activations,
+            ref_activations=ref_activations,
         )
 
     @torch.no_grad()
-    def _reference_logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _reference(self, model: nn.Module, batch: dict[str, Tensor], side: str) -> tuple[Tensor | None, Activations]:
+        """The vanilla model's logits and activations, if the method asks for any of this side."""
+        looked = places(self.looks, side, "vanilla")
+        if not looked and self.wanted.get(side) != "logits":
+            return None, Activations()
         with ExitStack() as stack:
             reference: Any = self.reference
             if reference is None:
@@ -201,7 +211,9 @@ class UnlearnTrainer(Trainer):
                 reference.eval()
             device = next(reference.parameters()).device
             moved = {name: value.to(device) for name, value in batch.items()}
-            return reference(**moved).logits.to(batch["input_ids"].device)
+            logits, activations = _seen(reference, looked, lambda: reference(**moved).logits)
+            home = batch["input_ids"].device
+            return logits.to(home), activations.map(lambda value: value.to(home))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Say what a checkpoint lacks, but for weights that are tied to others and so need not be in it."""
@@ -236,6 +248,24 @@ class UnlearnTrainer(Trainer):
             logs |= {f"grad_norm_{side}": norm for side, norm in norms.items()}
             self._terms.clear()
         super().log(logs, *args, **kwargs)
+
+
+def _seen(model: nn.Module, looked: list[Placement], logits: Callable[[], Tensor]) -> tuple[Tensor, Activations]:
+    """Logits of a forward, and its activations at the places that are looked at, if any."""
+    if not looked:
+        return logits(), Activations()
+    with captured(model, looked) as activations:
+        found = logits()
+    return found, activations
+
+
+def _leaf(value: Tensor, halves: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """A leaf in a value's place, noted beside it; the value itself where nothing that is trained is below it."""
+    if not value.requires_grad:
+        return value
+    leaf = value.detach().requires_grad_()
+    halves.append((value, leaf))
+    return leaf
 
 
 @torch.no_grad()

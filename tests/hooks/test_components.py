@@ -73,7 +73,7 @@ def test_mixtures_of_experts_have_experts_and_a_router(model_type):
 
 
 def test_a_family_that_names_no_input_projections_has_them_beside_the_output(monkeypatch):
-    monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
+    monkeypatch.setattr(families, "BY_TYPE", families.BY_TYPE.copy())
     known = families.family_of("llama")
     roles = {"mlp_out_proj": "mlp.down_proj", "attn_out_proj": "self_attn.o_proj"}
     register_family(Family("short", ("llama",), known.layers, roles, known.final_norm), replace=True)

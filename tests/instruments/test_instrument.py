@@ -26,7 +26,7 @@ def test_every_instrument_reads_a_tiny_case_under_its_nulls_and_leaves_the_model
 
 
 def test_an_unknown_instrument_is_named_with_the_nearest():
-    with pytest.raises(krs.KrsError, match="there is no instrument 'usd'.*Did you mean 'uds'"):
+    with pytest.raises(krs.KrsError, match="unknown instrument 'usd'.*Did you mean 'uds'"):
         instrument("usd")
 
 

@@ -42,7 +42,7 @@ class Never(Backwards):
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(engines, "_ENGINES", dict(engines._ENGINES))
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES.copy())
 
 
 def _sweep(v, u, **options):
@@ -88,7 +88,7 @@ def test_what_is_no_engine_and_names_that_are_taken(registry, as_a_user):
         register_engine(object())
     other = Backwards()
     other.name = "plain"
-    with pytest.raises(KrsError, match="the engine name 'plain' is taken"):
+    with pytest.raises(KrsError, match="the engine 'plain' is registered already, by krs.restore.plain: choose"):
         register_engine(other)
     with pytest.raises(KrsError, match="engine='fast': choose one of 'auto', 'wavefront', 'plain'"):
         _sweep(*pair("llama"), engine="fast")

@@ -23,7 +23,7 @@ class Pause(study.Part):
 @pytest.fixture
 def stub(monkeypatch):
     """A step that is registered by the test alone."""
-    monkeypatch.setattr(steps, "_REGISTRY", dict(steps._REGISTRY))
+    monkeypatch.setattr(steps, "REGISTRY", steps.REGISTRY.copy())
 
     @study.register("stub")
     class Stub(study.Step):

@@ -72,7 +72,7 @@ def test_a_grid_is_models_x_concepts_x_methods_x_strengths_x_seeds_and_pairs(pla
         ("windows: 3", "window: 3", r"line 20: steps.sweep.window: there is no such field: .* Did you mean 'windows'"),
         ("windows: 3", "windows: three", r"line 20: steps.sweep.windows: input should be a valid integer"),
         ("windows: 3", "settings: [mlp_cof]", r"line 20: steps.sweep.settings: .*mlp_cof"),
-        ("sweep:", "swep:", r"line 19: steps.swep: there is no step 'swep': .*Did you mean 'sweep'\?"),
+        ("sweep:", "swep:", r"line 19: steps.swep: unknown step 'swep': .*Did you mean 'sweep'\?"),
         ("  unlearn:\n", "", r"line 18: steps.sweep: it needs unlearn, which has to come before it"),
         ("[0, 1]", "[0, 0]", r"line 13: seeds\[1\]: '0' is in seeds already"),
         ("label: hound", "label: CAT", r"line 4: concepts\[1\]: 'CAT' is in concepts already"),

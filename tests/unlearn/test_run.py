@@ -51,10 +51,10 @@ def _nll(model, texts=FORGET):
 
 
 EDITS = ["memit_empty", "memit_entropy"]
-METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "simnpo"]
+METHODS = ["dpo_idk", "dpo_retain_text", "ga", "grad_diff", "grad_diff_ce", "npo", "npo_kl", "rmu", "simnpo", "undial"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "rmu"])  # rmu's loss is not one of likelihoods
 def test_a_method_makes_the_forget_texts_unlikely_and_leaves_the_vanilla_model_alone(name):
     vanilla = build("llama")
     before = state(vanilla)
@@ -147,7 +147,7 @@ def test_chat_prompts_go_through_the_template(tokenizer):
         ("nppo", {}, "unknown unlearning method 'nppo'.*Did you mean 'npo'"),
         ("memit_empty", {"layers": 99}, "layers=99 is a int: give a list such as .3, 4. or nothing"),
         ("npo", {"steps": 0}, "steps=0: it has to be positive"),
-        ("gradient_descent", {}, "unknown unlearning method .* there are dpo_idk, .*npo"),
+        ("gradient_descent", {}, "unknown unlearning method .* known are dpo_idk, .*npo"),
         ("npo", {"learning_rate": 1e-30}, "no parameter moved"),
         ("grad_diff", {"learning_rate": 1e30, "steps": 6, "weight_decay": 0.0}, "lower the learning rate"),
     ],

@@ -1,5 +1,6 @@
 """What could fail at the end is tried before the start, and what fails all the same is not lost."""
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import torch
 import krs
 from krs import KrsError, unlearn
 from krs.unlearn.config import Config, EditConfig
-from krs.unlearn.methods import _REGISTRY, Edit, Method, register
+from krs.unlearn.methods import Edit, Method, register
 from krs.unlearn.preflight import check_space
 from tests.tiny import build, same_state, state
 from tests.unlearn.memit_case import CORPUS
@@ -31,12 +32,11 @@ def _run(vanilla, name="npo", **options):
 
 
 @pytest.fixture
-def plugin():
+def plugin(monkeypatch):
     """Registers a method for one test."""
-    before = dict(_REGISTRY)
-    yield register
-    _REGISTRY.clear()
-    _REGISTRY.update(before)
+    methods = importlib.import_module("krs.unlearn.methods")  # the package has a function of that name
+    monkeypatch.setattr(methods, "REGISTRY", methods.REGISTRY.copy())
+    return register
 
 
 def _never(plugin):
