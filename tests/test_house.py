@@ -31,9 +31,10 @@ FLOORS = {
     "restore": 5,
     "unlearn": 6,
     "plots": 6,
-    "study": 7,
-    "demo": 7,
-    "cli": 8,
+    "instruments": 7,
+    "study": 8,
+    "demo": 8,
+    "cli": 9,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
 

@@ -1,0 +1,1 @@
+"""Instruments that look for knowledge in a model, and models whose truth is known to test them on."""
