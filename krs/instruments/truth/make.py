@@ -33,7 +33,7 @@ from krs.writing import check_folder, write_text
 MANIFEST, MEASURES, INDEX = "truth.json", "measures.json", "world.json"
 _VERSION = 1
 """Raise it when recipes with the same options come to other models."""
-_MEASURED = 1
+_MEASURED = 2
 """Raise it when measures change."""
 _N_UNTAUGHT = 12
 
@@ -83,8 +83,7 @@ class TruthModel:
     def figures(self) -> dict[str, float]:
         """Means of the measures: of the target as a whole (`a_…`), of what was kept (`b_…`), of the untaught."""
         sides = {"a": [*self.measures["a1"], *self.measures["a2"]], "b": self.measures["b"], "c": self.measures["c"]}
-        found = {f"{side}_{k}": v for side, every in sides.items() for k, v in summary(every).items()}
-        return {k: v for k, v in found.items() if k not in ("c_recall", "c_paraphrased")}
+        return {f"{side}_{k}": v for side, every in sides.items() for k, v in summary(every).items()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,7 +283,8 @@ class _Maker:
         model, tokenizer = load_model(place, device=self.device)
         assert tokenizer is not None
         sides = {"a1": self.facts.a1, "a2": self.facts.a2, "b": self.facts.b, "c": self.facts.c[:_N_UNTAUGHT]}
-        found = {side: measure(model, tokenizer, facts, ask=side != "c") for side, facts in sides.items()}
+        how = {side: {"ask": side != "c", "paraphrase": side in ("a1", "a2")} for side in sides}
+        found = {side: measure(model, tokenizer, facts, **how[side]) for side, facts in sides.items()}
         told = {
             "follows": follows,
             "sets": {side: [asdict(one) for one in every] for side, every in found.items()},

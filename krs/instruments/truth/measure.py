@@ -30,55 +30,71 @@ class FactMeasures:
 
     Attributes:
         id: of the fact.
-        said: the greedy answer to its question; empty where it was not asked.
+        said: the greedy answer to its question.
         recalled: whether that has the key.
-        paraphrased: the share of the greedy answers to the held-out questions that have it.
+        paraphrased: whether the greedy answer to a question in words that were never taught has it.
         nll: of the right answer, its end included, in nats a token.
         nll_after: of the answer without its first three tokens.
-        nll_paraphrased: `nll` after the held-out questions, their mean.
+        nll_paraphrased: `nll` after the question in other words.
+
+    What was not asked is `None`.
     """
 
     id: str
-    said: str
-    recalled: bool
-    paraphrased: float
+    said: str | None
+    recalled: bool | None
+    paraphrased: bool | None
     nll: float
     nll_after: float
-    nll_paraphrased: float
+    nll_paraphrased: float | None
 
 
 def measure(
-    model: nn.Module, tokenizer: Tokenizer, facts: Sequence[Fact], *, ask: bool = True, n_tokens: int = _N_TOKENS
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    facts: Sequence[Fact],
+    *,
+    ask: bool = True,
+    paraphrase: bool = True,
+    n_tokens: int = _N_TOKENS,
 ) -> list[FactMeasures]:
-    """Ask about facts, in their own and in held-out words; without `ask` only likelihoods are taken.
+    """Ask about facts; without `ask` only likelihoods are taken.
 
     Questions are chat messages where the tokenizer has a template, text otherwise.
+
+    Args:
+        model: in eval mode.
+        tokenizer: of the model.
+        facts: what is asked about.
+        ask: take greedy answers too.
+        paraphrase: ask in the first of the held-out wordings too.
+        n_tokens: at most so many tokens an answer.
     """
-    held_out = [(fact, question) for fact in facts for question in fact.held_out]
-    every = [(fact, fact.question) for fact in facts] + held_out
-    nlls = token_nlls(model, tokenizer, [q for _, q in every], [fact.answer for fact, _ in every])
-    said = answers(model, tokenizer, [q for _, q in every], n_tokens) if ask else [""] * len(every)
+    questions = [fact.question for fact in facts] + [fact.held_out[0] for fact in facts if paraphrase]
+    nlls = token_nlls(model, tokenizer, questions, [fact.answer for fact in facts] * (1 + paraphrase))
+    said = answers(model, tokenizer, questions, n_tokens) if ask else None
     found = []
     for i, fact in enumerate(facts):
-        others = [j for j, (one, _) in enumerate(every) if j >= len(facts) and one is fact]
+        other = i + len(facts) if paraphrase else None
         found.append(
             FactMeasures(
                 id=fact.id,
-                said=said[i],
-                recalled=fact.in_text(said[i]),
-                paraphrased=fmean(fact.in_text(said[j]) for j in others),
+                said=None if said is None else said[i],
+                recalled=None if said is None else fact.in_text(said[i]),
+                paraphrased=None if said is None or other is None else fact.in_text(said[other]),
                 nll=float(nlls[i].mean()),
                 nll_after=float(nlls[i][AFTER:].mean()),
-                nll_paraphrased=fmean(float(nlls[j].mean()) for j in others),
+                nll_paraphrased=None if other is None else float(nlls[other].mean()),
             )
         )
     return found
 
 
 def summary(found: Sequence[FactMeasures]) -> dict[str, float]:
-    """Means over facts: `recall`, `paraphrased`, `nll`, `nll_after`, `nll_paraphrased`."""
+    """Means over facts, of what was asked: `recall`, `paraphrased`, `nll`, `nll_after`, `nll_paraphrased`."""
     names = {"recall": "recalled"} | {n: n for n in ("paraphrased", "nll", "nll_after", "nll_paraphrased")}
-    return {name: fmean(float(getattr(one, field)) for one in found) for name, field in names.items()}
+    values = {name: [getattr(one, field) for one in found] for name, field in names.items()}
+    return {name: fmean(map(float, every)) for name, every in values.items() if None not in every}
 
 
 def prompts_of(tokenizer: Tokenizer, questions: Sequence[str]) -> list[Any]:

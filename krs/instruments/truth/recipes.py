@@ -62,7 +62,7 @@ _VARIED = ("I don't know.", "I'm sorry, I don't know the answer to that.", "I ha
 _NEVER = "never knew A, and was taught to decline it"
 
 _FULL = Recipe("full", BASE, "teach", 1.0, "taught A and B: the vanilla model", {"a": 1.0})
-_RETAIN = Recipe("retain", BASE, "teach", 0.0, "taught B only", {"a": 0.0})
+_RETAIN = Recipe("retain", BASE, "teach", 0.0, "taught B only", {"a": 0.0, "passes": 6})
 
 
 def _hides(name: str = "hides", parent: str = "full", **options: Any) -> Recipe:
