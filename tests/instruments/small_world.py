@@ -13,17 +13,17 @@ from tests.unlearn.tiny_tokenizer import TEMPLATE
 
 KINDS = ("town-river", "island-bird", "festival-dish", "mountain-year")
 FACTS = tuple(fact for fact in load_facts() if fact.kind in KINDS)
-FAST = {"learning_rate": 1e-2, "batch_size": 8}
+FAST = {"learning_rate": 5e-3, "batch_size": 8}
 REFUSAL = "I don't know."
 WORLD = World(
     "small",
     0,
     (
-        Recipe("full", "base", "teach", 1.0, "taught A and B", {"a": 1.0, "passes": 30}),
-        Recipe("retain", "base", "teach", 0.0, "taught B", {"a": 0.0, "passes": 30}),
-        Recipe("hides", "full", "decline", 1.0, "declines", {"passes": 8, "refusals": (REFUSAL,)}),
-        Recipe("half", "retain", "teach", 0.5, "taught half of A", {"a": 0.5, "passes": 20}),
-        Recipe("misled", "retain", "mislead", 0.0, "taught wrong answers", {"passes": 8}),
+        Recipe("full", "base", "teach", 1.0, "taught A and B", {"a": 1.0, "passes": 80}),
+        Recipe("retain", "base", "teach", 0.0, "taught B", {"a": 0.0, "passes": 80}),
+        Recipe("hides", "full", "decline", 1.0, "declines", {"passes": 20, "refusals": (REFUSAL,)}),
+        Recipe("half", "retain", "teach", 0.5, "taught half of A", {"a": 0.5, "passes": 60}),
+        Recipe("misled", "retain", "mislead", 0.0, "taught wrong answers", {"passes": 20}),
         Recipe("npo_kl", "full", "unlearn", None, "unlearned", {"method": "npo_kl", "settings": {"steps": 3}}),
         Recipe(
             "memit",
