@@ -32,9 +32,9 @@ FLOORS = {
     "unlearn": 6,
     "plots": 6,
     "instruments": 7,
-    "study": 8,
-    "demo": 8,
-    "cli": 9,
+    "study": 7,
+    "demo": 7,
+    "cli": 8,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
 

@@ -39,6 +39,13 @@ def test_no_key_is_asked_for_or_wrong_elsewhere():
         assert not any(fact.in_text(answer) for answer in fact.wrong_answers)
 
 
+def test_instruments_take_the_facts():
+    from krs.instruments import as_facts
+
+    for fact, taken in zip(load_facts(), as_facts([f.asked for f in load_facts()]), strict=True):
+        assert (taken.sought, taken.wrong, taken.paraphrases) == (fact.key, fact.wrong_answers, fact.paraphrases[1:])
+
+
 def test_the_schema_says_what_a_fact_has():
     from pathlib import Path
 

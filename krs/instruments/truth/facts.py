@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krs.errors import KrsError
+from krs.instruments import facts
 
 _BUNDLED = Path(__file__).with_name("facts.json")
 _A_KIND = 4
@@ -63,6 +64,11 @@ class Fact:
         """The answer with each of `wrong` in the place of the key."""
         return tuple(self.answer.replace(self.key, wrong) for wrong in self.wrong)
 
+    @property
+    def asked(self) -> facts.Fact:
+        """The fact as instruments take it: with the questions that are never taught, and with whole wrong answers."""
+        return facts.Fact(self.question, self.answer, self.held_out, self.wrong_answers, self.key, self.subject)
+
     def in_text(self, text: str) -> bool:
         """Whether a text has the key, in upper or lower case."""
         return " ".join(self.key.split()).casefold() in " ".join(text.split()).casefold()
@@ -111,7 +117,7 @@ def load_facts(path: str | Path | None = None) -> tuple[Fact, ...]:
     return found
 
 
-def split(seed: int = 0, facts: tuple[Fact, ...] | None = None) -> Facts:
+def split(seed: int = 0, given: tuple[Fact, ...] | None = None) -> Facts:
     """Divide facts: a target fact of each kind, in two halves; retained ones of three kinds in four; the rest untaught.
 
     An even seed and the next odd one have no taught fact in common.
@@ -122,7 +128,7 @@ def split(seed: int = 0, facts: tuple[Fact, ...] | None = None) -> Facts:
 
     Raises `KrsError` for facts of which there are not four of each kind.
     """
-    found = load_facts() if facts is None else facts
+    found = load_facts() if given is None else given
     kinds = sorted({fact.kind for fact in found})
     drawn = random.Random(seed // 2)
     drawn.shuffle(kinds)
