@@ -15,7 +15,9 @@ from krs.instruments.truth.steer import steer
 from krs.instruments.truth.teach import TeachConfig, Teaching, teach
 from krs.models.load import load as load_model
 from krs.unlearn.methods import Side
-from tests.instruments.small_world import FACTS, FAST, REFUSAL, WORLD, base, tokenizer
+from tests.instruments.small_world import FACTS, FAST, REFUSAL, WORLD, base
+from tests.tiny import build, same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -204,10 +206,11 @@ def test_a_bad_file_of_facts_is_refused(tmp_path, change, message):
         load_facts(file)
 
 
-def test_teaching_needs_a_tokenizer(world):
-    model, _ = load_model(world / "base")
-    model.config._name_or_path = ""
+def test_teaching_needs_a_tokenizer():
+    model = build("llama")
+    before = state(model)
     with pytest.raises(KrsError, match="no tokenizer was found beside the model"):
-        teach(model, [("a", "b")], progress=False)
-    taught = teach(model, [("the town", "of Bramstollen")], tokenizer=tokenizer(), passes=1, progress=False)
-    assert taught is not model
+        teach(model, [("the cat", "sat")], progress=False)
+    taught = teach(model, [("the cat", "sat")], tokenizer=tiny_tokenizer(), passes=1, progress=False)
+    assert same_state(model, before)
+    assert not same_state(taught, before)
