@@ -24,7 +24,6 @@ from krs.unlearn.methods import Method, Side
 from krs.unlearn.preflight import check_finite
 from krs.unlearn.settings import check_settings
 from krs.unlearn.student import check_trainable, context
-from krs.unlearn.train import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +87,8 @@ def teach(
     Raises `KrsError` for bad input before training, and when training breaks the model or does not move it.
     """
     require("accelerate", "unlearn", "teaching")
+    from krs.unlearn.train import train
+
     check_settings(doing, TeachConfig, settings)
     texts = check_texts(lessons, "lessons")
     config = TeachConfig(**settings)
