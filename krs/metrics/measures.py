@@ -184,6 +184,15 @@ def register_measure(measure: Measure) -> Measure:
     return measure
 
 
+def measure_label(name: str) -> str:
+    """How figures name a measure, also one that is not registered here.
+
+    >>> measure_label("kl"), measure_label("my_margin")
+    ('KL divergence from the reference', 'my margin')
+    """
+    return _REGISTRY[name].label if name in _REGISTRY else name.replace("_", " ")
+
+
 def measure(given: str | Measure | MeasureFunction) -> Measure:
     """A measure from its name, or from a function of `(logits, reference_logits, target_ids)`."""
     if isinstance(given, Measure):

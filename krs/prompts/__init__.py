@@ -3,7 +3,7 @@
 from krs.prompts.answers import Answer, encode_answers, end_of_answer
 from krs.prompts.batch import Scoring, TokenBatch, check_reach, next_token_batch, paper_code_batch
 from krs.prompts.checks import Prompt, Prompts, check_messages, check_prompt, check_prompts, check_strings, is_chat
-from krs.prompts.encode import decode, encode, needs_tokenizer
+from krs.prompts.encode import decode, encode, needs_tokenizer, pieces
 from krs.prompts.listed import kind, listed
 from krs.prompts.notes import answer_notes, bare_texts, prompt_notes
 from krs.prompts.rows import Ids
@@ -34,6 +34,7 @@ __all__ = [
     "needs_tokenizer",
     "next_token_batch",
     "paper_code_batch",
+    "pieces",
     "prompt_length",
     "prompt_notes",
     "tokenise",

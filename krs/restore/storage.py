@@ -16,7 +16,8 @@ from krs.hooks.points import Setting, setting
 from krs.metrics.score import SCORINGS
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured
-from krs.restore.plan import PARTS, Plan
+from krs.restore.axes import Axis
+from krs.restore.plan import EACH, PARTS, Plan
 from krs.restore.windows import Window
 from krs.writing import write_bytes
 
@@ -48,9 +49,12 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
         "windows": [asdict(w) for w in result.plan.windows],
         "n_layers": result.plan.n_layers,
         "positions": result.plan.positions,
+        "axes": [asdict(axis) for axis in result.plan.axes],
+        "places": result.plan.places,
         "scoring": result.scoring,
         "prompts": result.prompts,
         "answers": result.answers,
+        "pieces": result.pieces,
         "provenance": result.provenance,
     }
     arrays = {name: getattr(result.losses, name) for name in (*_LOSSES, "donor")}
@@ -58,6 +62,8 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
         arrays |= {f"{name}.{part}": getattr(kept, part) for part in _PARTS}
     if result.part is not None:
         arrays["part"] = result.part
+    if result.reach is not None:
+        arrays["reach"] = result.reach
     if result.token_ids:
         arrays["tokens"] = np.array([t for pair in result.token_ids for ids in pair for t in ids], dtype=np.int64)
         arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in result.token_ids], dtype=np.int64)
@@ -130,6 +136,7 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
         parts = provenance.get("parts")
         _need(_is_list_of(lambda p: isinstance(p, dict))(parts), "'part' refers to parts that provenance does not name")
         _need(part.min(initial=-1) >= -1 and part.max(initial=-1) < len(parts or []), "'part' refers to no part")
+    ids = _token_ids(arrays, prompts)
     return SweepResult(
         plan=plan,
         losses=losses,
@@ -138,7 +145,9 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
         answers=tuple(map(_frozen, texts["answers"])),
         provenance=provenance,
         part=part,
-        token_ids=_token_ids(arrays, prompts),
+        token_ids=ids,
+        pieces=_pieces(header.get("pieces", []), ids),
+        reach=_reach(arrays.get("reach"), prompts, bool(plan.places)),
     )
 
 
@@ -156,7 +165,24 @@ def _plan(header: dict[str, Any]) -> Plan:
         windows.append(Window(name, tuple(layers)))
     positions = _entry(header, "positions", _is_positions)
     positions = _frozen(positions)
-    return Plan(tuple(_setting(name) for name in names), tuple(windows), n_layers, positions)
+    settings = tuple(_setting(name) for name in names)
+    places = header.get("places", [])
+    whole = isinstance(places, list) and all(isinstance(p, int) and not isinstance(p, bool) for p in places)
+    _need(whole and bool(places) == (positions == EACH), f"its places are {str(places)[:60]!r}")
+    return Plan(settings, tuple(windows), n_layers, positions, _axes(header.get("axes", []), settings), tuple(places))
+
+
+def _axes(listed: Any, settings: tuple[Setting, ...]) -> tuple[Axis, ...]:
+    """Which settings are heads or units of one point; nothing for results of earlier versions."""
+    _need(_is_list_of(lambda v: isinstance(v, dict))(listed), "'axes' is no list")
+    found = []
+    for said in listed:
+        name = _entry(said, "name", lambda v: v in ("head", "unit"))
+        texts = [_entry(said, key, lambda v: isinstance(v, str)) for key in ("point", "label")]
+        first, numbers = _entry(said, "first", _is_count), _entry(said, "numbers", _is_list_of(_is_count))
+        _need(first + len(numbers) <= len(settings), f"the axis of {texts[0]!r} has settings that there are not")
+        found.append(Axis(name, *texts, first, tuple(numbers)))
+    return tuple(found)
 
 
 def _losses(arrays: dict[str, np.ndarray], restorations: int, measures: Any) -> Losses:
@@ -201,6 +227,21 @@ def _token_ids(arrays: dict[str, np.ndarray], prompts: int) -> tuple[tuple[tuple
     return tuple(zip(rows[::2], rows[1::2], strict=True))
 
 
+def _pieces(said: Any, ids: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> tuple[tuple[str, ...], ...]:
+    """The tokens as text; nothing for results of earlier versions, and without a tokenizer."""
+    _need(_is_list_of(_is_list_of(lambda v: isinstance(v, str)))(said), "'pieces' is no list of texts")
+    _need([len(p) + len(a) for p, a in ids] == [len(row) for row in said] or not said, "'pieces' are of other tokens")
+    return tuple(map(tuple, said))
+
+
+def _reach(found: np.ndarray | None, prompts: int, needed: bool) -> np.ndarray | None:
+    """How many positions each prompt has on either side of its answer's beginning."""
+    _need(found is not None or not needed, "the array 'reach' is missing")
+    if found is not None:
+        _need(found.shape == (prompts, 2) and found.dtype == np.int64, f"'reach' is {_shape(found)}")
+    return found
+
+
 def _entry(header: dict[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:
     _need(name in header, f"{name!r} is missing in its header")
     _need(fits(header[name]), f"{name!r} is {str(header[name])[:60]!r} in its header")
@@ -221,7 +262,7 @@ def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_positions(value: Any) -> bool:
-    if value is None or (isinstance(value, str) and value in PARTS):
+    if value is None or (isinstance(value, str) and value in (*PARTS, EACH)):
         return True
     numbers = _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))
     return bool(value) and (numbers(value) or (_is_list_of(numbers)(value) and all(value)))
