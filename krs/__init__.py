@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WEIGHTS,
     )
     from krs.models import load
-    from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
+    from krs.restore import MeanResult, Plan, SweepResult, concat, load_result, mean, patch_sweep, sweep, windows
 
 __version__ = version("krs")
 
@@ -60,13 +60,16 @@ __all__ = [
     "Generated",
     "KrsError",
     "KrsWarning",
+    "MeanResult",
     "Plan",
     "SweepResult",
+    "concat",
     "data",
     "generate",
     "hooks",
     "load",
     "load_result",
+    "mean",
     "metrics",
     "patch_sweep",
     "plots",
@@ -84,6 +87,7 @@ __getattr__, __dir__ = on_demand(
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
         **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
         "load": "krs.models:",
-        **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
+        **dict.fromkeys(("MeanResult", "Plan", "SweepResult"), "krs.restore:"),
+        **dict.fromkeys(("concat", "load_result", "mean", "patch_sweep", "sweep"), "krs.restore:"),
     },
 )

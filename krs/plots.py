@@ -101,7 +101,7 @@ def plot_lines(
 
     Returns the axes. In a notebook the figure shows itself; `ax.figure.savefig("fig1.png")` saves it.
     """
-    axes = axes_of(ax) if ax is not None else _new_axes()
+    axes = _axes(ax)
     names = list(table.index)
     numeric = all(isinstance(n, int | np.integer) for n in names)
     x = np.array(names if numeric else range(len(names)), dtype=float)
@@ -111,8 +111,8 @@ def plot_lines(
         for member in members:
             axes.plot(x, member.iloc[:, i].to_numpy(dtype=float), color=colour, linewidth=0.5, alpha=0.3, zorder=1)
         if low is not None and high is not None:
-            edges = [edge.iloc[:, i].to_numpy(dtype=float) for edge in (low, high)]
-            axes.fill_between(x, *edges, color=colour, alpha=0.18, linewidth=0, zorder=2)
+            below, above = (edge.iloc[:, i].to_numpy(dtype=float) for edge in (low, high))
+            axes.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, zorder=2)
         style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "linewidth": 1.6}
         values = table.iloc[:, i].to_numpy(dtype=float)
         axes.plot(x, values, label=label, color=colour, zorder=3, **style)
@@ -141,6 +141,7 @@ def plot_maps(
     value_label: str,
     title: str = "",
     ticks: Sequence[str] | None = None,
+    divide: int | None = None,
     ax: Any = None,
 ) -> Axes:
     """Heat maps side by side, one scale for all: layers upwards, positions or heads to the right.
@@ -155,6 +156,7 @@ def plot_maps(
         value_label: of the colours.
         title: above it all.
         ticks: texts of the columns, instead of their names.
+        divide: a column before which a line is drawn.
         ax: axes for one map, or an empty figure to lay several out in; a new figure if not given.
 
     Returns the axes of the first map; its `figure` has all of them.
@@ -164,7 +166,7 @@ def plot_maps(
     panels = _panels(ax, len(tables))
     cells = np.concatenate([table.to_numpy(dtype=float).ravel() for table in tables.values()])
     colours, said = _colours(cells)
-    image = None
+    image: Any = None
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         axes.set_facecolor(_NONE)
         image = axes.imshow(
@@ -172,10 +174,15 @@ def plot_maps(
         )
         _name_ticks(axes, "y", [str(n) for n in table.index])
         _name_ticks(axes, "x", [str(c) for c in table.columns] if ticks is None else list(ticks), ticks is not None)
-        axes.set_xlabel(x_label)
         axes.set_title(name, fontsize=9)
+        if divide is not None:
+            axes.axvline(divide - 0.5, color="white", linewidth=1.2, linestyle="--")
     panels[0].set_ylabel(y_label)
     figure = panels[0].figure
+    if len(panels) > 1:
+        figure.supxlabel(x_label, fontsize="medium")
+    else:
+        panels[0].set_xlabel(x_label)
     if title and len(panels) > 1:
         figure.suptitle(title, fontsize=9)
     elif title:
@@ -218,7 +225,9 @@ def _panels(ax: Any, n: int) -> list[Axes]:
         require("matplotlib", "plot", "a figure")
         import matplotlib.pyplot as plt
 
-        ax = plt.figure(figsize=(_SIZE[0] * (1 + 0.55 * (n - 1)), _SIZE[1]), layout="constrained")
+        ax = plt.figure(figsize=_SIZE, layout="constrained")
+    if tuple(ax.get_size_inches()) == _SIZE:
+        ax.set_size_inches(_SIZE[0] * (1 + 0.55 * (n - 1)), _SIZE[1])
     return list(ax.subplots(1, n, squeeze=False, sharey=True)[0])
 
 
@@ -248,7 +257,7 @@ def plot_drift(drift: HasFrame, value: str = "relative_change", ax: Axes | None 
     """
     if value not in ("relative_change", "cosine", "identical"):
         raise KrsError(f"value={value!r}: choose 'relative_change', 'cosine' or 'identical'")
-    axes = axes_of(ax) if ax is not None else _new_axes()
+    axes = _axes(ax)
     table = drift.frame.pivot_table(index="component", columns="layer", values=value, sort=False)
     layers = sorted(int(layer) for layer in table.columns)
     table = table[layers]
@@ -285,7 +294,7 @@ def plot_tradeoff(points: Mapping[str, Sequence[HasTable]], ax: Axes | None = No
         raise KrsError(
             "a result has no unrelated questions, the figure's y axis: pass unrelated= to krs.metrics.answers"
         )
-    axes = axes_of(ax) if ax is not None else _new_axes()
+    axes = _axes(ax)
     for i, (name, found) in enumerate(tables.items()):
         x, y = ([table.bleu[side] for table in found] for side in ("target", "unrelated"))
         colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(found))
@@ -354,7 +363,7 @@ def plot_points(table: DataFrame, ax: Axes | None = None) -> Axes:
             (BLEU, 0 to 100); a line joins a method's points in the table's order, and markers grow along it.
         ax: axes to draw on; new ones if not given.
     """
-    axes = axes_of(ax) if ax is not None else _new_axes()
+    axes = _axes(ax)
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
         colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(part))
         axes.plot(part.target, part.unrelated, color=colour, linewidth=0.9, alpha=0.6, zorder=1)
@@ -421,14 +430,12 @@ def save_figure_or_say(result: Drawn | Mapping[str, Sequence[HasTable]], path: P
     return [path.name]
 
 
-def axes_of(ax: Any) -> Axes | None:
-    """The axes given, or those of an empty figure that was given."""
-    return ax.add_subplot() if hasattr(ax, "add_subplot") else ax
+def _axes(ax: Any) -> Axes:
+    """The axes given, or axes of an empty figure that was given; else of a pyplot figure, which a notebook shows."""
+    if ax is None:
+        require("matplotlib", "plot", "a figure")
+        import matplotlib.pyplot as plt
 
-
-def _new_axes() -> Axes:
-    """Axes of a pyplot figure, which a notebook shows by itself."""
-    require("matplotlib", "plot", "a figure")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=_SIZE, layout="constrained")[1]
+        return plt.subplots(figsize=_SIZE, layout="constrained")[1]
+    found: Axes = ax.add_subplot() if hasattr(ax, "add_subplot") else ax
+    return found

@@ -149,7 +149,6 @@ class ActivationPoint(Point):
             _no_heads(self)
         return self._choose("heads", heads)
 
-
     def each_head(self) -> Each:
         """One setting for each attention head that the model has: an axis of a sweep.
 
@@ -162,7 +161,9 @@ class ActivationPoint(Point):
         Raises `KrsError` for a point whose units are not those of heads.
         """
         if self.chosen is not None:
-            raise KrsError(f"{self.name} has its {self.chosen.what} chosen already: {self.name}.each() goes through them")
+            raise KrsError(
+                f"{self.name} has its {self.chosen.what} chosen already: {self.name}.each() goes through them"
+            )
         if self.heads_of is None:
             _no_heads(self)
         return Each(self, "heads")

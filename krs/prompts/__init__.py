@@ -7,6 +7,7 @@ from krs.prompts.encode import decode, encode, needs_tokenizer, pieces
 from krs.prompts.listed import kind, listed
 from krs.prompts.notes import answer_notes, bare_texts, prompt_notes
 from krs.prompts.rows import Ids
+from krs.prompts.subjects import check_subjects, subject_positions
 from krs.prompts.tokens import check_template_arguments, prompt_length, tokenise, with_template_arguments
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_prompts",
     "check_reach",
     "check_strings",
+    "check_subjects",
     "check_template_arguments",
     "decode",
     "encode",
@@ -37,6 +39,7 @@ __all__ = [
     "pieces",
     "prompt_length",
     "prompt_notes",
+    "subject_positions",
     "tokenise",
     "with_template_arguments",
 ]

@@ -90,9 +90,9 @@ class TokenBatch:
 
         `"prompt"`, `"answer"`, `"scored"` (those whose logits are compared) or `"last_prompt"` names a part; integers
         count in each prompt's own tokens from its first one, negative ones back from the end of the prompt (`-1` is its
-        last token); a tuple of tuples has integers for each prompt. A number alone counts from the answer's first token in
-        every prompt (`0`; `-1` is the prompt's last). An answer that ended before a position has nothing
-        to restore there; see `check_reach` for positions that no answer can have.
+        last token); a tuple of tuples has integers for each prompt. A number alone counts from the answer's first token
+        in every prompt (`0`; `-1` is the prompt's last). An answer that ended before a position has nothing to restore
+        there; see `check_reach` for positions that no answer can have.
         """
         if positions is None:
             return None

@@ -49,9 +49,7 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool =
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
-def pieces(
-    prompts: Sequence[Ids], answers: Sequence[Ids], tokenizer: Tokenizer
-) -> tuple[tuple[str, ...], ...]:
+def pieces(prompts: Sequence[Ids], answers: Sequence[Ids], tokenizer: Tokenizer) -> tuple[tuple[str, ...], ...]:
     """Each prompt with its answer as text, a string a token."""
     known: dict[int, str] = {}
 

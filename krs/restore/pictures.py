@@ -59,7 +59,8 @@ def draw_maps(
     x = "Position, from the answer's first token" if positions else " or ".join(sorted(parts)).capitalize()
     ticks = ticks if positions else None
     options: dict[str, Any] = {"x_label": x, "y_label": x_label(plan), "value_label": value, "title": title}
-    return plot_maps(tables, **options, ticks=ticks, ax=ax)
+    divide = plan.places.index(0) if 0 in plan.places[1:] else None
+    return plot_maps(tables, **options, ticks=ticks, divide=divide, ax=ax)
 
 
 def part_name(plan: Plan, column: int) -> str:

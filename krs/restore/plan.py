@@ -172,9 +172,7 @@ def chosen_columns(plan: Plan, setting: Named | None) -> list[int]:
         return list(range(len(plan.columns)))
     names = names_of(setting)
     per = max(1, len(plan.places))
-    found = [
-        i for i, column in enumerate(plan.columns) if {column.setting, plan.settings[i // per].name} & names
-    ]
+    found = [i for i, column in enumerate(plan.columns) if {column.setting, plan.settings[i // per].name} & names]
     if not found:
         there = ", ".join(dict.fromkeys(c.setting for c in plan.columns))
         raise KrsError(f"{min(names)!r} was not swept: this result has {there}")
@@ -185,7 +183,7 @@ def names_of(setting: Named) -> set[str]:
     """What a setting is called, the order of a sum's points aside; an axis is called as its point."""
     if (axis := each(setting)) is not None:
         return {axis.point.name}
-    return {as_setting(setting).name}
+    return {as_setting(setting).name}  # type: ignore[arg-type]
 
 
 def for_prompts(positions: Positions, rows: slice) -> Positions:
@@ -230,8 +228,8 @@ def check_positions(given: Any) -> Positions:
         if given in (*PARTS, EACH):
             return given
         raise KrsError(
-            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'each' (an axis), a list of "
-            "indices, or a list of indices for each prompt"
+            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'subject' (with subjects), 'each' (an "
+            "axis), a list of indices, or a list of indices for each prompt"
         )
     try:
         listed: list[Any] = [given] if isinstance(given, int) else list(given)

@@ -14,6 +14,7 @@ from krs.restore.plan import Named, Plan, chosen_columns
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
+    from krs.restore.together import MeanResult
 
 
 def tokens(
@@ -79,22 +80,21 @@ def to_latex(
     """
     import pandas as pd
 
-    cells = [
-        [_cell(table.iat[i, j], None if spread is None else spread.iat[i, j], digits) for j in range(table.shape[1])]
-        for i in range(table.shape[0])
-    ]
+    values = table.to_numpy(dtype=float)
+    spreads = np.full(values.shape, None) if spread is None else spread.to_numpy(dtype=float)
+    cells = [[_cell(v, sd, digits) for v, sd in zip(*row, strict=True)] for row in zip(values, spreads, strict=True)]
     shown = pd.DataFrame(cells, index=list(map(str, table.index)))
     heads = [[c.label for c in plan.columns]]
-    if table.columns.nlevels > 1:
-        heads += [[str(v) for v in table.columns.get_level_values(n)] for n in table.columns.names[1:]]
+    names = [str(n) for n in table.columns.names[1:]]
+    heads += [[str(v) for v in table.columns.get_level_values(n)] for n in names]
     shown.columns = pd.MultiIndex.from_arrays(heads) if len(heads) > 1 else pd.Index(heads[0])
     styled = shown.style.format_index(escape="latex", axis="columns").format_index(escape="latex", axis="index")
     columns = "l" + "r" * table.shape[1]
     written = styled.to_latex(hrules=True, column_format=columns, caption=caption, label=label, multicol_align="c")
     first, rest = written.split("\\toprule\n", 1)
-    corner = [*(n.capitalize() for n in table.columns.names[1:]), "Layer"] if len(heads) > 1 else ["Layer"]
+    corner = ["", *names[:-1], f"Layer / {names[-1]}"] if names else ["Layer"]
     lines = rest.split("\n")
-    for i, name in enumerate(["", *corner[:-1]] if len(heads) > 1 else corner):
+    for i, name in enumerate(corner):
         lines[i] = f"{name} {lines[i].lstrip()}".lstrip() if lines[i].lstrip().startswith("&") else lines[i]
     return first + "\\toprule\n" + "\n".join(lines)
 
@@ -125,6 +125,30 @@ def to_xarray(result: SweepResult) -> Dataset:
         data[measure] = (dims, values) if plan.places else ((*dims[:2], *dims[3:]), values[:, :, 0])
         data[f"{measure}_recipient"] = (dims[3:], np.where(mask, kept.recipient, np.nan))
         data[f"{measure}_donor"] = (dims[3:], np.where(mask, kept.donor, np.nan))
+    attributes = {
+        "direction": result.direction,
+        "scoring": result.scoring,
+        "provenance": json.dumps(result.provenance),
+    }
+    return xarray.Dataset(data, _coordinates(plan), attributes)
+
+
+def mean_to_xarray(result: MeanResult) -> Dataset:
+    """See `MeanResult.to_xarray`."""
+    require("xarray", "xarray", "to_xarray()")
+    import xarray
+
+    plan = result.plan
+    dims = ("member", "setting", "window", "position")
+    data: dict[str, Any] = {}
+    for measure in result.measures:
+        found = result.stacked(measure).reshape(len(result.members), len(plan.windows), len(plan.settings), -1)
+        found = found.transpose(0, 2, 1, 3)
+        data[f"{measure}_recovery"] = (dims, found) if plan.places else (dims[:3], found[..., 0])
+    return xarray.Dataset(data, {"member": list(result.names), **_coordinates(plan)}, {"direction": result.direction})
+
+
+def _coordinates(plan: Plan) -> dict[str, Any]:
     coords: dict[str, Any] = {
         "setting": [s.name for s in plan.settings],
         "window": [w.name for w in plan.windows],
@@ -134,12 +158,7 @@ def to_xarray(result: SweepResult) -> Dataset:
     if plan.places:
         coords["position"] = list(plan.places)
     if plan.part_name is not None:
-        per = plan.columns[:: len(places)]
+        per = plan.columns[:: max(1, len(plan.places))]
         coords["point"] = ("setting", [c.setting for c in per])
         coords[plan.part_name] = ("setting", [np.nan if c.part is None else c.part for c in per])
-    attributes = {
-        "direction": result.direction,
-        "scoring": result.scoring,
-        "provenance": json.dumps(result.provenance),
-    }
-    return xarray.Dataset(data, coords, attributes)
+    return coords

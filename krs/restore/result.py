@@ -107,7 +107,7 @@ class SweepResult:
         edges = np.full((2, len(self.plan)), np.nan)
         for rows, members in self._by_prompts():
             if len(rows) > 1:
-                sides = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
+                sides: Any = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
                 samples = resampled(kept.restored[members][:, rows], *sides, per_prompt=by_prompt)
                 edges[:, members] = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return self._table(edges[0]), self._table(edges[1])
@@ -178,8 +178,8 @@ class SweepResult:
         import pandas as pd
 
         plan = self.plan
-        table = np.array(values).reshape(len(plan.settings), len(plan.windows), -1)
-        table = table.transpose(1, 0, 2).reshape(len(plan.windows), -1)
+        by_window = np.array(values).reshape(len(plan.settings), len(plan.windows), -1).transpose(1, 0, 2)
+        table = by_window.reshape(len(plan.windows), -1)
         index = pd.Index([w.name for w in plan.windows], name="layer")
         return pd.DataFrame(table, index=index, columns=column_index(plan.columns, plan.part_name))
 
@@ -249,10 +249,16 @@ class SweepResult:
         places = max(1, len(plan.places))
         _, axis = plan.by_setting[restoration // (len(plan.windows) * places)]
         setting = restoration // (len(plan.windows) * places)
-        found: dict[str, Any] = {name: None for name in dict.fromkeys(a.name for a in plan.axes)}
+        found: dict[str, Any] = dict.fromkeys(dict.fromkeys(a.name for a in plan.axes))
         if axis is not None:
             found[axis.name] = axis.numbers[setting - axis.first]
         return found | ({"position": plan.places[restoration % places]} if plan.places else {})
+
+    def in_order(self, table: DataFrame) -> np.ndarray:
+        """The numbers of a table such as `krs` in the order of `to_frame()`'s rows."""
+        plan = self.plan
+        values = table.to_numpy(dtype=float).reshape(len(plan.windows), len(plan.settings), -1)
+        return values.transpose(1, 0, 2).ravel()
 
     def best(self) -> DataFrame:
         """The window that recovers most, for each setting: one row a setting, in the sweep's order."""

@@ -14,15 +14,16 @@ import numpy as np
 from krs.errors import KrsError
 from krs.hooks.points import Setting, setting
 from krs.metrics.score import SCORINGS
+from krs.restore.axes import Axis
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured
-from krs.restore.axes import Axis
 from krs.restore.plan import EACH, PARTS, Plan
 from krs.restore.windows import Window
 from krs.writing import write_bytes
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
+    from krs.restore.together import MeanResult
 
 _FORMAT = 2
 """1: settings by name, logit MSEs only."""
@@ -38,12 +39,39 @@ class _Unfit(Exception):  # noqa: N818 - a message on its way to a KrsError
 
 def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
     """Write a result; an existing file is replaced only if asked for, and then in one step."""
-    from safetensors.numpy import save as as_bytes
+    _check_new(path, overwrite)
+    header, arrays = _as_file(result)
+    return _write(path, {"format": _FORMAT, **header}, arrays)
 
+
+def save_mean(result: MeanResult, path: Path, overwrite: bool) -> Path:
+    """Write a mean: its members, one after the other."""
+    _check_new(path, overwrite)
+    headers: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for i, member in enumerate(result.members):
+        header, found = _as_file(member)
+        headers.append(header)
+        arrays |= {f"{i}.{name}": values for name, values in found.items()}
+    return _write(path, {"format": _FORMAT, "kind": "mean", "names": result.names, "members": headers}, arrays)
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
+
+
+def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
+    from safetensors.numpy import save as as_bytes
+
+    whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    write_bytes(path, as_bytes(whole, metadata={"krs": json.dumps(header)}))
+    return path
+
+
+def _as_file(result: SweepResult) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A result as a header and arrays."""
     header = {
-        "format": _FORMAT,
         "settings": [[point_as_dict(p) for p in s.points] for s in result.plan.settings],
         "measures": list(result.losses.measured),
         "windows": [asdict(w) for w in result.plan.windows],
@@ -67,8 +95,7 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
     if result.token_ids:
         arrays["tokens"] = np.array([t for pair in result.token_ids for ids in pair for t in ids], dtype=np.int64)
         arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in result.token_ids], dtype=np.int64)
-    write_bytes(path, as_bytes(arrays, metadata={"krs": json.dumps(header)}))
-    return path
+    return header, arrays
 
 
 def size_of(plan: Plan, prompts: int, tokens: int) -> int:
@@ -76,8 +103,8 @@ def size_of(plan: Plan, prompts: int, tokens: int) -> int:
     return 8 * (len(plan) + 3) * prompts * tokens + 2 * len(plan) * prompts + 200_000
 
 
-def load_result(path: str | Path) -> SweepResult:
-    """Read what `SweepResult.save` wrote. Nothing in the file is executed.
+def load_result(path: str | Path) -> Any:
+    """Read what `save` wrote: the `SweepResult`, or the `MeanResult` of `krs.mean`. Nothing in the file is executed.
 
     >>> load_result("nowhere.krs")
     Traceback (most recent call last):
@@ -88,7 +115,7 @@ def load_result(path: str | Path) -> SweepResult:
     if not Path(path).is_file():
         raise KrsError(f"no file {str(path)!r}")
     try:
-        return _result(*_read(Path(path)))
+        return _loaded(*_read(Path(path)))
     except OSError as reason:
         raise KrsError(f"cannot read {str(path)!r}: {reason.strerror or reason}") from None
     except _Unfit as reason:
@@ -116,12 +143,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
-    from krs.restore.result import SweepResult
-
+def _loaded(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult | MeanResult:
     edition = _entry(header, "format", _is_count)
     if edition > _FORMAT:
         raise KrsError(f"this result was saved by a newer krs (format {edition}): update krs to read it")
+    if header.get("kind") != "mean":
+        return _result(header, arrays)
+    from krs.restore.together import mean
+
+    names = _entry(header, "names", _is_list_of(lambda v: isinstance(v, str)))
+    headers = _entry(header, "members", _is_list_of(lambda v: isinstance(v, dict)))
+    _need(headers and len(names) == len(headers), "it has no members, or not one name for each")
+    members = []
+    for i, one in enumerate(headers):
+        begin = f"{i}."
+        members.append(_result(one, {n.removeprefix(begin): v for n, v in arrays.items() if n.startswith(begin)}))
+    return mean(members, names)
+
+
+def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
+    from krs.restore.result import SweepResult
+
     plan = _plan(header)
     losses = _losses(arrays, len(plan), header.get("measures", []))
     prompts = len(losses.mask)
@@ -178,10 +220,10 @@ def _axes(listed: Any, settings: tuple[Setting, ...]) -> tuple[Axis, ...]:
     found = []
     for said in listed:
         name = _entry(said, "name", lambda v: v in ("head", "unit"))
-        texts = [_entry(said, key, lambda v: isinstance(v, str)) for key in ("point", "label")]
+        point, label = (_entry(said, key, lambda v: isinstance(v, str)) for key in ("point", "label"))
         first, numbers = _entry(said, "first", _is_count), _entry(said, "numbers", _is_list_of(_is_count))
-        _need(first + len(numbers) <= len(settings), f"the axis of {texts[0]!r} has settings that there are not")
-        found.append(Axis(name, *texts, first, tuple(numbers)))
+        _need(first + len(numbers) <= len(settings), f"the axis of {point!r} has settings that there are not")
+        found.append(Axis(name, point, label, first, tuple(numbers)))
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,12 +26,14 @@ from krs.prompts import (
     Scoring,
     check_prompts,
     check_reach,
+    check_subjects,
     check_template_arguments,
     decode,
     encode,
     encode_answers,
     is_chat,
     pieces,
+    subject_positions,
     with_template_arguments,
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
@@ -62,6 +65,7 @@ def sweep(
     n_tokens: int = 30,
     scoring: Scoring = "next-token",
     positions: str | Iterable[int] | Iterable[Iterable[int]] | None = None,
+    subjects: Iterable[str] | None = None,
     engine: Engine = "auto",
     memory: int | float | str = "auto",
     progress: bool = True,
@@ -109,7 +113,9 @@ def sweep(
         positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`,
             `"scored"` (the positions whose logits are compared), `"last_prompt"`, indices into each prompt's tokens
             (negative ones count back from its end), or a list of indices for each prompt; `"each"` makes them an axis,
-            one position at a time, prompts aligned at the beginning of their answers. Docs: axes.
+            one position at a time, prompts aligned at the beginning of their answers. Docs: axes. `"subject"` is every
+            token of each prompt's subject, `"last_subject"` the last of them.
+        subjects: for these, the subject of each prompt as it stands there; its last mention counts.
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
             `provenance` says which it was, and why). Docs: performance.
@@ -147,6 +153,8 @@ def sweep(
     check_choices(scoring, engine, n_tokens)
     check_settings(settings)
     shape(windows)
+    about = check_subjects(subjects, positions, asked)
+    where = check_positions(positions) if about is None else None
     wanted = as_measures(measures)
     if direction not in ("restore", "transplant"):
         raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
@@ -166,7 +174,7 @@ def sweep(
         offload=offload,
     )
     v, u = check_pair(v_model, u_model, vocabulary)
-    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions), n_heads=u.n_heads)
+    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ends = eos_ids(v.model)
@@ -174,10 +182,16 @@ def sweep(
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
     n_ids = shared_ids(v.model, u.model)
     check_tokens(ids, n_tokens, v, given, n_ids)
+    if about is not None:
+        assert tokenizer is not None
+        found_at = subject_positions(asked, ids, about, with_template_arguments(tokenizer, arguments), positions)
+        plan = replace(plan, positions=found_at)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
-        check_writable(file, "checkpoint", size_of(plan.at_places(range(max(map(len, ids)) + n_tokens)), len(ids), n_tokens))
+        check_writable(
+            file, "checkpoint", size_of(plan.at_places(range(max(map(len, ids)) + n_tokens)), len(ids), n_tokens)
+        )
     made = {
         "made_by": "krs.sweep",
         "time": now(),
@@ -197,6 +211,8 @@ def sweep(
         "versions": versions(),
         "machine": machine(),
     }
+    if about is not None:
+        made |= {"positions": positions, "subjects": about}
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
     dated = template_date(tokenizer, asked)
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
