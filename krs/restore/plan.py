@@ -228,8 +228,8 @@ def check_positions(given: Any) -> Positions:
         if given in (*PARTS, EACH):
             return given
         raise KrsError(
-            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'subject' (with subjects), 'each' (an "
-            "axis), a list of indices, or a list of indices for each prompt"
+            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'subject' (with subjects), 'each' "
+            "(an axis), a list of indices, or a list of indices for each prompt"
         )
     try:
         listed: list[Any] = [given] if isinstance(given, int) else list(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -98,8 +98,9 @@ def _as_file(result: SweepResult) -> tuple[dict[str, Any], dict[str, np.ndarray]
     return header, arrays
 
 
-def size_of(plan: Plan, prompts: int, tokens: int) -> int:
-    """About how many bytes a result's file has."""
+def size_of(plan: Plan, ids: Sequence[Sequence[int]], tokens: int) -> int:
+    """About how many bytes a result's file has, of these prompts with so many tokens scored."""
+    plan, prompts = plan.at_places(range(max(map(len, ids)) + tokens)), len(ids)
     return 8 * (len(plan) + 3) * prompts * tokens + 2 * len(plan) * prompts + 200_000
 
 

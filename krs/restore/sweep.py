@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from krs._typing import Tokenizer
-from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
 from krs.hooks.offload import is_offloaded
@@ -33,7 +32,6 @@ from krs.prompts import (
     encode_answers,
     is_chat,
     pieces,
-    subject_positions,
     with_template_arguments,
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
@@ -44,7 +42,17 @@ from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
 from krs.restore.plan import Plan, Settings, check_positions, check_settings
-from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_targets, check_tokens, resolve
+from krs.restore.prepare import (
+    Engine,
+    Model,
+    Offload,
+    batch_of,
+    check_choices,
+    check_targets,
+    check_tokens,
+    of_subjects,
+    resolve,
+)
 from krs.restore.result import SweepResult
 from krs.restore.storage import size_of
 from krs.restore.windows import Shape, shape
@@ -150,17 +158,13 @@ def sweep(
     """
     asked = check_prompts(prompts)
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
-    check_choices(scoring, engine, n_tokens)
+    check_choices(scoring, engine, n_tokens, direction)
     check_settings(settings)
     shape(windows)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
     wanted = as_measures(measures)
-    if direction not in ("restore", "transplant"):
-        raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
-    file = None if checkpoint is None else Path(checkpoint)
-    if file is not None:
-        check_writable(file, "checkpoint")
+    file = _checked(checkpoint)
     v_model, u_model, tokenizer = resolve(
         vanilla,
         unlearned,
@@ -178,20 +182,16 @@ def sweep(
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ends = eos_ids(v.model)
-    ids = encode(asked, with_template_arguments(tokenizer, arguments), pads=pad_ids(v.model), ends=ends)
+    reader = with_template_arguments(tokenizer, arguments)
+    ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
     n_ids = shared_ids(v.model, u.model)
     check_tokens(ids, n_tokens, v, given, n_ids)
-    if about is not None:
-        assert tokenizer is not None
-        found_at = subject_positions(asked, ids, about, with_template_arguments(tokenizer, arguments), positions)
-        plan = replace(plan, positions=found_at)
+    plan = replace(plan, positions=of_subjects(about, positions, asked, ids, reader) if about else where)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
-        check_writable(
-            file, "checkpoint", size_of(plan.at_places(range(max(map(len, ids)) + n_tokens)), len(ids), n_tokens)
-        )
+        check_writable(file, "checkpoint", size_of(plan, ids, n_tokens))
     made = {
         "made_by": "krs.sweep",
         "time": now(),
@@ -201,6 +201,7 @@ def sweep(
         "ends": sorted(ends),
         "measures": [m.identity for m in wanted],
         "direction": direction,
+        **({"positions": positions, "subjects": about} if about else {}),
         "seed": None,
         "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
@@ -211,8 +212,6 @@ def sweep(
         "versions": versions(),
         "machine": machine(),
     }
-    if about is not None:
-        made |= {"positions": positions, "subjects": about}
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
     dated = template_date(tokenizer, asked)
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
@@ -251,3 +250,11 @@ def sweep(
         execute(engine, job, result.losses, progress, keeper, result.provenance)
 
     return carried_out(result, file, run)
+
+
+def _checked(checkpoint: str | Path | None) -> Path | None:
+    """The checkpoint's file, tried now rather than at the end."""
+    if checkpoint is None:
+        return None
+    check_writable(Path(checkpoint), "checkpoint")
+    return Path(checkpoint)
