@@ -55,7 +55,7 @@ def test_concat_of_maps_and_of_positions_for_each_prompt(models):
     assert_same(together.krs.to_numpy(), _sweep(models, PROMPTS, positions=own).krs.to_numpy())
 
 
-def test_concat_names_what_differs(models, parts):
+def test_concat_names_what_differs(models, parts, as_a_user):
     other = (models[0], perturbed(models[1], seed=5))
     for changed, message in [
         (_sweep(models, PROMPTS[1:]), r"different sweeps: measures \(\['logit_mse', 'kl'\], \['logit_mse'\]\)"),
@@ -231,7 +231,7 @@ def test_xarray_has_every_number(models, tmp_path):
     wanted = found.kl.sel(setting="resid", window=2, position=-1).mean()
     assert float(wanted) == pytest.approx(result.table("kl")["resid", "all", -1][2])
     assert found.logit_mse.sel(position=-6, prompt=[0, 2]).isnull().all()
-    assert found.head.values.tolist()[1:] == [0, 1]
+    assert found["head"].values.tolist()[1:] == [0, 1]
     again = krs.mean([result, result]).to_xarray()
     assert again.kl_recovery.dims == ("member", "setting", "window", "position")
     np.testing.assert_allclose(
