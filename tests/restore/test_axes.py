@@ -68,6 +68,15 @@ def test_each_position_is_the_sweep_of_that_position_alone(models, engine):
     assert by_prompt[by_prompt.position == -1].krs.notna().all()
 
 
+def test_a_map_larger_than_the_memory_is_made_in_parts():
+    v, u = exact_pair("llama")
+    options = OPTIONS | {"settings": [RESID, ATTN_OUT], "positions": "each", "windows": 1, "engine": "wavefront"}
+    whole, parts = (krs.sweep(v, u, PROMPTS, memory=memory, **options) for memory in ("auto", 1))
+    assert len(whole.plan) > 65
+    _same(whole.krs, parts.krs)
+    _same(whole.table("answer_logprob"), parts.table("answer_logprob"))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("point", [HEAD_OUT, ATTN_KEY, ATTN_VALUE], ids=repr)
 def test_each_head_is_the_sweep_of_that_head_alone(models, point, engine):
@@ -197,7 +206,7 @@ def test_axes_that_cannot_be(options, message, as_a_user):
         krs.sweep(v, u, PROMPTS, **(OPTIONS | options))
 
 
-def test_an_axis_is_a_setting_by_itself():
+def test_an_axis_is_a_setting_by_itself(as_a_user):
     with pytest.raises(KrsError, match="is an axis, which does not go into a sum"):
         MLP_COEF + HEAD_OUT.each_head()
     with pytest.raises(KrsError, match="is an axis, which does not go into a sum"):

@@ -244,7 +244,5 @@ def test_xarray_that_is_not_installed(parts, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "xarray", None)
     for result in (parts[0], krs.mean(parts)):
-        with pytest.raises(
-            KrsError, match=r"to_xarray\(\) needs xarray, which is not installed: pip install"
-        ):
+        with pytest.raises(KrsError, match=r"to_xarray\(\) needs xarray, which is not installed: pip install"):
             result.to_xarray()
