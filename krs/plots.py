@@ -105,7 +105,7 @@ def plot_lines(
     names = list(table.index)
     numeric = all(isinstance(n, int | np.integer) for n in names)
     x = np.array(names if numeric else range(len(names)), dtype=float)
-    shown = [table.to_numpy(dtype=float), *(m.to_numpy(dtype=float) for m in members)]
+    shown = [table.to_numpy(dtype=float), *(t.to_numpy(dtype=float) for t in (*members, low, high) if t is not None)]
     for i, label in enumerate(labels):
         colour = _COLOURS[i % len(_COLOURS)]
         for member in members:
@@ -128,7 +128,8 @@ def plot_lines(
     highest = max(np.nanmax(values, initial=1.0) for values in shown)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
     axes.set_title(title, fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.09), ncols=2)
+    place = 1.03 + 0.045 * len(title.splitlines())
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, place), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
@@ -176,7 +177,7 @@ def plot_maps(
         _name_ticks(axes, "x", [str(c) for c in table.columns] if ticks is None else list(ticks), ticks is not None)
         axes.set_title(name, fontsize=9)
         if divide is not None:
-            axes.axvline(divide - 0.5, color="white", linewidth=1.2, linestyle="--")
+            axes.axvline(divide - 0.5, color="black", linewidth=1.0, linestyle="--")
     panels[0].set_ylabel(y_label)
     figure = panels[0].figure
     if len(panels) > 1:
@@ -188,7 +189,8 @@ def plot_maps(
     elif title:
         panels[0].set_title(f"{title}\n{next(iter(tables))}", fontsize=9)
     grey = "\ngrey: none there" if np.isnan(cells).any() else ""
-    figure.colorbar(image, ax=panels, label=f"{value_label}\n{said}{grey}", extend=_extend(cells, colours))
+    bar = figure.colorbar(image, ax=panels, extend=_extend(cells, colours))
+    bar.set_label(f"{value_label}\n{said}{grey}", fontsize=8)
     return panels[0]
 
 

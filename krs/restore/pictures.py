@@ -57,7 +57,8 @@ def draw_maps(
         )
     parts = {part_name(plan, i) for i in chosen}
     x = "Position, from the answer's first token" if positions else " or ".join(sorted(parts)).capitalize()
-    ticks = ticks if positions else None
+    if ticks is not None and positions:
+        x = "Token; the line is where the answer begins"
     options: dict[str, Any] = {"x_label": x, "y_label": x_label(plan), "value_label": value, "title": title}
     divide = plan.places.index(0) if 0 in plan.places[1:] else None
     return plot_maps(tables, **options, ticks=ticks, divide=divide, ax=ax)
