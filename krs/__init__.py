@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from krs.instruments.dissect import dissect
     from krs.metrics import Account, account
     from krs.models import load
-    from krs.restore import Plan, SweepResult, load_result, patch_sweep, sweep, windows
+    from krs.restore import MeanResult, Plan, SweepResult, concat, load_result, mean, patch_sweep, sweep, windows
 
 __version__ = version("krs")
 
@@ -67,10 +67,12 @@ __all__ = [
     "Generated",
     "KrsError",
     "KrsWarning",
+    "MeanResult",
     "Plan",
     "Spoken",
     "SweepResult",
     "account",
+    "concat",
     "data",
     "dissect",
     "generate",
@@ -78,6 +80,7 @@ __all__ = [
     "instruments",
     "load",
     "load_result",
+    "mean",
     "metrics",
     "patch_sweep",
     "plots",
@@ -98,6 +101,7 @@ __getattr__, __dir__ = on_demand(
         "dissect": "krs.instruments:",
         **dict.fromkeys(("Account", "account"), "krs.metrics:"),
         "load": "krs.models:",
-        **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
+        **dict.fromkeys(("MeanResult", "Plan", "SweepResult"), "krs.restore:"),
+        **dict.fromkeys(("concat", "load_result", "mean", "patch_sweep", "sweep"), "krs.restore:"),
     },
 )

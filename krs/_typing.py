@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame, Series
     from transformers import PreTrainedTokenizerBase as Tokenizer
+    from xarray import Dataset
 else:
     Axes: TypeAlias = Any
     DataFrame: TypeAlias = Any
+    Dataset: TypeAlias = Any
     Series: TypeAlias = Any
     Tokenizer: TypeAlias = Any
 
 Message: TypeAlias = dict[str, str]
 """One chat message, `{"role": …, "content": …}`."""
 
-Positions: TypeAlias = str | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
-"""Which positions of each prompt: `None` for all, the name of a part, indices, or indices for each prompt."""
+Positions: TypeAlias = str | int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
+"""Which positions of each prompt: `None` for all, the name of a part, indices, or indices for each prompt; a number is
+one place on the axis of positions, counted from the first token of the answer."""
 
-__all__ = ["Axes", "DataFrame", "Message", "Positions", "Series", "Tokenizer"]
+__all__ = ["Axes", "DataFrame", "Dataset", "Message", "Positions", "Series", "Tokenizer"]

@@ -57,6 +57,17 @@ def setting(given: str, option: str = "--set", example: str = "learning_rate=1e-
         return name, value
 
 
+def positions(given: str | None) -> str | list[int] | None:
+    """Positions as an option has them: a word, or numbers with commas between.
+
+    >>> positions("0,-1"), positions("last_prompt")
+    ([0, -1], 'last_prompt')
+    """
+    if given is None or not re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", given):
+        return given
+    return [int(n) for n in given.split(",")]
+
+
 def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
     """`name=value` arguments of the chat template, `None` for none."""
     pairs = [setting(one, "--template-arg", "enable_thinking=false") for one in given or []]
@@ -147,6 +158,9 @@ _OPTIONS = {
     "offload=": "--offload ",
     "vocabulary=": "--vocabulary ",
     "tokenizer=": "--tokenizer ",
+    "positions=": "--positions ",
+    "measures=": "--measure ",
+    "direction=": "--direction ",
     "answers=": "--answers",
     "parameters=": "--set parameters=",
     "precision=": "--set precision=",

@@ -1,20 +1,21 @@
-"""Figures. The only room that imports matplotlib (extra `krs[plot]`)."""
+"""Figures of tables. The only room that imports matplotlib (extra `krs[plot]`); it knows no other room.
+
+`result.plot()`, `drift.plot()` and `answers.plot()` hand it their tables; what stands here takes tables, or things that
+have one.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.extras import installed, missing, require
-from krs.metrics.answers import Answers
-from krs.metrics.drift import Drift
-from krs.restore.result import SweepResult
 from krs.wording import counted
 from krs.writing import replacing
 
@@ -32,51 +33,223 @@ _COLOURS = (
 )
 _MARKERS = "osD^vP*X<h"
 _SIZE = (6.4, 4.2)
+_NONE = "0.8"
+_TICKS = 12
+_TAIL = 2
+"""Percent of the cells at either end of a map that the colours do not reach."""
 
 
-def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
-    """The paper's Fig. 1: the score of each setting over the layers, with lines at none (0) and full recovery (1).
+@runtime_checkable
+class Drawn(Protocol):
+    """What draws itself: the result of a sweep, a mean of some, a drift, answers."""
+
+    def plot(self, *, ax: Any = None) -> Axes:
+        """Draw on axes, or into a figure."""
+
+
+@runtime_checkable
+class HasFrame(Protocol):
+    """What has a tidy table, such as a drift."""
+
+    @property
+    def frame(self) -> DataFrame:
+        """Tidy."""
+
+
+@runtime_checkable
+class HasTable(Protocol):
+    """What has a table of means, such as answers, and says how they were made."""
+
+    @property
+    def table(self) -> DataFrame:
+        """A row a side, with `bleu` and `ceiling`."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """With the kind of `bleu`."""
+
+
+def plot_sweep(result: Drawn, ax: Axes | None = None) -> Axes:
+    """The paper's Fig. 1 of a sweep, or the map that it is: `result.plot(ax)`."""
+    return result.plot(ax=ax)
+
+
+def plot_lines(
+    table: DataFrame,
+    *,
+    labels: Sequence[str],
+    low: DataFrame | None = None,
+    high: DataFrame | None = None,
+    members: Sequence[DataFrame] = (),
+    x_label: str = "Layer",
+    y_label: str = "Knowledge Recovery Score",
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """The paper's Fig. 1: a line a column over the layers, with lines at none (0) and full recovery (1).
 
     Args:
-        result: of `krs.sweep`.
+        table: a row a window, by its name, in order; a column a line.
+        labels: of the columns, for the legend.
+        low: lower edges of bands, as `table`.
+        high: upper edges.
+        members: tables of what `table` is the mean of, as `table`, drawn thin behind it.
+        x_label: of the windows.
+        y_label: of the values.
+        title: above it all.
         ax: axes to draw on; new ones if not given.
 
     Returns the axes. In a notebook the figure shows itself; `ax.figure.savefig("fig1.png")` saves it.
     """
-    axes = ax if ax is not None else _new_axes()
-    table = result.recovery()
-    names = [w.name for w in result.plan.windows]
-    numeric = all(isinstance(n, int) for n in names)
-    x: Any = names if numeric else np.arange(len(names))
-    for i, setting in enumerate(result.plan.settings):
-        axes.plot(
-            x,
-            table[setting.name].to_numpy(),
-            label=setting.label,
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
-            markersize=3.5,
-            linewidth=1.6,
-        )
+    axes = _axes(ax)
+    names = list(table.index)
+    numeric = all(isinstance(n, int | np.integer) for n in names)
+    x = np.array(names if numeric else range(len(names)), dtype=float)
+    shown = [table.to_numpy(dtype=float), *(t.to_numpy(dtype=float) for t in (*members, low, high) if t is not None)]
+    for i, label in enumerate(labels):
+        colour = _COLOURS[i % len(_COLOURS)]
+        for member in members:
+            axes.plot(x, member.iloc[:, i].to_numpy(dtype=float), color=colour, linewidth=0.5, alpha=0.3, zorder=1)
+        if low is not None and high is not None:
+            below, above = (edge.iloc[:, i].to_numpy(dtype=float) for edge in (low, high))
+            axes.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, zorder=2)
+        style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "linewidth": 1.6}
+        values = table.iloc[:, i].to_numpy(dtype=float)
+        axes.plot(x, values, label=label, color=colour, zorder=3, **style)
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if not numeric:
+    if numeric:
+        _whole_numbers(axes.xaxis)
+    else:
         axes.set_xticks(x, [str(n) for n in names], rotation=45, ha="right")
-    axes.set_xlabel(_x_label(result, numeric))
-    axes.set_ylabel("Knowledge Recovery Score" if result.direction == "restore" else "Recovery of the logit MSE")
-    lowest = np.nanmin(table.to_numpy(), initial=0.0)
-    highest = np.nanmax(table.to_numpy(), initial=1.0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    lowest = min(np.nanmin(values, initial=0.0) for values in shown)
+    highest = max(np.nanmax(values, initial=1.0) for values in shown)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
-    axes.set_title(
-        f"{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}",
-        fontsize=9,
-    )
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
+    axes.set_title(title, fontsize=9)
+    place = 1.03 + 0.045 * len(title.splitlines())
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, place), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
-def plot_drift(drift: Drift, value: str = "relative_change", ax: Axes | None = None) -> Axes:
+def plot_maps(
+    tables: Mapping[str, DataFrame],
+    *,
+    x_label: str,
+    y_label: str = "Layer",
+    value_label: str,
+    title: str = "",
+    ticks: Sequence[str] | None = None,
+    divide: int | None = None,
+    ax: Any = None,
+) -> Axes:
+    """Heat maps side by side, one scale for all: layers upwards, positions or heads to the right.
+
+    The colours end at the second smallest and largest percent of the cells, never at a single cell, and the colour bar
+    says where. Where much is below 0, they diverge from 0. Cells without a number are grey.
+
+    Args:
+        tables: by their titles; rows are windows, columns what is on the x axis.
+        x_label: of the columns.
+        y_label: of the rows.
+        value_label: of the colours.
+        title: above it all.
+        ticks: texts of the columns, instead of their names.
+        divide: a column before which a line is drawn.
+        ax: axes for one map, or an empty figure to lay several out in; a new figure if not given.
+
+    Returns the axes of the first map; its `figure` has all of them.
+
+    Raises `KrsError` for axes where there are several maps.
+    """
+    panels = _panels(ax, len(tables))
+    cells = np.concatenate([table.to_numpy(dtype=float).ravel() for table in tables.values()])
+    colours, said = _colours(cells)
+    image: Any = None
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        axes.set_facecolor(_NONE)
+        image = axes.imshow(
+            table.to_numpy(dtype=float), aspect="auto", origin="lower", interpolation="nearest", **colours
+        )
+        _name_ticks(axes, "y", [str(n) for n in table.index])
+        _name_ticks(axes, "x", [str(c) for c in table.columns] if ticks is None else list(ticks), ticks is not None)
+        axes.set_title(name, fontsize=9)
+        if divide is not None:
+            axes.axvline(divide - 0.5, color="black", linewidth=1.0, linestyle="--")
+    panels[0].set_ylabel(y_label)
+    figure = panels[0].figure
+    if len(panels) > 1:
+        figure.supxlabel(x_label, fontsize="medium")
+    else:
+        panels[0].set_xlabel(x_label)
+    if title and len(panels) > 1:
+        figure.suptitle(title, fontsize=9)
+    elif title:
+        panels[0].set_title(f"{title}\n{next(iter(tables))}", fontsize=9)
+    grey = "\ngrey: none there" if np.isnan(cells).any() else ""
+    bar = figure.colorbar(image, ax=panels, extend=_extend(cells, colours))
+    bar.set_label(f"{value_label}\n{said}{grey}", fontsize=8)
+    return panels[0]
+
+
+def _colours(cells: np.ndarray) -> tuple[dict[str, Any], str]:
+    """What `imshow` is to do with values, and what of it the colour bar says."""
+    finite = cells[np.isfinite(cells)]
+    if not len(finite):
+        return {"cmap": "viridis"}, "no values"
+    low = float(np.percentile(finite, _TAIL, method="higher"))
+    high = float(np.percentile(finite, 100 - _TAIL, method="lower"))
+    low, high = min(low, high), max(low, high)
+    said = f"colours from {low:.3g} to {high:.3g}, percentiles {_TAIL} and {100 - _TAIL}"
+    if low < -0.1 * high:
+        widest = max(-low, high)
+        return {"cmap": "PuOr", "vmin": -widest, "vmax": widest}, f"{said}; white is 0"
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return {"cmap": "viridis", "vmin": low, "vmax": high}, said
+
+
+def _extend(cells: np.ndarray, colours: Mapping[str, Any]) -> str:
+    below = "vmin" in colours and bool((cells < colours["vmin"]).any())
+    above = "vmax" in colours and bool((cells > colours["vmax"]).any())
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+
+
+def _panels(ax: Any, n: int) -> list[Axes]:
+    """Axes for so many maps: those given, or of a figure."""
+    if ax is not None and not hasattr(ax, "add_subplot"):
+        if n > 1:
+            raise KrsError(f"there are {n} maps to draw, and one pair of axes: name one of them with setting=")
+        return [ax]
+    if ax is None:
+        require("matplotlib", "plot", "a figure")
+        import matplotlib.pyplot as plt
+
+        ax = plt.figure(figsize=_SIZE, layout="constrained")
+    if tuple(ax.get_size_inches()) == _SIZE:
+        ax.set_size_inches(_SIZE[0] * (1 + 0.55 * (n - 1)), _SIZE[1])
+    return list(ax.subplots(1, n, squeeze=False, sharey=True)[0])
+
+
+def _name_ticks(axes: Axes, which: str, names: Sequence[str], every: bool = False) -> None:
+    """Names of rows or columns, as many as there is room for, or all of them."""
+    step = 1 if every else max(1, -(-len(names) // _TICKS))
+    at = list(range(0, len(names), step))
+    turned: dict[str, Any] = {"rotation": 90, "fontsize": 7} if every else {}
+    labels = [names[i].replace("$", "\\$") for i in at]
+    (axes.set_xticks if which == "x" else axes.set_yticks)(at, labels, **turned)
+
+
+def _whole_numbers(axis: Any) -> None:
+    """Layers are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot_drift(drift: HasFrame, value: str = "relative_change", ax: Axes | None = None) -> Axes:
     """A heat map of how far weights have moved: components over layers, what is outside the layers at the left.
 
     Args:
@@ -86,7 +259,7 @@ def plot_drift(drift: Drift, value: str = "relative_change", ax: Axes | None = N
     """
     if value not in ("relative_change", "cosine", "identical"):
         raise KrsError(f"value={value!r}: choose 'relative_change', 'cosine' or 'identical'")
-    axes = ax if ax is not None else _new_axes()
+    axes = _axes(ax)
     table = drift.frame.pivot_table(index="component", columns="layer", values=value, sort=False)
     layers = sorted(int(layer) for layer in table.columns)
     table = table[layers]
@@ -99,7 +272,7 @@ def plot_drift(drift: Drift, value: str = "relative_change", ax: Axes | None = N
     return axes
 
 
-def plot_tradeoff(points: Mapping[str, Sequence[Answers]], ax: Axes | None = None) -> Axes:
+def plot_tradeoff(points: Mapping[str, Sequence[HasTable]], ax: Axes | None = None) -> Axes:
     """The paper's Fig. 2: BLEU on target questions (x) against BLEU on unrelated ones (y), a colour a method.
 
     The wanted corner is at the upper left: target answers gone, unrelated ones kept. Dotted lines show the vanilla
@@ -123,7 +296,7 @@ def plot_tradeoff(points: Mapping[str, Sequence[Answers]], ax: Axes | None = Non
         raise KrsError(
             "a result has no unrelated questions, the figure's y axis: pass unrelated= to krs.metrics.answers"
         )
-    axes = ax if ax is not None else _new_axes()
+    axes = _axes(ax)
     for i, (name, found) in enumerate(tables.items()):
         x, y = ([table.bleu[side] for table in found] for side in ("target", "unrelated"))
         colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(found))
@@ -150,34 +323,38 @@ def plot_curves(table: DataFrame, ax: Axes | None = None) -> Axes:
         table: a row a cell, setting and window, with columns `cell`, `setting`, `window` and `krs`.
         ax: axes to draw on; new ones if not given.
     """
-    axes = ax if ax is not None else _new_axes()
-    windows = list(dict.fromkeys(table.window))
-    numeric = all(isinstance(w, int | np.integer) for w in windows)
-    x = np.array(windows if numeric else range(len(windows)), dtype=float)
-    for i, setting in enumerate(dict.fromkeys(table.setting)):
-        part = table[table.setting == setting]
-        curves = part.pivot_table(index="window", columns="cell", values="krs", sort=False, dropna=False).loc[windows]
-        colour, values = _COLOURS[i % len(_COLOURS)], curves.to_numpy(dtype=float)
-        axes.plot(x, values, color=colour, linewidth=0.5, alpha=0.25, zorder=1)
-        mean, spread = curves.mean(axis=1).to_numpy(), curves.std(axis=1, ddof=1).fillna(0).to_numpy()
-        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0, zorder=2)
-        style: dict[str, Any] = {
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "markersize": 3.5,
-            "linewidth": 1.6,
-            "zorder": 3,
-        }
-        axes.plot(x, mean, label=str(setting), color=colour, **style)
-    for level in (0.0, 1.0):
-        axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if not numeric:
-        axes.set_xticks(x, [str(w) for w in windows], rotation=45, ha="right")
-    axes.set_xlabel("Layer")
-    axes.set_ylabel("Knowledge Recovery Score")
-    axes.set_title(f"mean of {counted(table.cell.nunique(), 'cell')}; band: ± 1 SD between cells", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    windows, settings = (list(dict.fromkeys(table[name])) for name in ("window", "setting"))
+    cells = [
+        part.pivot_table(index="window", columns="setting", values="krs", sort=False, dropna=False).reindex(
+            index=windows, columns=settings
+        )
+        for _, part in table.groupby("cell", sort=False)
+    ]
+    values = np.array([cell.to_numpy(dtype=float) for cell in cells])
+    mean, spread = mean_and_sd(values)
+
+    def like(values: np.ndarray) -> DataFrame:
+        return type(cells[0])(values, index=windows, columns=settings)
+
+    return plot_lines(
+        like(mean),
+        labels=[str(s) for s in settings],
+        low=like(mean - np.nan_to_num(spread)),
+        high=like(mean + np.nan_to_num(spread)),
+        members=cells,
+        title=f"mean of {counted(len(cells), 'cell')}; band: ± 1 SD between cells",
+        ax=ax,
+    )
+
+
+def mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (n - 1) over the first axis, of what is a number; NaN where too few are."""
+    there = ~np.isnan(values)
+    n = there.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(there, values, 0).sum(0) / n
+        squares = (np.where(there, values - mean, 0) ** 2).sum(0)
+        return np.where(n > 0, mean, np.nan), np.where(n > 1, np.sqrt(squares / (n - 1)), np.nan)
 
 
 def plot_points(table: DataFrame, ax: Axes | None = None) -> Axes:
@@ -188,7 +365,7 @@ def plot_points(table: DataFrame, ax: Axes | None = None) -> Axes:
             (BLEU, 0 to 100); a line joins a method's points in the table's order, and markers grow along it.
         ax: axes to draw on; new ones if not given.
     """
-    axes = ax if ax is not None else _new_axes()
+    axes = _axes(ax)
     for i, (method, part) in enumerate(table.groupby("method", sort=False)):
         colour, sizes = _COLOURS[i % len(_COLOURS)], np.linspace(28, 80, len(part))
         axes.plot(part.target, part.unrelated, color=colour, linewidth=0.9, alpha=0.6, zorder=1)
@@ -216,36 +393,34 @@ def save_points(table: DataFrame, path: Path) -> None:
 
 
 def _drawn(draw: Callable[[Axes], object], path: Path) -> None:
+    _saved(lambda figure: draw(figure.add_subplot()), path)
+
+
+def _saved(draw: Callable[[Any], object], path: Path) -> None:
+    """Draw into a figure of no window, and write it; text stays text in SVG and PDF."""
     require("matplotlib", "plot", "a figure")
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=_SIZE, layout="constrained")
-    draw(figure.add_subplot())
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
+        draw(figure)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=150)
 
 
-def save_figure(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> None:
-    """Draw a sweep (Fig. 1), answers (Fig. 2) or a drift into a file, without touching pyplot.
+def save_figure(result: Drawn | Mapping[str, Sequence[HasTable]], path: Path) -> None:
+    """Draw a sweep (Fig. 1, or maps), answers (Fig. 2) or a drift into a file, without touching pyplot.
 
-    The ending of the file's name says which kind of picture it is.
+    The ending of the file's name says which kind of picture it is. In SVG and PDF text stays text.
     """
-    require("matplotlib", "plot", "a figure")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    if isinstance(result, Drift):
-        plot_drift(result, ax=axes)
-    elif isinstance(result, Mapping):
-        plot_tradeoff(result, axes)
+    if isinstance(result, Mapping):
+        _drawn(lambda axes: plot_tradeoff(result, axes), path)
     else:
-        plot_sweep(result, axes)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+        _saved(lambda figure: result.plot(ax=figure), path)
 
 
-def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answers]], path: Path) -> list[str]:
+def save_figure_or_say(result: Drawn | Mapping[str, Sequence[HasTable]], path: Path) -> list[str]:
     """`save_figure` where matplotlib is installed; otherwise the error output says that the figure was left out.
 
     Returns the names of the files that were written.
@@ -257,16 +432,12 @@ def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answe
     return [path.name]
 
 
-def _x_label(result: SweepResult, numeric: bool) -> str:
-    widest = max(len(w) for w in result.plan.windows)
-    if not numeric:
-        return "Layers restored"
-    return "Layer" if widest == 1 else f"Layer (window of up to {widest} layers)"
+def _axes(ax: Any) -> Axes:
+    """The axes given, or axes of an empty figure that was given; else of a pyplot figure, which a notebook shows."""
+    if ax is None:
+        require("matplotlib", "plot", "a figure")
+        import matplotlib.pyplot as plt
 
-
-def _new_axes() -> Axes:
-    """Axes of a pyplot figure, which a notebook shows by itself."""
-    require("matplotlib", "plot", "a figure")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=_SIZE, layout="constrained")[1]
+        return plt.subplots(figsize=_SIZE, layout="constrained")[1]
+    found: Axes = ax.add_subplot() if hasattr(ax, "add_subplot") else ax
+    return found

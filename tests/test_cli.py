@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -48,6 +50,41 @@ def test_a_sweep_from_the_shell_and_again(tmp_path):
     other = in_process.invoke(app, [str(a) for a in (*args, *options, "--chat")])
     assert isinstance(other.exception, KrsError)
     assert "holds another sweep. What differs: prompts (the first is prompt 0: " in str(other.exception)
+
+
+def test_measures_direction_and_positions_from_the_shell(tmp_path, saved_pair_of_words):
+    (tmp_path / "p.txt").write_text("who wrote the book\nthe cat sat on\n")
+    (tmp_path / "s.txt").write_text("book\ncat\n")
+    models, out = saved_pair_of_words, tmp_path / "out"
+    args = ["sweep", *models, "--prompts", tmp_path / "p.txt", "-o", out, "--n-tokens", 3, "--quiet", "--window", 1]
+    args += ["--settings", "attn_out", "--measure", "kl", "--measure", "top1", "--direction", "transplant"]
+    subject = ["--positions", "last_subject", "--subjects", tmp_path / "s.txt"]
+    done = CliRunner().invoke(app, [str(a) for a in [*args, *subject]])
+    assert done.exit_code == 0, done.exception
+    result = krs.load_result(out / "sweep.krs")
+    assert result.plan.positions == ((3,), (1,))
+    assert result.direction == "transplant"
+    table = pd.read_csv(out / "krs.csv")
+    np.testing.assert_allclose(table.kl, result.table("kl")["attn_out"])
+    np.testing.assert_allclose(table.kl_recovery, result.recovery("kl")["attn_out"])
+    args[args.index(out)] = tmp_path / "map"
+    done = CliRunner().invoke(app, [str(a) for a in [*args, "--positions", "each"]])
+    assert done.exit_code == 0, done.exception
+    result, table = krs.load_result(tmp_path / "map" / "sweep.krs"), pd.read_csv(tmp_path / "map" / "krs.csv")
+    row = table[(table.window == 2) & (table.position == -1)].iloc[0]
+    assert row.kl == pytest.approx(result.table("kl")["attn_out", -1][2])
+    dry = CliRunner().invoke(app, [str(a) for a in [*args, "--positions", "each", "--dry-run"]])
+    assert "each of 6 positions" in dry.output, dry.exception
+    wrong = CliRunner().invoke(app, [str(a) for a in [*args, "--positions", "subject"]])
+    assert "--positions 'subject' needs to know the subject of each prompt" in in_options(str(wrong.exception))
+
+
+@pytest.fixture
+def saved_pair_of_words(tmp_path):
+    for name, model in zip("vu", pair("llama"), strict=True):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    return tmp_path / "v", tmp_path / "u"
 
 
 def test_unlearning_and_drift_from_the_shell(tmp_path):

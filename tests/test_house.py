@@ -32,14 +32,14 @@ FLOORS = {
     "metrics": 4,
     "restore": 5,
     "unlearn": 6,
-    "plots": 6,
+    "plots": 1,
     "plots_account": 1,
     "instruments": 7,
     "study": 7,
     "demo": 7,
     "cli": 8,
 }
-HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas")
+HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas", "xarray")
 
 
 def _room(module: str) -> str:
@@ -47,10 +47,10 @@ def _room(module: str) -> str:
 
 
 def _imports(path: Path) -> set[str]:
-    """Modules of krs that are imported when this one is, not inside a function and not for types only."""
+    """Modules of krs that this one imports anywhere: at once, inside a function, or for types only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
-    for node in tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krs"):
             found |= {f"{node.module}.{a.name}" if node.module == "krs" else node.module for a in node.names}
     return found

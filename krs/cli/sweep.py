@@ -34,6 +34,13 @@ def sweep(
     settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
     window: Annotated[int, typer.Option(help="width of the centred window, odd")] = 5,
     n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
+    measure: Annotated[list[str] | None, typer.Option(help="such as kl or answer_logprob; may be repeated")] = None,
+    direction: Annotated[str, typer.Option(help="restore, or transplant unlearned pieces")] = "restore",
+    positions: Annotated[
+        str | None,
+        typer.Option(help="prompt, answer, scored, last_prompt, subject, last_subject, each, or such as 0,-1"),
+    ] = None,
+    subjects: Annotated[Path | None, typer.Option(help="the prompts' subjects, a line each")] = None,
     scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
     chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
     answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,
@@ -63,6 +70,8 @@ def sweep(
         "settings": settings or None,
         "windows": window,
         "n_tokens": n_tokens,
+        "positions": files.positions(positions),
+        "subjects": None if subjects is None else files.read_prompts(subjects),
         "answers": given,
         "tokenizer": tokenizer,
         "device": device,
@@ -82,16 +91,27 @@ def sweep(
             asked,
             **common,
             scoring=scoring,  # type: ignore[arg-type]
+            measures=measure or (),
+            direction=direction,  # type: ignore[arg-type]
             engine=engine,
             memory=memory,
             progress=not quiet,
             vocabulary=vocabulary,  # type: ignore[arg-type]
             checkpoint=output / "sweep.krs",
         )
-    write_table(result.to_frame(), output / "krs.csv")
+    write_table(_with_measures(result), output / "krs.csv")
     print(result)
     draw(result, output, "fig1.png", names)
     print(f"written to {output}/: {', '.join(names)}")
+
+
+def _with_measures(result: Any) -> Any:
+    """The tidy table, and of each further measure its mean and recovery."""
+    frame = result.to_frame()
+    for name in result.measures[1:]:
+        for what, table in ((name, result.table(name)), (f"{name}_recovery", result.recovery(name))):
+            frame[what] = result.in_order(table)
+    return frame
 
 
 def _print_estimate(vanilla: str, unlearned: str, asked: list[Any], common: dict[str, Any]) -> None:

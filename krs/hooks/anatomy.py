@@ -120,8 +120,7 @@ class Anatomy:
         size = len(part) if part is not None else self._width(point, layer)
         numbers, each = point.chosen.numbers, 1
         if point.chosen.what == "heads":
-            heads = HeadCounts.of(self.model.config)
-            many = heads.query if getattr(point, "heads_of", "query") == "query" else heads.key
+            many = self.n_heads(point)
             each, size = size // many, many
         if numbers[-1] >= size:
             raise KrsError(
@@ -129,6 +128,11 @@ class Anatomy:
             )
         inside = [n * each + i for n in numbers for i in range(each)]
         return tuple(inside) if part is None else tuple(part[i] for i in inside)
+
+    def n_heads(self, point: Point) -> int:
+        """How many heads a point has: query heads, or key-value heads."""
+        heads = HeadCounts.of(self.model.config)
+        return heads.query if getattr(point, "heads_of", "query") == "query" else heads.key
 
     def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
         around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import index
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -87,6 +87,17 @@ class Point:
         chosen = Chosen(what, numbers)
         return replace(self, name=f"{self.name}.{chosen}", label=f"{self.label}, {chosen.label}", chosen=chosen)
 
+    def each(self) -> Each:
+        """One setting for each of the units or heads chosen: an axis of a sweep.
+
+        >>> from krs import MLP_COEF
+        >>> [s.name for s in MLP_COEF.units(7, 9).each().settings()]
+        ['mlp_coef.units(7)', 'mlp_coef.units(9)']
+        """
+        if self.chosen is None:
+            raise KrsError(f"{self.name}.each() has nothing to go through: choose units first, {self.name}.units(7, 9)")
+        return Each(self.all_of_it, self.chosen.what, self.chosen.numbers)
+
     def at(self, *layers: int, positions: Indices = None, units: Indices = None) -> Placement:
         """This point at some layers; see `Setting.at`."""
         return Setting((self,)).at(*layers, positions=positions, units=units)
@@ -95,6 +106,14 @@ class Point:
     def points(self) -> tuple[Point, ...]:
         """A point is the setting of itself alone."""
         return (self,)
+
+    @property
+    def all_of_it(self: P) -> P:
+        """The point without a choice of units or heads."""
+        if self.chosen is None:
+            return self
+        name = self.name.removesuffix(f".{self.chosen}")
+        return replace(self, name=name, label=self.label.removesuffix(f", {self.chosen.label}"), chosen=None)
 
     def __repr__(self) -> str:
         return self.name
@@ -129,8 +148,27 @@ class ActivationPoint(Point):
         Raises `KrsError` for a point whose units are not those of heads.
         """
         if self.heads_of is None:
-            raise KrsError(f"{self.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+            _no_heads(self)
         return self._choose("heads", heads)
+
+    def each_head(self) -> Each:
+        """One setting for each attention head that the model has: an axis of a sweep.
+
+        For keys and values these are the key-value heads, fewer under grouped-query attention.
+
+        >>> from krs import HEAD_OUT
+        >>> HEAD_OUT.each_head(), HEAD_OUT.heads(0, 3).each()
+        (head_out.each_head(), head_out.heads(0, 3).each())
+
+        Raises `KrsError` for a point whose units are not those of heads.
+        """
+        if self.chosen is not None:
+            raise KrsError(
+                f"{self.name} has its {self.chosen.what} chosen already: {self.name}.each() goes through them"
+            )
+        if self.heads_of is None:
+            _no_heads(self)
+        return Each(self, "heads")
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,6 +184,42 @@ class WeightPoint(Point):
 
     whole: bool = field(default=False, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "weight"
+
+
+@dataclass(frozen=True, repr=False)
+class Each:
+    """Several settings that differ in which head, or which unit, of one point they are: an axis of a sweep.
+
+    Made by `HEAD_OUT.each_head()`, `HEAD_OUT.heads(0, 3).each()` and `MLP_COEF.units(7, 9).each()`.
+
+    Attributes:
+        point: the whole point.
+        what: heads, or units.
+        numbers: which; `None` for every head that the model has.
+    """
+
+    point: Point
+    what: Literal["units", "heads"]
+    numbers: tuple[int, ...] | None = None
+
+    def settings(self, count: int | None = None) -> tuple[Setting, ...]:
+        """The settings, for a model with `count` heads at this point."""
+        if self.numbers is None and count is None:
+            raise KrsError(f"how many heads {self!r} is depends on the model: name them, or pass n_heads=")
+        numbers = range(count or 0) if self.numbers is None else self.numbers
+        return tuple(Setting((self.point._choose(self.what, (n,)),)) for n in numbers)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """No sum: an axis is a setting by itself."""
+        raise KrsError(f"{self!r} is an axis, which does not go into a sum: make it a setting of its own")
+
+    def __add__(self, other: object) -> Setting:
+        return Setting(self.points)
+
+    def __repr__(self) -> str:
+        chosen = "each_head()" if self.numbers is None else f"{Chosen(self.what, self.numbers)}.each()"
+        return f"{self.point.name}.{chosen}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -387,6 +461,29 @@ def _with_heads() -> list[str]:
     return [p.name for p in REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
 
 
+def each(given: object) -> Each | None:
+    """An axis from its text, such as `"head_out.each_head()"`; `None` for what is none.
+
+    >>> each("mlp_coef.units(7, 9).each()")
+    mlp_coef.units(7, 9).each()
+    """
+    if isinstance(given, Each):
+        return given
+    if not isinstance(given, str):
+        return None
+    name = given.strip()
+    if name.endswith(".each()"):
+        return _named(name.removesuffix(".each()"), given).each()
+    if name.endswith(".each_head()"):
+        point = _named(name.removesuffix(".each_head()"), given)
+        return point.each_head() if isinstance(point, ActivationPoint) else _no_heads(point)
+    return None
+
+
+def _no_heads(point: Point) -> NoReturn:
+    raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+
+
 def setting(given: str | Point | Setting) -> Setting:
     """A setting from a point, a sum of points, or their names joined by `+`."""
     if isinstance(given, Setting):
@@ -412,6 +509,6 @@ def _named(name: str, given: str) -> Point:
     if found is None or found[2] is None:
         return point
     if found[2] == "heads" and not isinstance(point, ActivationPoint):
-        raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+        _no_heads(point)
     numbers = [int(n) for n in found[3].split(",") if n.strip()]
     return point.units(*numbers) if found[2] == "units" else point.heads(*numbers)  # type: ignore[attr-defined]

@@ -194,6 +194,15 @@ def register_measure(measure: Measure) -> Measure:
     return REGISTRY.add(measure.name, measure, caller())
 
 
+def measure_label(name: str) -> str:
+    """How figures name a measure, also one that is not registered here.
+
+    >>> measure_label("kl"), measure_label("my_margin")
+    ('KL divergence from the reference', 'my margin')
+    """
+    return REGISTRY[name].label if name in REGISTRY else name.replace("_", " ")
+
+
 def measure(given: str | Measure | MeasureFunction) -> Measure:
     """A measure from its name, or from a function of `(logits, reference_logits, target_ids)`."""
     if isinstance(given, Measure):

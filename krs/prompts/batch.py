@@ -91,14 +91,17 @@ class TokenBatch:
 
         `"prompt"`, `"answer"`, `"scored"` (those whose logits are compared) or `"last_prompt"` names a part; integers
         count in each prompt's own tokens from its first one, negative ones back from the end of the prompt (`-1` is its
-        last token); a tuple of tuples has integers for each prompt. An answer that ended before a position has nothing
-        to restore there; see `check_reach` for positions that no answer can have.
+        last token); a tuple of tuples has integers for each prompt. A number alone counts from the answer's first token
+        in every prompt (`0`; `-1` is the prompt's last). An answer that ended before a position has nothing to restore
+        there; see `check_reach` for positions that no answer can have.
         """
         if positions is None:
             return None
         mask = torch.zeros(len(self), max(map(len, self.tokens)), dtype=torch.bool)
         for i, (row, tokens, prompt) in enumerate(zip(mask, self.tokens, self.prompt_lengths, strict=True)):
-            if isinstance(positions, tuple):
+            if isinstance(positions, int):
+                row[[p for p in [prompt + positions] if 0 <= p < len(tokens)]] = True
+            elif isinstance(positions, tuple):
                 inside = [p if p >= 0 else prompt + p for p in _of_prompt(positions, i)]
                 row[[p for p in inside if 0 <= p < len(tokens)]] = True
             else:
@@ -110,6 +113,18 @@ class TokenBatch:
                 }
                 row[list(parts[positions])] = True
         return mask
+
+    @property
+    def reach(self) -> Int[np.ndarray, "prompt 2"]:
+        """How many positions each prompt has before its answer's first token, and from there on."""
+        pairs = zip(self.tokens, self.prompt_lengths, strict=True)
+        return np.array([[before, len(tokens) - before] for tokens, before in pairs], dtype=np.int64)
+
+    @property
+    def places(self) -> range:
+        """Every position that some prompt has, counted from the answer's first token: prompts are aligned there."""
+        before, behind = map(int, self.reach.max(axis=0))
+        return range(-before, behind)
 
     @property
     def digest(self) -> str:

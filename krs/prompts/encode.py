@@ -49,6 +49,16 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer, skip_special_tokens: bool =
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
+def pieces(prompts: Sequence[Ids], answers: Sequence[Ids], tokenizer: Tokenizer) -> tuple[tuple[str, ...], ...]:
+    """Each prompt with its answer as text, a string a token."""
+    known: dict[int, str] = {}
+
+    def text(token: int) -> str:
+        return known[token] if token in known else known.setdefault(token, decode([token], tokenizer))
+
+    return tuple(tuple(map(text, p + a)) for p, a in zip(prompts, answers, strict=True))
+
+
 def _encode_one(where: str, prompt: Any, tokenizer: Tokenizer | None) -> Ids:
     if not needs_tokenizer([prompt]):
         return tuple(prompt)

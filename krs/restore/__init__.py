@@ -7,17 +7,21 @@ from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
 from krs.restore.sweep import sweep
+from krs.restore.together import MeanResult, concat, mean
 from krs.restore.windows import Shape, Window
 
 __all__ = [
     "PAPER_SETTINGS",
     "Losses",
+    "MeanResult",
     "Plan",
     "Restoration",
     "Shape",
     "SweepResult",
     "Window",
+    "concat",
     "load_result",
+    "mean",
     "patch_sweep",
     "register_engine",
     "sweep",

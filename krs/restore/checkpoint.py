@@ -57,6 +57,10 @@ def earlier(file: Path | None, asked: Asked) -> SweepResult | None:
     if file is None or not file.exists():
         return None
     found = load_result(file)
+    if not isinstance(found, SweepResult):
+        raise KrsError(
+            f"checkpoint={str(file)!r} holds a mean of results, no sweep: give another file, or remove this one"
+        )
     theirs = found.provenance
     if not found.token_ids or any("identity" not in theirs.get(side, {}) for side in ("vanilla", "unlearned")):
         raise KrsError(

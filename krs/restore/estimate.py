@@ -15,7 +15,6 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
-from krs.hooks.points import Point, Setting
 from krs.models.given import check_fit, load_options, memory_needed
 from krs.models.hub import source
 from krs.models.load import locate
@@ -25,6 +24,7 @@ from krs.models.tokenizers import as_tokenizer, tokenizer_beside
 from krs.prompts import (
     Prompt,
     check_prompts,
+    check_subjects,
     check_template_arguments,
     encode,
     encode_answers,
@@ -32,7 +32,7 @@ from krs.prompts import (
     needs_tokenizer,
     with_template_arguments,
 )
-from krs.restore.plan import Plan
+from krs.restore.plan import Plan, Settings
 from krs.restore.wave.schedule import schedule
 from krs.restore.windows import Shape
 
@@ -82,9 +82,11 @@ def estimate(
     prompts: Sequence[Prompt],
     *,
     tokenizer: Tokenizer | str | Path | None = None,
-    settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
+    settings: Settings = None,
     windows: int | Shape = 5,
     n_tokens: int = 30,
+    positions: Any = None,
+    subjects: Iterable[str] | None = None,
     answers: Sequence[Any] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -99,6 +101,8 @@ def estimate(
 
     Raises `KrsError` for the same bad input as `krs.sweep`, but for models that do not fit: that is in `problem`.
     """
+    asked = check_prompts(prompts)
+    positions = positions if check_subjects(subjects, positions, asked) is None else None
     options = load_options(device, dtype, device_map, offload)
     located = {"vanilla": locate(vanilla), "unlearned": locate(unlearned)}
     place = options.get("device") or torch.device("cuda" if device_map and torch.cuda.is_available() else "cpu")
@@ -109,10 +113,9 @@ def estimate(
     except KrsError as reason:
         problem = str(reason)
     body = anatomy(skeleton(*located["unlearned"]))
-    plan = Plan.make(settings, windows, n_layers=body.n_layers)
+    plan = Plan.make(settings, windows, n_layers=body.n_layers, positions=positions, n_heads=body.n_heads)
     body.require(plan.points, plan.layers)
     reader = as_tokenizer(tokenizer)
-    asked = check_prompts(prompts)
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     if reader is None and needs_tokenizer(asked):
         beside = (tokenizer_beside(where, source(local)) for where, local in located.values())
@@ -121,6 +124,7 @@ def estimate(
     given = None if answers is None else encode_answers(answers, ids, reader, n_tokens)
     longest = [n_tokens] * len(ids) if given is None else [len(a) for a in given]
     tokens = sum(map(len, ids)) + sum(longest)
+    plan = plan.at_places(range(max(map(len, ids)) + max(longest) - 1))
     weights = memory_needed(located, options["dtype"])
     working = _working_dtype(options["dtype"], body)
     seconds = _seconds(plan, body, tokens, 0 if given is not None else len(ids), n_tokens, place, working)

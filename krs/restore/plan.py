@@ -9,14 +9,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
-from typing import Any
+from typing import Any, TypeAlias
 
 from krs._typing import Positions
 from krs.errors import KrsError
 from krs.hooks.interventions import Intervention
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
+from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Each, Placement, Point, Setting, each
+from krs.hooks.points import setting as as_setting
+from krs.restore.axes import Axis, Column, HeadCount, columns, expanded
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
 
@@ -30,6 +32,13 @@ PAPER_SETTINGS: tuple[Setting, ...] = (
 
 PARTS = ("prompt", "answer", "scored", "last_prompt")
 """Parts of a prompt with its answer that positions may name."""
+
+EACH = "each"
+"""What `positions=` is for an axis of positions."""
+
+
+Named: TypeAlias = str | Point | Setting | Each
+Settings: TypeAlias = Iterable[Named] | Named | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Restoration:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Every restoration of a sweep, in order: for each setting, each window.
+    """Every restoration of a sweep, in order: for each setting, each window, in each window each place.
 
     Attributes:
         settings: the curves.
@@ -61,29 +70,68 @@ class Plan:
         n_layers: of the models it is for.
         positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices into
             each prompt's tokens (see `TokenBatch.where`), `"scored"`, `"last_prompt"`, or indices for each prompt.
+            `"each"` makes them an axis.
+        axes: settings that are the heads or units of one point.
+        places: of an axis of positions, each position, counted from the answer's first token; none before the answers
+            are known.
     """
 
     settings: tuple[Setting, ...]
     windows: tuple[Window, ...]
     n_layers: int
     positions: Positions = None
+    axes: tuple[Axis, ...] = ()
+    places: tuple[int, ...] = ()
 
     @staticmethod
     def make(
-        settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
+        settings: Settings = None,
         windows: int | Shape = 5,
         *,
         n_layers: int,
         positions: Any = None,
+        n_heads: HeadCount = None,
     ) -> Plan:
-        """A plan for a model of `n_layers` layers. Raises `KrsError` for what cannot be done."""
-        return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
+        """A plan for a model of `n_layers` layers. Raises `KrsError` for what cannot be done.
+
+        `n_heads`, a number or a function of the point, is how many heads `HEAD_OUT.each_head()` goes through.
+        """
+        found, axes = expanded(check_settings(settings), n_heads)
+        _check_once(found)
+        where = check_positions(positions)
+        check_each(where, found)
+        return Plan(found, shape(windows).over(n_layers), n_layers, where, axes)
+
+    def at_places(self, places: Iterable[int]) -> Plan:
+        """The plan with these positions as its axis, if positions are an axis of it."""
+        return replace(self, places=tuple(places)) if self.positions == EACH else self
 
     def __iter__(self) -> Iterator[Restoration]:
-        return (Restoration(s, w, self.positions) for s in self.settings for w in self.windows)
+        return (Restoration(s, w, p) for s in self.settings for w in self.windows for p in self._where)
 
     def __len__(self) -> int:
-        return len(self.settings) * len(self.windows)
+        return len(self.settings) * len(self.windows) * len(self._where)
+
+    @property
+    def _where(self) -> tuple[Positions, ...]:
+        return self.places if self.positions == EACH else (self.positions,)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of a table whose rows are windows: each setting, and in it each place."""
+        return columns(self.settings, self.axes, self.places)
+
+    @property
+    def by_setting(self) -> list[tuple[Setting, Axis | None]]:
+        """Each setting, and the axis that it is on."""
+        of = {a.first + i: a for a in self.axes for i in range(len(a.numbers))}
+        return [(s, of.get(i)) for i, s in enumerate(self.settings)]
+
+    @property
+    def part_name(self) -> str | None:
+        """`"head"` or `"unit"` where settings are an axis of these, `"part"` for both, `None` for neither."""
+        names = {axis.name for axis in self.axes}
+        return "part" if len(names) > 1 else next(iter(names), None)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -105,8 +153,10 @@ class Plan:
 
     def __repr__(self) -> str:
         full, needed = self.layer_runs
-        names = ", ".join(s.name for s in self.settings)
+        names = ", ".join(dict.fromkeys(c.setting for c in columns(self.settings, self.axes, ())))
         where = "" if self.positions is None else f"; positions {self.positions}"
+        if self.positions == EACH:
+            where = f"; each of {counted(len(self.places), 'position')}" if self.places else "; at each position"
         first, last = self.windows[0], self.windows[-1]
         return (
             f"Plan: {counted(len(self.settings), 'setting')} ({names}) x "
@@ -116,6 +166,26 @@ class Plan:
         )
 
 
+def chosen_columns(plan: Plan, setting: Named | None) -> list[int]:
+    """The columns of a setting, or of an axis by its point; all of them for `None`."""
+    if setting is None:
+        return list(range(len(plan.columns)))
+    names = names_of(setting)
+    per = max(1, len(plan.places))
+    found = [i for i, column in enumerate(plan.columns) if {column.setting, plan.settings[i // per].name} & names]
+    if not found:
+        there = ", ".join(dict.fromkeys(c.setting for c in plan.columns))
+        raise KrsError(f"{min(names)!r} was not swept: this result has {there}")
+    return found
+
+
+def names_of(setting: Named) -> set[str]:
+    """What a setting is called, the order of a sum's points aside; an axis is called as its point."""
+    if (axis := each(setting)) is not None:
+        return {axis.point.name}
+    return {as_setting(setting).name}  # type: ignore[arg-type]
+
+
 def for_prompts(positions: Positions, rows: slice) -> Positions:
     """Positions for some prompts of a batch: of indices for each prompt, those of these prompts."""
     if isinstance(positions, tuple) and positions and isinstance(positions[0], tuple):
@@ -123,19 +193,31 @@ def for_prompts(positions: Positions, rows: slice) -> Positions:
     return positions
 
 
-def check_settings(
-    given: Iterable[str | Point | Setting] | str | Point | Setting | None,
-) -> tuple[Setting, ...]:
-    """Settings from whatever names them; the paper's four for `None`."""
+def check_settings(given: Settings) -> tuple[Setting | Each, ...]:
+    """Settings, and axes of them, from whatever names them; the paper's four for `None`."""
     if given is None:
         return PAPER_SETTINGS
-    listed = [given] if isinstance(given, str | Point | Setting) else list(given)
+    listed = [given] if isinstance(given, str | Point | Setting | Each) else list(given)
     if not listed:
         raise KrsError("settings= is empty: name at least one, such as 'mlp_coef+attn_out'")
-    found = tuple(setting(s) for s in listed)
-    if len(set(found)) != len(found):
-        raise KrsError(f"settings= names the same setting twice: {', '.join(s.name for s in found)}")
+    found = tuple(each(s) or as_setting(s) for s in listed)  # type: ignore[arg-type]
+    _check_once(found)
     return found
+
+
+def _check_once(found: tuple[Setting | Each, ...]) -> None:
+    if len(set(found)) != len(found):
+        names = (s.name if isinstance(s, Setting) else repr(s) for s in found)
+        raise KrsError(f"settings= names the same setting twice: {', '.join(names)}")
+
+
+def check_each(positions: Positions, settings: Iterable[Setting]) -> None:
+    """Raise `KrsError` for an axis of positions with weights, which act at all of them."""
+    if positions == EACH and (weights := [s for s in settings if any(p.kind == "weight" for p in s.points)]):
+        raise KrsError(
+            f"positions='each' does not go with {weights[0].name}, for a weight acts at every position: name settings "
+            "of activations only, such as settings=['resid', 'mlp_out', 'attn_out']"
+        )
 
 
 def check_positions(given: Any) -> Positions:
@@ -143,11 +225,11 @@ def check_positions(given: Any) -> Positions:
     if given is None:
         return None
     if isinstance(given, str):
-        if given in PARTS:
+        if given in (*PARTS, EACH):
             return given
         raise KrsError(
-            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, a list of indices, or a list of "
-            "indices for each prompt"
+            f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'subject' (with subjects), 'each' "
+            "(an axis), a list of indices, or a list of indices for each prompt"
         )
     try:
         listed: list[Any] = [given] if isinstance(given, int) else list(given)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeAlias
 
 from krs._typing import Tokenizer
 from krs.errors import KrsError
@@ -14,7 +14,7 @@ from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model
 from krs.models.resolve import resolve
-from krs.prompts import Ids, Scoring, TokenBatch, next_token_batch, paper_code_batch
+from krs.prompts import Ids, Scoring, TokenBatch, next_token_batch, paper_code_batch, subject_positions
 from krs.restore.engines import engine_names
 
 __all__ = ["Engine", "Model", "Offload", "batch_of", "check_choices", "check_targets", "check_tokens", "resolve"]
@@ -23,8 +23,10 @@ Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
 
 
-def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
-    """Raise `KrsError` for a scoring or an engine that there is not, and for no tokens to score."""
+def check_choices(scoring: str, engine: str, n_tokens: int, direction: str) -> None:
+    """Raise `KrsError` for a scoring, an engine or a direction that there is not, and for no tokens to score."""
+    if direction not in ("restore", "transplant"):
+        raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
     if engine not in engine_names():
@@ -42,6 +44,14 @@ def check_tokens(
 ) -> None:
     """Raise `KrsError` for ids outside the vocabulary (or its first `rows`) and prompts longer than the context."""
     check_fits(ids, n_tokens, body.model, answers, rows)
+
+
+def of_subjects(
+    subjects: Sequence[str], positions: Any, prompts: Sequence[Any], ids: tuple[Ids, ...], tokenizer: Tokenizer | None
+) -> tuple[Ids, ...]:
+    """The positions of each prompt's subject; there is a tokenizer, for the (checked) prompts are no token ids."""
+    assert tokenizer is not None
+    return subject_positions(prompts, ids, subjects, tokenizer, str(positions))
 
 
 def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:

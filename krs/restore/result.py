@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from krs._typing import Axes, DataFrame
+from krs._typing import Axes, DataFrame, Dataset
 from krs.errors import KrsError
-from krs.hooks.points import Point, Setting
-from krs.hooks.points import setting as as_setting
 from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.recovery import recovery, resampled
 from krs.metrics.score import Score, krs_score
 from krs.prompts import Ids, Scoring
 from krs.restore import storage
+from krs.restore.axes import column_index
 from krs.restore.losses import Losses, Measured
-from krs.restore.plan import Plan
+from krs.restore.plan import Named, Plan, chosen_columns, names_of
 from krs.wording import counted
 
 
@@ -38,6 +37,10 @@ class SweepResult:
         part: int16 `[restoration, prompt]`: which of `provenance["parts"]` computed it, -1 for none yet; `None` in
             results of earlier versions.
         token_ids: for each prompt its ids and those of its answer.
+        pieces: the same as text, a string a token; empty without a tokenizer.
+        reach: int64 `[prompt, 2]`: how many positions each prompt has before the answer's first token, and from there
+            on. A prompt that does not have a position of an axis is left out there: its numbers in `losses`, with
+            nothing restored, are in no table.
     """
 
     plan: Plan
@@ -48,10 +51,15 @@ class SweepResult:
     provenance: dict[str, Any] = field(default_factory=dict)
     part: np.ndarray | None = None
     token_ids: tuple[tuple[Ids, Ids], ...] = ()
+    pieces: tuple[tuple[str, ...], ...] = ()
+    reach: np.ndarray | None = None
 
     @property
     def krs(self) -> DataFrame:
         """The scores: a row for each window (its centre layer), a column for each setting.
+
+        With axes the columns have levels: setting, head or unit, position. `result.krs["resid"]` is a layer x position
+        map then.
 
         Raises `KrsError` for a transplant, which recovers no knowledge: `recovery()` has its numbers.
         """
@@ -75,7 +83,8 @@ class SweepResult:
     def table(self, measure: str = LOGIT_MSE.name) -> DataFrame:
         """The mean of a measure over scored tokens, laid out as `krs`."""
         kept, mask = self._measured(measure), self.losses.mask
-        return self._table([values[mask].mean() for values in kept.restored])
+        parts = map(self._prompts, range(len(self.plan)))
+        return self._table([v[rows][mask[rows]].mean() for v, rows in zip(kept.restored, parts, strict=True)])
 
     def recovery(self, measure: str = LOGIT_MSE.name) -> DataFrame:
         """How far a measure has come from the recipient as it is (0) to the donor as it is (1), laid out as `krs`.
@@ -95,27 +104,42 @@ class SweepResult:
             raise KrsError("an interval over prompts needs at least two of them")
         kept = self._measured(measure)
         by_prompt = self.scoring == "paper-code" and measure == LOGIT_MSE.name
-        samples = resampled(kept.restored, kept.recipient, kept.donor, self.losses.mask, per_prompt=by_prompt)
-        low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return self._table(low), self._table(high)
+        edges = np.full((2, len(self.plan)), np.nan)
+        for rows, members in self._by_prompts():
+            if len(rows) > 1:
+                sides: Any = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
+                samples = resampled(kept.restored[members][:, rows], *sides, per_prompt=by_prompt)
+                edges[:, members] = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return self._table(edges[0]), self._table(edges[1])
 
-    def sel(self, setting: str | Point | Setting, window: int | str | None = None) -> DataFrame:
-        """The rows of `to_frame()` for a setting, and for one window of it by its name.
+    def sel(
+        self,
+        setting: Named,
+        window: int | str | None = None,
+        *,
+        position: int | None = None,
+        head: int | None = None,
+        unit: int | None = None,
+    ) -> DataFrame:
+        """The rows of `to_frame()` for a setting or an axis of settings, and for one window, position, head or unit.
 
-        Raises `KrsError` for a setting or window that was not swept.
+        Raises `KrsError` for what was not swept.
         """
-        name = as_setting(setting).name
-        if name not in [s.name for s in self.plan.settings]:
-            raise KrsError(f"{name!r} was not swept: this result has {', '.join(s.name for s in self.plan.settings)}")
+        names = names_of(setting)
+        chosen_columns(self.plan, setting)
+        meant = [s.name for s, axis in self.plan.by_setting if names & {s.name, axis.point if axis else s.name}]
         frame = self.to_frame()
-        frame = frame[frame.setting == name]
-        if window is None:
-            return frame
-        if window not in [w.name for w in self.plan.windows]:
-            raise KrsError(
-                f"there is no window {window!r}: there are {', '.join(str(w.name) for w in self.plan.windows)}"
-            )
-        return frame[frame.window == window]
+        frame = frame[frame.setting.isin(meant)]
+        asked = {"window": window, "position": position, "head": head, "unit": unit}
+        for name, value in asked.items():
+            if value is None:
+                continue
+            there = frame[name].dropna().unique().tolist() if name in frame else []
+            if value not in there:
+                listed = ", ".join(map(str, there)) or "none"
+                raise KrsError(f"there is no {name} {value!r} of {min(names)}: there are {listed}")
+            frame = frame[frame[name] == value]
+        return frame
 
     def _measured(self, measure: str) -> Measured:
         if measure not in self.measures:
@@ -128,16 +152,36 @@ class SweepResult:
     def _recoveries(self, measure: str) -> list[Score]:
         if measure == LOGIT_MSE.name and self.direction == "restore":
             return self.scores
-        kept = self._measured(measure)
-        return [recovery(v, kept.recipient, kept.donor, self.losses.mask, measure) for v in kept.restored]
+        kept, mask, found = self._measured(measure), self.losses.mask, []
+        for r, values in enumerate(kept.restored):
+            rows = self._prompts(r)
+            found.append(recovery(values[rows], kept.recipient[rows], kept.donor[rows], mask[rows], measure))
+        return found
+
+    def _prompts(self, restoration: int) -> np.ndarray:
+        """The prompts that have the position of a restoration; all of them where positions are no axis."""
+        return self._having(self.plan.places[restoration % len(self.plan.places)] if self.plan.places else None)
+
+    def _having(self, place: int | None) -> np.ndarray:
+        if place is None or self.reach is None:
+            return np.arange(len(self.losses.mask))
+        return np.flatnonzero((-self.reach[:, 0] <= place) & (place < self.reach[:, 1]))
+
+    def _by_prompts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The prompts that count for restorations, and which restorations these are."""
+        places: tuple[int | None, ...] = self.plan.places or (None,)
+        for i, place in enumerate(places):
+            yield self._having(place), np.arange(i, len(self.plan), len(places))
 
     def _table(self, values: Sequence[float] | np.ndarray) -> DataFrame:
-        """A number a restoration as a table, windows by settings."""
+        """A number a restoration as a table, windows by settings and places."""
         import pandas as pd
 
-        table = np.array(values).reshape(len(self.plan.settings), len(self.plan.windows)).T
-        index = pd.Index([w.name for w in self.plan.windows], name="layer")
-        return pd.DataFrame(table, index=index, columns=[s.name for s in self.plan.settings])
+        plan = self.plan
+        by_window = np.array(values).reshape(len(plan.settings), len(plan.windows), -1).transpose(1, 0, 2)
+        table = by_window.reshape(len(plan.windows), -1)
+        index = pd.Index([w.name for w in plan.windows], name="layer")
+        return pd.DataFrame(table, index=index, columns=column_index(plan.columns, plan.part_name))
 
     @property
     def scores(self) -> list[Score]:
@@ -147,7 +191,7 @@ class SweepResult:
         """
         if self.direction != "restore":
             return self._recoveries(LOGIT_MSE.name)
-        return [self._score(r, slice(None)) for r in range(len(self.plan))]
+        return [self._score(r, self._prompts(r)) for r in range(len(self.plan))]
 
     @property
     def notes(self) -> list[str]:
@@ -177,23 +221,44 @@ class SweepResult:
 
         rows, score = [], "krs" if self.direction == "restore" else "recovery"
         for r, restoration in enumerate(self.plan):
-            window = restoration.window
+            window, having = restoration.window, self._prompts(r)
+            where = self._where(r)
             for n in range(len(self.losses.mask)) if per_prompt else [None]:
-                part = slice(None) if n is None else slice(n, n + 1)
+                part = having if n is None else having[having == n]
                 mask = self.losses.mask[part]
+                there = len(part) > 0
                 rows.append(
                     {
                         "setting": restoration.setting.name,
+                        **where,
                         "window": window.name,
                         "first_layer": window.first,
                         "last_layer": window.last,
                         **({} if n is None else {"prompt": n}),
-                        "loss": self.losses.restored[r, part][mask].mean(),
-                        "baseline": self.losses.baseline[part][mask].mean(),
-                        score: self._score(r, part).value,
+                        **({"prompts": len(part)} if self.plan.places and n is None else {}),
+                        "loss": self.losses.restored[r, part][mask].mean() if there else np.nan,
+                        "baseline": self.losses.baseline[part][mask].mean() if there else np.nan,
+                        score: self._score(r, part).value if there else np.nan,
                     }
                 )
         return pd.DataFrame(rows)
+
+    def _where(self, restoration: int) -> dict[str, Any]:
+        """The place of a restoration on the axes there are, for the tidy table."""
+        plan = self.plan
+        places = max(1, len(plan.places))
+        _, axis = plan.by_setting[restoration // (len(plan.windows) * places)]
+        setting = restoration // (len(plan.windows) * places)
+        found: dict[str, Any] = dict.fromkeys(dict.fromkeys(a.name for a in plan.axes))
+        if axis is not None:
+            found[axis.name] = axis.numbers[setting - axis.first]
+        return found | ({"position": plan.places[restoration % places]} if plan.places else {})
+
+    def in_order(self, table: DataFrame) -> np.ndarray:
+        """The numbers of a table such as `krs` in the order of `to_frame()`'s rows."""
+        plan = self.plan
+        values = table.to_numpy(dtype=float).reshape(len(plan.windows), len(plan.settings), -1)
+        return values.transpose(1, 0, 2).ravel()
 
     def best(self) -> DataFrame:
         """The window that recovers most, for each setting: one row a setting, in the sweep's order."""
@@ -202,11 +267,71 @@ class SweepResult:
         top = frame.sort_values(frame.columns[-1], ascending=False, na_position="last").drop_duplicates("setting")
         return top.set_index("setting").loc[order]
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Fig. 1 of the paper on matplotlib axes (new ones if none are given); returns the axes."""
-        from krs.plots import plot_sweep
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        measure: str = LOGIT_MSE.name,
+        level: float | None = 0.95,
+        setting: Named | None = None,
+    ) -> Axes:
+        """The picture that fits the axes: Fig. 1 of the paper, or a heat map of layers x positions, heads or units.
 
-        return plot_sweep(self, ax)
+        Args:
+            ax: matplotlib axes, or an empty figure; a new figure if not given.
+            measure: whose recovery is drawn.
+            level: of the bands around curves, `interval(level)`; none for `None`, or for a single prompt.
+            setting: this one alone, or this axis; all of them if not given, a map each.
+
+        Returns the axes; of several maps the first, whose `figure` has all of them. `krs.plots.save_figure(result,
+        path)` writes SVG and PDF whose text is text.
+        """
+        from krs.restore.pictures import draw
+
+        return draw(self, ax, measure, level, setting)
+
+    def tokens(
+        self,
+        prompt: int = 0,
+        setting: Named | None = None,
+        measure: str = LOGIT_MSE.name,
+        *,
+        recovery: bool = False,
+        position: int | None = None,
+    ) -> DataFrame:
+        """Which words come back where: a row for each scored token of one prompt, a column for each window.
+
+        Args:
+            prompt: its number.
+            setting: which setting; may be left out where there is one.
+            measure: of it each token's own number; with `recovery` how far that has come from the recipient's (0) to
+                the donor's (1), NaN where these are the same.
+            recovery: see `measure`.
+            position: which, where positions are an axis.
+
+        Rows are named by the token's number and its text (its id without a tokenizer).
+        """
+        from krs.restore.reading import tokens
+
+        return tokens(self, prompt, setting, measure, recovery, position)
+
+    def to_latex(
+        self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
+    ) -> str:
+        """`recovery(measure)` as a LaTeX table (package booktabs), windows by settings; `caption` is LaTeX."""
+        from krs.restore.reading import to_latex
+
+        return to_latex(self.plan, self.recovery(measure), digits, caption, label)
+
+    def to_xarray(self) -> Dataset:
+        """Every number as an `xarray.Dataset` (extra `krs[xarray]`): setting x window (x position) x prompt x token.
+
+        A variable each measure, of the recipient and the donor as they are `…_recipient` and `…_donor`. NaN where a
+        prompt has no such token, or no such position.
+        """
+        from krs.restore.reading import to_xarray
+
+        return to_xarray(self)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write everything to one file (safetensors, no pickle); `krs.load_result` reads it.
@@ -215,7 +340,7 @@ class SweepResult:
         """
         return storage.save(self, Path(path), overwrite)
 
-    def _score(self, restoration: int, rows: slice) -> Score:
+    def _score(self, restoration: int, rows: np.ndarray) -> Score:
         kept = self.losses
         if self.direction != "restore":
             return recovery(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -14,14 +14,16 @@ import numpy as np
 from krs.errors import KrsError
 from krs.hooks.points import Setting, setting
 from krs.metrics.score import SCORINGS
+from krs.restore.axes import Axis
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured
-from krs.restore.plan import PARTS, Plan
+from krs.restore.plan import EACH, PARTS, Plan
 from krs.restore.windows import Window
 from krs.writing import write_bytes
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
+    from krs.restore.together import MeanResult
 
 _FORMAT = 2
 """1: settings by name, logit MSEs only."""
@@ -37,20 +39,50 @@ class _Unfit(Exception):  # noqa: N818 - a message on its way to a KrsError
 
 def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
     """Write a result; an existing file is replaced only if asked for, and then in one step."""
-    from safetensors.numpy import save as as_bytes
+    _check_new(path, overwrite)
+    header, arrays = _as_file(result)
+    return _write(path, {"format": _FORMAT, **header}, arrays)
 
+
+def save_mean(result: MeanResult, path: Path, overwrite: bool) -> Path:
+    """Write a mean: its members, one after the other."""
+    _check_new(path, overwrite)
+    headers: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for i, member in enumerate(result.members):
+        header, found = _as_file(member)
+        headers.append(header)
+        arrays |= {f"{i}.{name}": values for name, values in found.items()}
+    return _write(path, {"format": _FORMAT, "kind": "mean", "names": result.names, "members": headers}, arrays)
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
+
+
+def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
+    from safetensors.numpy import save as as_bytes
+
+    whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    write_bytes(path, as_bytes(whole, metadata={"krs": json.dumps(header)}))
+    return path
+
+
+def _as_file(result: SweepResult) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A result as a header and arrays."""
     header = {
-        "format": _FORMAT,
         "settings": [[point_as_dict(p) for p in s.points] for s in result.plan.settings],
         "measures": list(result.losses.measured),
         "windows": [asdict(w) for w in result.plan.windows],
         "n_layers": result.plan.n_layers,
         "positions": result.plan.positions,
+        "axes": [asdict(axis) for axis in result.plan.axes],
+        "places": result.plan.places,
         "scoring": result.scoring,
         "prompts": result.prompts,
         "answers": result.answers,
+        "pieces": result.pieces,
         "provenance": result.provenance,
     }
     arrays = {name: getattr(result.losses, name) for name in (*_LOSSES, "donor")}
@@ -58,20 +90,22 @@ def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
         arrays |= {f"{name}.{part}": getattr(kept, part) for part in _PARTS}
     if result.part is not None:
         arrays["part"] = result.part
+    if result.reach is not None:
+        arrays["reach"] = result.reach
     if result.token_ids:
         arrays["tokens"] = np.array([t for pair in result.token_ids for ids in pair for t in ids], dtype=np.int64)
         arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in result.token_ids], dtype=np.int64)
-    write_bytes(path, as_bytes(arrays, metadata={"krs": json.dumps(header)}))
-    return path
+    return header, arrays
 
 
-def size_of(plan: Plan, prompts: int, tokens: int) -> int:
-    """About how many bytes a result's file has."""
+def size_of(plan: Plan, ids: Sequence[Sequence[int]], tokens: int) -> int:
+    """About how many bytes a result's file has, of these prompts with so many tokens scored."""
+    plan, prompts = plan.at_places(range(max(map(len, ids)) + tokens)), len(ids)
     return 8 * (len(plan) + 3) * prompts * tokens + 2 * len(plan) * prompts + 200_000
 
 
-def load_result(path: str | Path) -> SweepResult:
-    """Read what `SweepResult.save` wrote. Nothing in the file is executed.
+def load_result(path: str | Path) -> Any:
+    """Read what `save` wrote: the `SweepResult`, or the `MeanResult` of `krs.mean`. Nothing in the file is executed.
 
     >>> load_result("nowhere.krs")
     Traceback (most recent call last):
@@ -82,7 +116,7 @@ def load_result(path: str | Path) -> SweepResult:
     if not Path(path).is_file():
         raise KrsError(f"no file {str(path)!r}")
     try:
-        return _result(*_read(Path(path)))
+        return _loaded(*_read(Path(path)))
     except OSError as reason:
         raise KrsError(f"cannot read {str(path)!r}: {reason.strerror or reason}") from None
     except _Unfit as reason:
@@ -110,12 +144,27 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
-    from krs.restore.result import SweepResult
-
+def _loaded(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult | MeanResult:
     edition = _entry(header, "format", _is_count)
     if edition > _FORMAT:
         raise KrsError(f"this result was saved by a newer krs (format {edition}): update krs to read it")
+    if header.get("kind") != "mean":
+        return _result(header, arrays)
+    from krs.restore.together import mean
+
+    names = _entry(header, "names", _is_list_of(lambda v: isinstance(v, str)))
+    headers = _entry(header, "members", _is_list_of(lambda v: isinstance(v, dict)))
+    _need(headers and len(names) == len(headers), "it has no members, or not one name for each")
+    members = []
+    for i, one in enumerate(headers):
+        begin = f"{i}."
+        members.append(_result(one, {n.removeprefix(begin): v for n, v in arrays.items() if n.startswith(begin)}))
+    return mean(members, names)
+
+
+def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
+    from krs.restore.result import SweepResult
+
     plan = _plan(header)
     losses = _losses(arrays, len(plan), header.get("measures", []))
     prompts = len(losses.mask)
@@ -130,6 +179,7 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
         parts = provenance.get("parts")
         _need(_is_list_of(lambda p: isinstance(p, dict))(parts), "'part' refers to parts that provenance does not name")
         _need(part.min(initial=-1) >= -1 and part.max(initial=-1) < len(parts or []), "'part' refers to no part")
+    ids = _token_ids(arrays, prompts)
     return SweepResult(
         plan=plan,
         losses=losses,
@@ -138,7 +188,9 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
         answers=tuple(map(_frozen, texts["answers"])),
         provenance=provenance,
         part=part,
-        token_ids=_token_ids(arrays, prompts),
+        token_ids=ids,
+        pieces=_pieces(header.get("pieces", []), ids),
+        reach=_reach(arrays.get("reach"), prompts, bool(plan.places)),
     )
 
 
@@ -156,7 +208,24 @@ def _plan(header: dict[str, Any]) -> Plan:
         windows.append(Window(name, tuple(layers)))
     positions = _entry(header, "positions", _is_positions)
     positions = _frozen(positions)
-    return Plan(tuple(_setting(name) for name in names), tuple(windows), n_layers, positions)
+    settings = tuple(_setting(name) for name in names)
+    places = header.get("places", [])
+    whole = isinstance(places, list) and all(isinstance(p, int) and not isinstance(p, bool) for p in places)
+    _need(whole and bool(places) == (positions == EACH), f"its places are {str(places)[:60]!r}")
+    return Plan(settings, tuple(windows), n_layers, positions, _axes(header.get("axes", []), settings), tuple(places))
+
+
+def _axes(listed: Any, settings: tuple[Setting, ...]) -> tuple[Axis, ...]:
+    """Which settings are heads or units of one point; nothing for results of earlier versions."""
+    _need(_is_list_of(lambda v: isinstance(v, dict))(listed), "'axes' is no list")
+    found = []
+    for said in listed:
+        name = _entry(said, "name", lambda v: v in ("head", "unit"))
+        point, label = (_entry(said, key, lambda v: isinstance(v, str)) for key in ("point", "label"))
+        first, numbers = _entry(said, "first", _is_count), _entry(said, "numbers", _is_list_of(_is_count))
+        _need(first + len(numbers) <= len(settings), f"the axis of {point!r} has settings that there are not")
+        found.append(Axis(name, point, label, first, tuple(numbers)))
+    return tuple(found)
 
 
 def _losses(arrays: dict[str, np.ndarray], restorations: int, measures: Any) -> Losses:
@@ -201,6 +270,21 @@ def _token_ids(arrays: dict[str, np.ndarray], prompts: int) -> tuple[tuple[tuple
     return tuple(zip(rows[::2], rows[1::2], strict=True))
 
 
+def _pieces(said: Any, ids: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> tuple[tuple[str, ...], ...]:
+    """The tokens as text; nothing for results of earlier versions, and without a tokenizer."""
+    _need(_is_list_of(_is_list_of(lambda v: isinstance(v, str)))(said), "'pieces' is no list of texts")
+    _need([len(p) + len(a) for p, a in ids] == [len(row) for row in said] or not said, "'pieces' are of other tokens")
+    return tuple(map(tuple, said))
+
+
+def _reach(found: np.ndarray | None, prompts: int, needed: bool) -> np.ndarray | None:
+    """How many positions each prompt has on either side of its answer's beginning."""
+    _need(found is not None or not needed, "the array 'reach' is missing")
+    if found is not None:
+        _need(found.shape == (prompts, 2) and found.dtype == np.int64, f"'reach' is {_shape(found)}")
+    return found
+
+
 def _entry(header: dict[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:
     _need(name in header, f"{name!r} is missing in its header")
     _need(fits(header[name]), f"{name!r} is {str(header[name])[:60]!r} in its header")
@@ -221,7 +305,7 @@ def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_positions(value: Any) -> bool:
-    if value is None or (isinstance(value, str) and value in PARTS):
+    if value is None or (isinstance(value, str) and value in (*PARTS, EACH)):
         return True
     numbers = _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))
     return bool(value) and (numbers(value) or (_is_list_of(numbers)(value) and all(value)))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from krs._typing import Tokenizer
-from krs.errors import KrsError
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
 from krs.hooks.offload import is_offloaded
-from krs.hooks.points import Point, Setting
+from krs.hooks.points import Setting
 from krs.metrics.measures import Measure, MeasureFunction
 from krs.metrics.measures import measures as as_measures
 from krs.models.lineage import check_roles
@@ -25,11 +25,13 @@ from krs.prompts import (
     Scoring,
     check_prompts,
     check_reach,
+    check_subjects,
     check_template_arguments,
     decode,
     encode,
     encode_answers,
     is_chat,
+    pieces,
     with_template_arguments,
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
@@ -39,8 +41,18 @@ from krs.restore.job import Job
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
-from krs.restore.plan import Plan, check_positions, check_settings
-from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_targets, check_tokens, resolve
+from krs.restore.plan import Plan, Settings, check_positions, check_settings
+from krs.restore.prepare import (
+    Engine,
+    Model,
+    Offload,
+    batch_of,
+    check_choices,
+    check_targets,
+    check_tokens,
+    of_subjects,
+    resolve,
+)
 from krs.restore.result import SweepResult
 from krs.restore.storage import size_of
 from krs.restore.windows import Shape, shape
@@ -56,11 +68,12 @@ def sweep(
     prompts: Prompts,
     *,
     tokenizer: Tokenizer | str | Path | None = None,
-    settings: Iterable[str | Point | Setting] | str | Point | Setting | None = None,
+    settings: Settings = None,
     windows: int | Shape = 5,
     n_tokens: int = 30,
     scoring: Scoring = "next-token",
     positions: str | Iterable[int] | Iterable[Iterable[int]] | None = None,
+    subjects: Iterable[str] | None = None,
     engine: Engine = "auto",
     memory: int | float | str = "auto",
     progress: bool = True,
@@ -99,14 +112,18 @@ def sweep(
             lists of token ids, for which no tokenizer is needed. What a tokenizer returns is taken too, by its
             attention mask.
         tokenizer: or the name of a model that has it; looked for beside the models' checkpoints if not given.
-        settings: sums of points, or their names; the paper's four if not given.
+        settings: sums of points, or their names; the paper's four if not given. `HEAD_OUT.each_head()` and
+            `MLP_COEF.units(7, 9).each()` are axes: a setting for each head, or unit.
         windows: the size of a centred window, or a shape from `krs.windows`.
         n_tokens: at most so many answer tokens are generated and scored a prompt (the paper's I).
         scoring: `"next-token"` scores the logits that predict each answer token, as Eq. 3 does, an answer's EOS
             included; `"paper-code"` scores as the released notebooks do. Docs: scoring.
         positions: where activations are restored: everywhere (`None`, as in the paper), `"prompt"`, `"answer"`,
             `"scored"` (the positions whose logits are compared), `"last_prompt"`, indices into each prompt's tokens
-            (negative ones count back from its end), or a list of indices for each prompt.
+            (negative ones count back from its end), or a list of indices for each prompt; `"each"` makes them an axis,
+            one position at a time, prompts aligned at the beginning of their answers. Docs: axes. `"subject"` is every
+            token of each prompt's subject, `"last_subject"` the last of them.
+        subjects: for these, the subject of each prompt as it stands there; its last mention counts.
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
             `provenance` says which it was, and why). Docs: performance.
@@ -141,15 +158,13 @@ def sweep(
     """
     asked = check_prompts(prompts)
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
-    check_choices(scoring, engine, n_tokens)
+    check_choices(scoring, engine, n_tokens, direction)
     check_settings(settings)
     shape(windows)
+    about = check_subjects(subjects, positions, asked)
+    where = check_positions(positions) if about is None else None
     wanted = as_measures(measures)
-    if direction not in ("restore", "transplant"):
-        raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
-    file = None if checkpoint is None else Path(checkpoint)
-    if file is not None:
-        check_writable(file, "checkpoint")
+    file = _checked(checkpoint)
     v_model, u_model, tokenizer = resolve(
         vanilla,
         unlearned,
@@ -163,18 +178,20 @@ def sweep(
         offload=offload,
     )
     v, u = check_pair(v_model, u_model, vocabulary)
-    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
+    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)
     ends = eos_ids(v.model)
-    ids = encode(asked, with_template_arguments(tokenizer, arguments), pads=pad_ids(v.model), ends=ends)
+    reader = with_template_arguments(tokenizer, arguments)
+    ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
     n_ids = shared_ids(v.model, u.model)
     check_tokens(ids, n_tokens, v, given, n_ids)
+    plan = replace(plan, positions=of_subjects(about, positions, asked, ids, reader) if about else where)
     check_reach(plan.positions, ids, n_tokens)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
-        check_writable(file, "checkpoint", size_of(plan, len(ids), n_tokens))
+        check_writable(file, "checkpoint", size_of(plan, ids, n_tokens))
     made = {
         "made_by": "krs.sweep",
         "time": now(),
@@ -184,6 +201,7 @@ def sweep(
         "ends": sorted(ends),
         "measures": [m.identity for m in wanted],
         "direction": direction,
+        **({"positions": positions, "subjects": about} if about else {}),
         "seed": None,
         "vocabulary_rows": shared_rows(v.model, u.model),
         "vanilla": describe_model(vanilla, v.model),
@@ -206,6 +224,7 @@ def sweep(
     if said is None:
         said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
     batch = batch_of(scoring, ids, said, tokenizer, v)
+    plan = plan.at_places(batch.places)
     check_targets(batch, wanted)
     notes = check_roles(v.model, u.model) + prompt_notes(asked, tokenizer, arguments)
     notes += answer_notes(said, tokenizer, ends, bare_texts(asked, tokenizer), "scored answers")
@@ -220,6 +239,8 @@ def sweep(
         tuple(decode(a, tokenizer) for a in said) if tokenizer is not None else said,
         made | {"tokens_sha256": batch.digest, "notes": notes},
         token_ids=tuple(zip(ids, said, strict=True)),
+        pieces=() if tokenizer is None else pieces(ids, said, tokenizer),
+        reach=batch.reach,
     )
     result = with_answers_of(found, file, result)
 
@@ -229,3 +250,11 @@ def sweep(
         execute(engine, job, result.losses, progress, keeper, result.provenance)
 
     return carried_out(result, file, run)
+
+
+def _checked(checkpoint: str | Path | None) -> Path | None:
+    """The checkpoint's file, tried now rather than at the end."""
+    if checkpoint is None:
+        return None
+    check_writable(Path(checkpoint), "checkpoint")
+    return Path(checkpoint)

@@ -44,6 +44,10 @@ _GROUP_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of the prompts that one pass takes; a pass is also what an interrupted sweep goes on from."""
 
 
+_AT_LEAST = 64
+"""Restorations of one pass, however little memory there is: each pass runs both models once more."""
+
+
 class WavefrontEngine:
     """Every restoration in one pass through the layers, a group of prompts at a time."""
 
@@ -60,13 +64,12 @@ class WavefrontEngine:
         total = _layer_runs(job.plan, range(len(job.plan)))
         with freed_memory_kept():
             for rows in groups(job):
-                todo = job.todo(rows)
-                yield Progress(total - _layer_runs(job.plan, todo))
-                if not todo:
-                    continue
-                with torch.no_grad():
-                    scorer = scorer or Scorer(job)
-                yield from _group(job, todo, rows, scorer)
+                parts = _parts(job, job.todo(rows), rows)
+                yield Progress(total - sum(_layer_runs(job.plan, todo) for todo in parts))
+                for todo in parts:
+                    with torch.no_grad():
+                        scorer = scorer or Scorer(job)
+                    yield from _group(job, todo, rows, scorer)
 
     def steps(self, job: Job) -> int:
         """One a row and layer."""
@@ -101,6 +104,13 @@ def groups(job: Job) -> Iterator[slice]:
     n = len(batch) if batch.alone else math.ceil(len(batch) / max(1, min(len(batch), tokens // longest)))
     for part in np.array_split(np.arange(len(batch)), n):
         yield slice(int(part[0]), int(part[-1]) + 1)
+
+
+def _parts(job: Job, todo: list[int], rows: slice) -> list[list[int]]:
+    """The restorations in runs whose rows, of these prompts, take up to half of the budget; at least 64 a run."""
+    per_row = _bytes_per_state(job.donor) * sum(map(len, job.batch.tokens[rows]))
+    size = max(_AT_LEAST, job.budget // 2 // per_row - 1)
+    return [todo[i : i + size] for i in range(0, len(todo), size)]
 
 
 def _bytes_per_state(body: Anatomy) -> int:

@@ -66,7 +66,7 @@ def test_they_are_saved_and_read(models, tmp_path):
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
-        ("subject", "positions='subject': give None \\(all\\), 'prompt', 'answer', 'scored', 'last_prompt'"),
+        ("subjekt", "positions='subjekt': give None \\(all\\), 'prompt', 'answer', 'scored', 'last_prompt'"),
         ([[0], [1]], "positions= has 2 lists for 3 prompts"),
         ([[0], [], [1]], "an empty list for a prompt"),
         ([0.5], "positions are whole numbers"),

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import processors
 
 from krs import KrsError
+from krs.prompts.words import whole_words
 from krs.unlearn.memit import Request, requests_from, to_requests
 from krs.unlearn.memit.places import prompts_batch, site
-from krs.unlearn.memit.words import whole_words
 from tests.unlearn.memit_case import CHAT
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 

@@ -108,4 +108,4 @@ def teach(
             return decode(ids, reader, skip_special_tokens=True)
 
         options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "folder": None, "resume": None}
-        return train(method, model, examples, [], decoded=decoded, **options)[0]
+        return train(method, model, {"forget": examples}, decoded=decoded, **options)[0]

@@ -12,9 +12,8 @@ from torch import Tensor
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.prompts import Ids, TokenBatch, prompt_length
+from krs.prompts.subjects import rendered_with, tokens_over
 from krs.unlearn.memit.requests import HOLE, Request
-
-_MARK = "krsmark"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _place(request: Request, context: str, tokenizer: Tokenizer) -> Place:
     bare = _is_bare(text, tokenizer, request.chat)
     coded = tokenizer(text, add_special_tokens=not bare, return_offsets_mapping=True)
     last = start + len(request.subject) - 1
-    covering = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a <= last < b]
+    covering = tokens_over(coded["offset_mapping"], last, last + 1)
     if not covering:
         raise KrsError(
             f"no token of {text!r} stands for the end of the subject {request.subject!r}: the tokenizer drops it. "
@@ -114,27 +113,18 @@ def _kept(ids: Sequence[int], text: str, tokenizer: Tokenizer, bare: bool) -> Id
 
 
 def _rendered(request: Request, content: str, tokenizer: Tokenizer) -> tuple[str, int]:
-    """The chat as text, and by how many characters the template has moved what stands in `content`.
-
-    Where the template puts the message is seen from a mark in its place: the words of the message may occur in a
-    system prompt, in other messages, and in what the template itself says.
-    """
+    """The chat as text, and by how many characters the template has moved what stands in `content`."""
     if not getattr(tokenizer, "chat_template", None):
         raise KrsError(
             f"the prompt about {request.subject!r} is chat messages, but the tokenizer has no chat template: give it "
             "as text, or set tokenizer.chat_template"
         )
 
-    def chat(said: str) -> str:
-        assert not isinstance(request.prompt, str)
-        messages = [dict(m) for m in request.prompt]
-        messages[request.carrier]["content"] = said
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-
-    text, (before, mark, after) = chat(content), chat(_MARK).partition(_MARK)
-    for inside in (content, content.strip()):
-        if mark and text == before + inside + after:
-            return text, len(before) - content.index(inside)
+    assert not isinstance(request.prompt, str)
+    where = f"the prompt about {request.subject!r}"
+    found = rendered_with(request.prompt, request.carrier, content, tokenizer, where)
+    if found is not None:
+        return found
     raise KrsError(
         f"the chat template changes the message {content.strip()!r}, so the subject cannot be found in it: give the "
         "prompt as text"

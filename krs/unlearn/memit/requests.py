@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from krs._typing import Message
 from krs.errors import KrsError
 from krs.prompts import check_prompt, kind, listed
-from krs.unlearn.memit.words import last_word, longer_word, whole_words
+from krs.prompts.words import last_word, longer_word, whole_words
 from krs.wording import counted
 
 HOLE = "{}"

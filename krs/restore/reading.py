@@ -1,0 +1,164 @@
+"""A result in other forms: token by token, as LaTeX, as xarray."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krs._typing import DataFrame, Dataset
+from krs.errors import KrsError
+from krs.extras import require
+from krs.restore.plan import Named, Plan, chosen_columns
+
+if TYPE_CHECKING:
+    from krs.restore.result import SweepResult
+    from krs.restore.together import MeanResult
+
+
+def tokens(
+    result: SweepResult, prompt: int, setting: Named | None, measure: str, recovery: bool, position: int | None
+) -> DataFrame:
+    """See `SweepResult.tokens`."""
+    import pandas as pd
+
+    plan, mask = result.plan, result.losses.mask
+    if not 0 <= prompt < len(mask):
+        raise KrsError(f"there is no prompt {prompt}: this result has {len(mask)}, from 0 on")
+    places = plan.places or (None,)
+    if position not in places:
+        there = f"give one from {places[0]} to {places[-1]}" if plan.places else "positions are no axis, leave it out"
+        raise KrsError(f"position={position!r} is none of this result's: {there}")
+    columns = [i for i in chosen_columns(plan, setting) if plan.columns[i].position == position]
+    if len(columns) != 1:
+        names = ", ".join(plan.settings[i // len(places)].name for i in columns)
+        raise KrsError(f"one table is of one setting: name it with setting=, one of {names}")
+    kept, there = result._measured(measure), mask[prompt]
+    values = kept.restored.reshape(len(plan.settings), len(plan.windows), len(places), *mask.shape)
+    found = values[columns[0] // len(places), :, places.index(position), prompt][:, there].T
+    if prompt not in result._having(position):
+        found = np.full_like(found, np.nan)
+    if recovery:
+        start, end = (side[prompt, there][:, None] for side in (kept.recipient, kept.donor))
+        found = np.divide(found - start, end - start, out=np.full_like(found, np.nan), where=end != start)
+    texts = _scored_texts(result, prompt)
+    index: Any = pd.MultiIndex.from_arrays([range(len(found)), texts], names=["token", "text"])
+    return pd.DataFrame(found, index=index, columns=pd.Index([w.name for w in plan.windows], name="layer"))
+
+
+def _scored_texts(result: SweepResult, prompt: int) -> list[Any]:
+    """The answer's tokens that the scored logits predict; empty texts where that is not known."""
+    n = int(result.losses.mask[prompt].sum())
+    if result.scoring != "next-token" or not result.token_ids:
+        return [""] * n
+    ids, answer = result.token_ids[prompt]
+    return list(result.pieces[prompt][len(ids) :][:n] if result.pieces else answer[:n])
+
+
+def to_latex(
+    plan: Plan,
+    table: DataFrame,
+    digits: int,
+    caption: str | None,
+    label: str | None,
+    spread: DataFrame | None = None,
+) -> str:
+    """A table of windows by settings, with a standard deviation beside each number if there is one.
+
+    >>> import pandas as pd
+    >>> plan = Plan.make("mlp_coef", windows=1, n_layers=1)
+    >>> print(to_latex(plan, pd.DataFrame({"mlp_coef": [0.5]}, index=pd.Index([0], name="layer")), 2, None, None))
+    \\begin{tabular}{lr}
+    \\toprule
+    Layer & MLP coefficients \\\\
+    \\midrule
+    0 & 0.50 \\\\
+    \\bottomrule
+    \\end{tabular}
+    <BLANKLINE>
+    """
+    import pandas as pd
+
+    values = table.to_numpy(dtype=float)
+    spreads = np.full(values.shape, None) if spread is None else spread.to_numpy(dtype=float)
+    cells = [[_cell(v, sd, digits) for v, sd in zip(*row, strict=True)] for row in zip(values, spreads, strict=True)]
+    shown = pd.DataFrame(cells, index=list(map(str, table.index)))
+    heads = [[c.label for c in plan.columns]]
+    names = [str(n) for n in table.columns.names[1:]]
+    heads += [[str(v) for v in table.columns.get_level_values(n)] for n in names]
+    shown.columns = pd.MultiIndex.from_arrays(heads) if len(heads) > 1 else pd.Index(heads[0])
+    styled = shown.style.format_index(escape="latex", axis="columns").format_index(escape="latex", axis="index")
+    columns = "l" + "r" * table.shape[1]
+    written = styled.to_latex(hrules=True, column_format=columns, caption=caption, label=label, multicol_align="c")
+    first, rest = written.split("\\toprule\n", 1)
+    corner = ["", *names[:-1], f"Layer / {names[-1]}"] if names else ["Layer"]
+    lines = rest.split("\n")
+    for i, name in enumerate(corner):
+        lines[i] = f"{name} {lines[i].lstrip()}".lstrip() if lines[i].lstrip().startswith("&") else lines[i]
+    return first + "\\toprule\n" + "\n".join(lines)
+
+
+def _cell(value: float, spread: float | None, digits: int) -> str:
+    if np.isnan(value):
+        return "--"
+    sign = f"{value:.{digits}f}".replace("-", "$-$")
+    if spread is None:
+        return sign
+    return f"${value:.{digits}f}$" if np.isnan(spread) else f"${value:.{digits}f} \\pm {spread:.{digits}f}$"
+
+
+def to_xarray(result: SweepResult) -> Dataset:
+    """See `SweepResult.to_xarray`."""
+    require("xarray", "xarray", "to_xarray()")
+    import xarray
+
+    plan, mask = result.plan, result.losses.mask
+    places = plan.places or (None,)
+    shape = (len(plan.settings), len(plan.windows), len(places), *mask.shape)
+    dims = ("setting", "window", "position", "prompt", "token")
+    absent = ~np.array([np.isin(np.arange(len(mask)), result._having(p)) for p in places])
+    data: dict[str, Any] = {"scored": (dims[3:], mask)}
+    for measure in result.measures:
+        kept = result.losses.of(measure)
+        values = np.where(absent[:, :, None] | ~mask, np.nan, kept.restored.reshape(shape))
+        data[measure] = (dims, values) if plan.places else ((*dims[:2], *dims[3:]), values[:, :, 0])
+        data[f"{measure}_recipient"] = (dims[3:], np.where(mask, kept.recipient, np.nan))
+        data[f"{measure}_donor"] = (dims[3:], np.where(mask, kept.donor, np.nan))
+    attributes = {
+        "direction": result.direction,
+        "scoring": result.scoring,
+        "provenance": json.dumps(result.provenance),
+    }
+    return xarray.Dataset(data, _coordinates(plan), attributes)
+
+
+def mean_to_xarray(result: MeanResult) -> Dataset:
+    """See `MeanResult.to_xarray`."""
+    require("xarray", "xarray", "to_xarray()")
+    import xarray
+
+    plan = result.plan
+    dims = ("member", "setting", "window", "position")
+    data: dict[str, Any] = {}
+    for measure in result.measures:
+        found = result.stacked(measure).reshape(len(result.members), len(plan.windows), len(plan.settings), -1)
+        found = found.transpose(0, 2, 1, 3)
+        data[f"{measure}_recovery"] = (dims, found) if plan.places else (dims[:3], found[..., 0])
+    return xarray.Dataset(data, {"member": list(result.names), **_coordinates(plan)}, {"direction": result.direction})
+
+
+def _coordinates(plan: Plan) -> dict[str, Any]:
+    coords: dict[str, Any] = {
+        "setting": [s.name for s in plan.settings],
+        "window": [w.name for w in plan.windows],
+        "first_layer": ("window", [w.first for w in plan.windows]),
+        "last_layer": ("window", [w.last for w in plan.windows]),
+    }
+    if plan.places:
+        coords["position"] = list(plan.places)
+    if plan.part_name is not None:
+        per = plan.columns[:: max(1, len(plan.places))]
+        coords["point"] = ("setting", [c.setting for c in per])
+        coords[plan.part_name] = ("setting", [np.nan if c.part is None else c.part for c in per])
+    return coords
