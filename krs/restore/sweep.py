@@ -34,7 +34,7 @@ from krs.prompts import (
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
-from krs.restore.engines import execute
+from krs.restore.engines import check_engine, execute
 from krs.restore.job import Job
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
@@ -109,7 +109,8 @@ def sweep(
             (negative ones count back from its end), or a list of indices for each prompt.
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
-            `provenance` says which it was, and why). Docs: performance.
+            `provenance` says which it was, and why). `"estimate"` estimates from gradients, in a few passes for all
+            restorations, and its results say so. Docs: performance, estimates.
         memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
         progress: show bars.
         checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
@@ -145,6 +146,7 @@ def sweep(
     check_settings(settings)
     shape(windows)
     wanted = as_measures(measures)
+    check_engine(engine, wanted)
     if direction not in ("restore", "transplant"):
         raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
     file = None if checkpoint is None else Path(checkpoint)
