@@ -67,8 +67,9 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
     highest = np.nanmax(table.to_numpy(), initial=1.0)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
+    size = f"{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}"
     axes.set_title(
-        f"{'estimated; ' if result.estimated else ''}{counted(len(result.losses.mask), 'prompt')}, {counted(int(result.losses.mask.sum()), 'scored token')}",
+        f"estimated; {size}" if result.estimated else size,
         fontsize=9,
     )
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=2)

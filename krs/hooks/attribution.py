@@ -306,7 +306,7 @@ def _change_of_weight(tap: Tap, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter asks for gradients, so that the graph begins at the first tap and keeps no inputs for them."""
+    """Inside, no parameter asks for gradients: the graph begins at the first tap and keeps no inputs for them."""
     asking = [p for p in model.parameters() if p.requires_grad]
     try:
         with interrupt_deferred():

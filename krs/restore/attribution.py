@@ -3,9 +3,10 @@
 A restoration changes the values at its points by `δ` (donor less recipient). To first order that moves the logits by
 `a = J δ`, and any measure by `gradient · a`: one forward of the donor, one of the recipient and one backward pass give
 that for every layer, position, head and unit at once (attribution patching). The logit MSE is a square, so that its
-change is known once `|a|²` is, `|r + a|² - |r|² = 2 r·a + |a|²` with the residual `r`. The part of `a` along `r` is known from `r·a`;
-the rest is sampled: `(z·a)²` with a random `z` that is orthogonal to `r`, of which the mean is what is wanted, costs one more
-backward pass a sample for all restorations together. (Without it, what would be recovered wholly counts twice.)
+change is known once `|a|²` is: `|r + a|² - |r|² = 2 r·a + |a|²` with the residual `r`. The part of `a` along `r` is
+known from `r·a`; the rest is sampled: `(z·a)²` with a random `z` orthogonal to `r`, whose mean is what is wanted. A
+sample costs one more backward pass for all restorations together. (Without `|a|²`, what is recovered wholly would count
+twice.)
 """
 
 from __future__ import annotations

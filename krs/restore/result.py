@@ -22,7 +22,6 @@ from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Plan
 from krs.wording import counted
 
-
 _ESTIMATED = "these numbers are estimates, not computed: run the restorations that matter with engine='auto'"
 
 
@@ -248,8 +247,9 @@ class SweepResult:
         base = (self.losses.baseline if self.direction == "restore" else self.losses.donor)[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
         size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
+        kind = ("ESTIMATED, " if self.estimated else "") + ("transplanted, " if self.direction != "restore" else "")
         return (
-            f"SweepResult: {'ESTIMATED, ' if self.estimated else ''}{'transplanted, ' if self.direction != 'restore' else ''}{size}, "
+            f"SweepResult: {kind}{size}, "
             f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "
             f"scoring {self.scoring}, engine {made.get('engine', '?')}, baseline MSE {base:.4g}{state}"
         )

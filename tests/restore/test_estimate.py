@@ -72,12 +72,12 @@ def _estimated(result, restoration=0):
     return np.where(result.losses.mask, kept.restored[restoration] - kept.recipient, 0).sum(-1)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "opt", "gemma2", "gpt_neox-sequential", "olmo2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "opt", "gemma2"])
 def test_the_change_is_the_numerical_derivative(name):
     v, u = _pair(name)
     sums = [(MLP_COEF,), (VALUE_VECTORS,), (ATTN_OUT,), (MLP_COEF, ATTN_OUT), (MLP_COEF, VALUE_VECTORS)]
     sums += [(HEAD_OUT.heads(1),), (MLP_COEF.units(3, 8),), (VALUE_VECTORS.units(3, 8),), (HEAD_OUT, ATTN_OUT)]
-    with float64_throughout(name):
+    with float64_throughout():
         found = _sweep(v, u, settings=[Setting(s) for s in sums], windows=windows.of([[1], [3]]), measures="kl")
         for i, points in enumerate(sums):
             for j, layer in enumerate((1, 3)):
@@ -88,19 +88,20 @@ def test_the_change_is_the_numerical_derivative(name):
 @pytest.mark.parametrize("positions", ["prompt", "scored", ((0, 2), (1,), (0,))])
 def test_positions(positions):
     v, u = _pair("llama")
-    sums = [(ATTN_OUT,), (MLP_COEF, ATTN_OUT), (krs.ATTN_KEY, ATTN_OUT), (RESID_PRE, HEAD_OUT.heads(0))]
-    found = _sweep(
-        v, u, settings=[Setting(s) for s in sums], windows=windows.of([[2]]), measures="kl", positions=positions
-    )
-    for i, points in enumerate(sums):
-        expected = _derivative(u, v, points, 2, positions)
-        np.testing.assert_allclose(_estimated(found, i), expected, rtol=1e-5, atol=1e-9)
+    with float64_throughout():
+        sums = [(ATTN_OUT,), (MLP_COEF, ATTN_OUT), (krs.ATTN_KEY, ATTN_OUT), (RESID_PRE, HEAD_OUT.heads(0))]
+        found = _sweep(
+            v, u, settings=[Setting(s) for s in sums], windows=windows.of([[2]]), measures="kl", positions=positions
+        )
+        for i, points in enumerate(sums):
+            expected = _derivative(u, v, points, 2, positions)
+            np.testing.assert_allclose(_estimated(found, i), expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["llama-bias", "gpt2", "bloom", "olmo2"])
+@pytest.mark.parametrize("name", ["llama-bias", "gpt2", "olmo2"])
 def test_weights_of_several_modules_and_of_norms(name):
     v, u = _pair(name)
-    with float64_throughout(name):
+    with float64_throughout():
         found = _sweep(v, u, settings=[KEYS, NORMS, WEIGHTS], windows=windows.of([[2]]), measures="kl")
         for i, point in enumerate((KEYS, NORMS)):
             ends = []
