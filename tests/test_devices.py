@@ -42,7 +42,7 @@ PLACES = {
 
 def _sweep(v, u):
     options = {"windows": SOME, "n_tokens": 3, "progress": False}
-    return [krs.sweep(v, u, IDS, engine=engine, **options).krs for engine in ("wavefront", "plain")]
+    return [krs.sweep(v, u, IDS, engine=engine, **options).krs for engine in ("wavefront", "plain", "estimate")]
 
 
 def _generate(v, u):

@@ -55,10 +55,13 @@ def head_at(model: nn.Module, index: Int[Tensor, "batch token"]) -> Iterator[Non
 
 
 def logits_at(
-    model: nn.Module, inputs: dict[str, Tensor], index: Int[Tensor, "batch token"]
+    model: nn.Module, inputs: dict[str, Tensor], index: Int[Tensor, "batch token"], gradients: bool = False
 ) -> Float[Tensor, "batch token vocab"]:
-    """The logits of one forward, at the positions `index` of each row, whatever surrounds the call."""
-    with plain_numerics(), plain_calls(model), head_at(model, index):
+    """The logits of one forward, at the positions `index` of each row, whatever surrounds the call.
+
+    With `gradients`, the call leaves a graph where something in it asks for one.
+    """
+    with plain_numerics(), plain_calls(model), head_at(model, index), torch.set_grad_enabled(gradients):
         start_afresh(model)
         return model(**accepted(model, inputs), use_cache=False).logits
 

@@ -30,6 +30,19 @@ def on_value(modules: list[nn.Module], point: ActivationPoint, fn: _Seen) -> Rem
     return modules[0].register_forward_hook(partial(_after, fn))
 
 
+def on_call(module: nn.Module, fn: Callable[[tuple[Any, ...], dict[str, Any], Any], Tensor | None]) -> RemovableHandle:
+    """Call `fn(args, kwargs, output)` after each call; what it returns, unless `None`, is the value returned instead.
+
+    The caller removes the handle that is returned.
+    """
+
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        new = fn(args, kwargs, output)
+        return None if new is None else with_returned(output, new)
+
+    return module.register_forward_hook(after, with_kwargs=True)
+
+
 def _before(fn: _Seen, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     slot, value = first_tensor(args, kwargs)
     new = fn(value)

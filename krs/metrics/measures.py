@@ -92,6 +92,7 @@ class Measure:
         needs: `"logits"`, or `"states"` for one that the engines compute without logits.
         of_answer: whether it looks at the answer's own tokens, so that it is not defined where a scored position
             predicts none (the last one under `scoring="paper-code"`).
+        differentiable: whether its gradient says how it changes; not so for ranks and agreement, which jump.
         version: of a function of the user's, a hash of its code, so that two of one name are told apart.
     """
 
@@ -101,6 +102,7 @@ class Measure:
     needs: str = "logits"
     of_answer: bool = False
     version: str = ""
+    differentiable: bool = True
 
     @property
     def identity(self) -> str:
@@ -165,10 +167,10 @@ REVERSE_KL = Measure("kl_reverse", "KL divergence to the reference", _reverse_kl
 ANSWER_LOGPROB = Measure("answer_logprob", "Log-probability of the answer", _answer_logprob, of_answer=True)
 """Log-probability of the scored answer's next token, nats."""
 
-RANK = Measure("rank", "Rank of the reference's token", _rank)
+RANK = Measure("rank", "Rank of the reference's token", _rank, differentiable=False)
 """How many tokens the model finds more likely than the one that the reference finds most likely; 0 is agreement."""
 
-TOP1 = Measure("top1", "Agreement on the most likely token", _top1)
+TOP1 = Measure("top1", "Agreement on the most likely token", _top1, differentiable=False)
 """1 where the model and the reference find the same token most likely, else 0."""
 
 

@@ -125,6 +125,8 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         if name in here and there[name] != here[name]
     )
     engines = {str(part.get("engine")) for part in theirs.get("parts", [])}
+    if engines and ours["engine"] != "auto":
+        engines.add(str(ours["engine"]))
     if unknown := sorted(name for name in engines if not is_exact(name)):
         yield f"the engine ({', '.join(unknown)} is not an exact one)"
 

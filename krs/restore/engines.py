@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -13,9 +13,10 @@ from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
 from krs.hooks.context import numerics, plain_calls, plain_numerics
 from krs.hooks.offload import is_offloaded
-from krs.metrics.measures import LOGIT_MSE
+from krs.metrics.measures import LOGIT_MSE, Measure
 from krs.progress import bar
 from krs.registry import Registry, module_of
+from krs.restore.attribution import EstimateEngine
 from krs.restore.finite import check_base, check_each, check_longest
 from krs.restore.job import Chunk, Engine, Job, NotExactError
 from krs.restore.losses import Losses, computed
@@ -49,6 +50,7 @@ def register_engine(engine: Engine) -> Engine:
 
 register_engine(WavefrontEngine())
 register_engine(PlainEngine())
+register_engine(EstimateEngine())
 
 
 def engine_names() -> tuple[str, ...]:
@@ -59,6 +61,13 @@ def engine_names() -> tuple[str, ...]:
 def is_exact(name: str) -> bool:
     """Whether an engine of that name is known, and computes every number rather than estimate some."""
     return name in engine_names() and name != "auto" and find_engine(name).exact
+
+
+def check_engine(name: str, measures: Sequence[Measure]) -> None:
+    """Raise `KrsError` for measures that an engine says it cannot take, if it has a `check(measures)`."""
+    check = None if name == "auto" else getattr(find_engine(name), "check", None)
+    if check is not None:
+        check(measures)
 
 
 def find_engine(name: str) -> Engine:
@@ -111,7 +120,7 @@ def _execute(
     doing = f"sweep: {counted(len(plan.settings), 'setting')} x {counted(len(plan.windows), 'window')}"
     for name in names:
         chosen = find_engine(name)
-        made["engine"] = name
+        made["engine"], made["exact"] = name, chosen.exact
         try:
             with bar(chosen.steps(job), doing, show=progress, unit="step") as shown:
                 _collect(chosen, job, losses, keeper(shown))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def draw(result: SweepResult, ax: Any, measure: str, level: float | None, setting: Named | None) -> Axes:
     """Curves over the windows, or a map for each setting where there is an axis."""
     table, value = result.recovery(measure), value_label(result.direction, measure)
-    title = f"{pair_of(result)}{_size(result)}"
+    title = f"{pair_of(result)}{'estimated; ' if result.estimated else ''}{_size(result)}"
     if table.columns.nlevels > 1:
         return draw_maps(result.plan, table, value, title, ax, setting, _ticks(result))
     chosen = chosen_columns(result.plan, setting)

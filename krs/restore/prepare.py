@@ -15,7 +15,7 @@ from krs.metrics.score import SCORINGS
 from krs.models.given import Model
 from krs.models.resolve import resolve
 from krs.prompts import Ids, Scoring, TokenBatch, next_token_batch, paper_code_batch, subject_positions
-from krs.restore.engines import engine_names
+from krs.restore.engines import check_engine, engine_names
 
 __all__ = ["Engine", "Model", "Offload", "batch_of", "check_choices", "check_targets", "check_tokens", "resolve"]
 
@@ -23,8 +23,10 @@ Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
 
 
-def check_choices(scoring: str, engine: str, n_tokens: int, direction: str) -> None:
-    """Raise `KrsError` for a scoring, an engine or a direction that there is not, and for no tokens to score."""
+def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, measures: Sequence[Measure] = ()) -> None:
+    """Raise `KrsError` for a scoring, an engine or a direction that there is not, for no tokens to score, and for
+    measures that the engine cannot take.
+    """
     if direction not in ("restore", "transplant"):
         raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
     if scoring not in SCORINGS:
@@ -33,6 +35,7 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str) -> N
         raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, engine_names()))}")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
+    check_engine(engine, measures)
 
 
 def check_tokens(

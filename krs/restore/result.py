@@ -21,6 +21,8 @@ from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Named, Plan, chosen_columns, names_of
 from krs.wording import counted
 
+_ESTIMATED = "these numbers are estimates, not computed: run the restorations that matter with engine='auto'"
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class SweepResult:
@@ -74,6 +76,11 @@ class SweepResult:
     def direction(self) -> str:
         """`"restore"`: pieces of the vanilla model into the unlearned one; `"transplant"`: the other way round."""
         return str(self.provenance.get("direction", "restore"))
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the numbers are estimates (`engine="estimate"`, or another engine that is not exact)."""
+        return not self.provenance.get("exact", True)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -200,6 +207,7 @@ class SweepResult:
         slow = self.provenance.get("engine_note")
         return (
             sorted({score.reason for score in self.scores if score.reason})
+            + ([_ESTIMATED] if self.estimated else [])
             + ([slow] if slow else [])
             + self.provenance.get("notes", [])
         )
@@ -364,8 +372,9 @@ class SweepResult:
         base = (self.losses.baseline if self.direction == "restore" else self.losses.donor)[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
         size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
+        kind = ("ESTIMATED, " if self.estimated else "") + ("transplanted, " if self.direction != "restore" else "")
         return (
-            f"SweepResult: {'transplanted, ' if self.direction != 'restore' else ''}{size}, "
+            f"SweepResult: {kind}{size}, "
             f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "
             f"scoring {self.scoring}, engine {made.get('engine', '?')}, baseline MSE {base:.4g}{state}"
         )

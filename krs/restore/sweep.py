@@ -126,7 +126,8 @@ def sweep(
         subjects: for these, the subject of each prompt as it stands there; its last mention counts.
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
-            `provenance` says which it was, and why). Docs: performance.
+            `provenance` says which it was, and why). `"estimate"` estimates from gradients, in a few passes for all
+            restorations, and its results say so. Docs: performance, estimates.
         memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
         progress: show bars.
         checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
@@ -158,12 +159,12 @@ def sweep(
     """
     asked = check_prompts(prompts)
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
-    check_choices(scoring, engine, n_tokens, direction)
+    wanted = as_measures(measures)
+    check_choices(scoring, engine, n_tokens, direction, wanted)
     check_settings(settings)
     shape(windows)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
-    wanted = as_measures(measures)
     file = _checked(checkpoint)
     v_model, u_model, tokenizer = resolve(
         vanilla,

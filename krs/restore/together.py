@@ -290,6 +290,7 @@ def _differing(a: SweepResult, b: SweepResult, models: bool) -> Iterator[str]:
     pairs: dict[str, tuple[Any, Any]] = {n: (getattr(a.plan, n), getattr(b.plan, n)) for n in names}
     pairs["positions"] = (_positions(a), _positions(b))
     pairs |= {"scoring": (a.scoring, b.scoring), "direction": (a.direction, b.direction)}
+    pairs["whether they are estimates"] = (a.estimated, b.estimated)
     if models:
         ours, theirs = (r.provenance for r in (a, b))
         pairs["measures"] = (ours.get("measures", list(a.measures)), theirs.get("measures", list(b.measures)))
