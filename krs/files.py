@@ -162,6 +162,7 @@ _OPTIONS = {
     "measures=": "--measure ",
     "direction=": "--direction ",
     "answers=": "--answers",
+    "budget=": "--budget ",
     "parameters=": "--set parameters=",
     "precision=": "--set precision=",
     "subjects=": "--set subjects=",

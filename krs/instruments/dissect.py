@@ -202,12 +202,20 @@ def _run(
                 said_by[side] = said(model, case.target)
     except (KeyboardInterrupt, Exception) as stop:
         stop.partial = found()  # type: ignore[union-attr]
+        stop.add_note(_left(folder))
         raise
     result = found()
     if folder is not None:
         result.save(folder / "report.json")
         result.save(folder / "report.html")
     return result
+
+
+def _left(folder: Path | None) -> str:
+    """What an interruption leaves."""
+    if folder is None:
+        return "the readings so far are in the exception's attribute `partial`; output_dir= would also keep them"
+    return f"the readings so far are in {str(folder)!r}; the same call goes on from there"
 
 
 def ordered(

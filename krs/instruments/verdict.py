@@ -10,11 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from krs.errors import KrsError
 from krs.instruments.reading import Reading, interval, mean
 
 Word = Literal["knows", "partly", "does not know", "cannot tell"]
@@ -102,11 +104,17 @@ class Verdict:
 @cache
 def thresholds() -> dict[str, Threshold]:
     """Those that came out of the calibration that is in this version; none before there was one."""
-    place = files("krs.instruments") / "thresholds.json"
-    if not place.is_file():
-        return {}
-    told = json.loads(place.read_text(encoding="utf-8"))
-    return {name: Threshold(**row) for name, row in told["instruments"].items()}
+    with as_file(files("krs.instruments") / "thresholds.json") as place:
+        return read_thresholds(place) if place.is_file() else {}
+
+
+def read_thresholds(path: str | Path) -> dict[str, Threshold]:
+    """Thresholds that `krs calibrate` wrote; raises `KrsError` for a file that holds none."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {name: Threshold(**row) for name, row in told["instruments"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as reason:
+        raise KrsError(f"{str(path)!r} holds no thresholds ({reason}): make them with krs calibrate") from None
 
 
 def verdict(readings: Mapping[str, Reading], by: Mapping[str, Threshold] | None = None) -> Verdict:

@@ -214,3 +214,46 @@ def test_teaching_needs_a_tokenizer():
     taught = teach(model, [("the cat", "sat")], tokenizer=tiny_tokenizer(), passes=1, progress=False)
     assert same_state(model, before)
     assert not same_state(taught, before)
+
+
+def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, monkeypatch):
+    from functools import partial
+
+    import pandas as pd
+    from typer.testing import CliRunner
+
+    from krs.cli import app
+    from krs.instruments import calibration, truth
+
+    for module in (truth, calibration):
+        monkeypatch.setattr(module, "CALIBRATION", WORLD)
+        monkeypatch.setattr(module, "VERDICT", WORLD)
+    monkeypatch.setattr(truth, "make", partial(make, facts=FACTS, settings=FAST))
+
+    def run(*more):
+        only = ["--only", "nll", "--only", "state_drop", "--only", "prefix", "--models", "hides", "--models", "misled"]
+        given = ["calibrate", str(world / "out"), "--base", str(world / "base"), "-q", *only, *more]
+        return CliRunner().invoke(app, given)
+
+    early = run("--check")
+    assert "there are no thresholds in" in str(early.exception)
+    assert run("--make-only").exit_code == 0
+    assert not (world / "out" / "thresholds.json").exists()
+    done = run()
+    assert done.exit_code == 0, done.exception
+    table = pd.read_csv(world / "out" / "calibration.csv", index_col=0)
+    assert list(table.index.sort_values()) == ["nll", "prefix", "state_drop"]
+    assert (table.models == 2).all()
+    thresholds = json.loads((world / "out" / "thresholds.json").read_text(encoding="utf-8"))
+    assert set(thresholds["instruments"]) == set(table.index[table.auc >= 0.9]) - {"nll"} != set()
+    checked = run("--check")
+    assert checked.exit_code == 0, checked.exception
+    verdicts = pd.read_csv(world / "out" / "verdicts.csv").set_index(["retain", "model"])
+    assert set(verdicts.loc["with"].index) == set(verdicts.loc["without"].index) == made_but("full", "retain")
+    assert not verdicts.loc[("with", "hides"), "wrong"]
+    assert "of 6 decided" in checked.stdout
+
+
+def made_but(*names):
+    """Models of the small world that stand for what is asked about."""
+    return {recipe.name for recipe in WORLD.recipes} - set(names)
