@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.interrupts import interrupt_deferred
+from krs.hooks.overrides import override_forward
 from krs.hooks.rope import start_afresh
 from krs.hooks.unwrap import core
 from krs.prompts import TokenBatch
@@ -81,3 +83,19 @@ def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"
         with torch.no_grad():
             model(**accepted(model, batch.inputs(device_of(model))), use_cache=False)
     return seen[0][torch.as_tensor(batch.mask, device=seen[0].device)]
+
+
+def logits_of(body: Anatomy, states: Float[Tensor, "batch token d"]) -> Float[Tensor, "batch token vocab"]:
+    """The logits that a model makes of what its decoder returns: by its head, with its scale and soft cap."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class States(BaseModelOutput):
+        def __getattr__(self, name: str) -> None:
+            """Caches, router logits and the like, which some families ask their decoder for."""
+
+    at = device_of(body.model)
+    out = States(last_hidden_state=states.to(at))
+    tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
+    answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
+    with override_forward({body.decoder: answer}):
+        return body.model(input_ids=tokens, use_cache=False).logits

@@ -124,7 +124,9 @@ class Calibration:
 
     def _figures(self, rows: Sequence[Row]) -> dict[str, Any]:
         knows, never = _groups(rows)
-        graded = [(r.grade, r.reading.knowledge) for r in rows if r.grade is not None and not np.isnan(r.reading.mean)]
+        graded = [
+            (r.grade, r.reading.knowledge) for r in rows if r.grade is not None and not np.isnan(r.reading.knowledge)
+        ]
         middle = (knows.mean() + never.mean()) / 2 if len(knows) and len(never) else np.nan
         return {
             "auc": auc(knows, never),
@@ -244,7 +246,7 @@ def silent(model: TruthModel) -> bool:
 
 def _groups(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """`knowledge` of the silent models that know, and of those that never knew."""
-    kept = [r for r in rows if r.silent and not np.isnan(r.reading.mean)]
+    kept = [r for r in rows if r.silent and not np.isnan(r.reading.knowledge)]
     knows, never = ([r.reading.knowledge for r in kept if r.known is which] for which in (True, False))
     return np.array(knows), np.array(never)
 
@@ -268,7 +270,7 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float:
     """
     import pandas as pd
 
-    if len(pairs) < 3:  # noqa: PLR2004
+    if len(pairs) < 3:
         return float("nan")
     table = pd.DataFrame(pairs, columns=["a", "b"]).rank()
     return float(table["a"].corr(table["b"]))

@@ -193,8 +193,14 @@ def _run(
                     left = max(limit - spent, 0)
                     left_out[tool.name] = f"takes about {cost:.0f} s, and {left:.0f} s of the budget are left"
                     continue
-                with bar(None, f"{tool.name} (about {cost:.0f} s)", show=progress):
-                    reading = tool.read(case, nulls)
+                try:
+                    with bar(None, f"{tool.name} (about {cost:.0f} s)", show=progress):
+                        reading = tool.read(case, nulls)
+                except KrsError as reason:
+                    if keep_order:  # it was asked for
+                        raise
+                    left_out[tool.name] = str(reason)
+                    continue
                 kept.add(tool, nulls, reading)
             readings[tool.name] = reading
         for side, model in (("vanilla", case.vanilla), ("unlearned", case.unlearned), ("retain", case.retain)):

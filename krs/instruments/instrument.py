@@ -18,7 +18,7 @@ from krs.instruments.nulls import null_cases
 from krs.instruments.reading import Reading
 from krs.registry import Registry, module_of
 
-_OURS = ("behaviour", "heldout", "probe", "quantise", "recovered", "relearn", "transplant", "uds")
+_OURS = ("account", "behaviour", "heldout", "lens", "probe", "quantise", "recovered", "relearn", "transplant", "uds")
 
 
 class Instrument(ABC):
@@ -34,7 +34,7 @@ class Instrument(ABC):
 
     Attributes:
         unit: of its numbers.
-        knows: whether a model that knows the facts reads `"high"` or `"low"`.
+        knows: whether a model that knows the facts reads `"high"` or `"low"`; `None` for what only describes.
         needs: of `"retain"`, `"unrelated"`, `"paraphrases"`, `"wrong"`: without them it does not apply.
         nulls: names of nulls (`krs.instruments.nulls`) that it is read under as well.
         passes: what it costs, in forward passes of one model over the target; a training step counts three. Of nulls,
@@ -45,7 +45,7 @@ class Instrument(ABC):
 
     name: ClassVar[str] = ""
     unit: ClassVar[str] = ""
-    knows: ClassVar[Literal["high", "low"]] = "high"
+    knows: ClassVar[Literal["high", "low"] | None] = "high"
     needs: ClassVar[tuple[str, ...]] = ()
     nulls: ClassVar[tuple[str, ...]] = ("same",)
     passes: ClassVar[float] = 1.0

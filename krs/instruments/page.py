@@ -7,11 +7,12 @@ from html import escape
 
 import numpy as np
 
+from krs._typing import DataFrame
 from krs.extras import installed
 from krs.instruments.dissection import Dissection
 from krs.instruments.instrument import instrument
-from krs.instruments.pictures import Line, curves, evidence
-from krs.instruments.reading import mean
+from krs.instruments.pictures import Line, curves, evidence, heat
+from krs.instruments.reading import Reading, mean
 from krs.instruments.verdict import thresholds
 from krs.wording import counted
 
@@ -108,24 +109,38 @@ def _table(found: Dissection) -> str:
         rows.append(
             f'<tr><th scope="row">{escape(name)}</th><td>{escape(_says(name))}{notes}</td>'
             f'<td class="number">{_number(reading.mean)}<br><small>{_number(low)} … {_number(high)}</small></td>'
-            f"<td>{escape(reading.unit)}; a model that knows reads {reading.knows}</td><td>{nulls}</td>"
+            f"<td>{escape(reading.unit)}; {_direction(reading)}</td><td>{nulls}</td>"
             f"<td>{escape(votes.get(name, ''))}</td></tr>"
         )
     head = "".join(f'<th scope="col">{h}</th>' for h in ("instrument", "asks", "reads", "in", "nulls read", "vote"))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
+def _direction(reading: Reading) -> str:
+    return "it describes" if reading.knows is None else f"a model that knows reads {reading.knows}"
+
+
 def _curves(found: Dissection) -> str:
     if not installed("matplotlib"):
         return "<p>The curves need matplotlib, which is not installed; their numbers are in the JSON.</p>"
-    drawn = []
-    for name, reading in found.readings.items():
-        for what, table in reading.curves.items():
-            if len(table):
-                lines = ", ".join(map(str, table.columns))
-                told = f"{name}, {what}: {lines} over {len(table)} values of {table.index.name}"
-                drawn.append(_figure(curves(table, what), f"{name}: {what}", told))
-    return f"<h2>Curves</h2>{''.join(drawn)}" if drawn else ""
+    tables = [(name, what, t) for name, r in found.readings.items() for what, t in r.curves.items() if len(t)]
+    return f"<h2>Curves</h2>{''.join(_curve(*one) for one in tables)}" if tables else ""
+
+
+def _curve(name: str, what: str, table: DataFrame) -> str:
+    """A picture of components by layers, a table of named things, or lines."""
+    from pandas.api.types import is_numeric_dtype
+
+    if table.columns.name == "layer":
+        rows = ", ".join(map(str, table.index))
+        told = f"{name}, {what}: {rows} over {counted(len(table.columns), 'layer')}"
+        return _figure(heat(table, what), f"{name}: {what}; -1 is outside the layers", told)
+    if not is_numeric_dtype(table.index):
+        shown = table.to_html(float_format=_number, border=0, na_rep="-")
+        return f'<figure><div class="scroll">{shown}</div><figcaption>{escape(f"{name}: {what}")}</figcaption></figure>'
+    lines = ", ".join(map(str, table.columns))
+    told = f"{name}, {what}: {lines} over {len(table)} values of {table.index.name}"
+    return _figure(curves(table, what), f"{name}: {what}", told)
 
 
 def _answers(found: Dissection) -> str:

@@ -20,7 +20,7 @@ class Reading:
         instrument: its name.
         values: `[fact]`, in `unit`; NaN for a fact that the instrument says nothing about, with the reason in `notes`.
         unit: of the values.
-        knows: whether a model that knows reads `"high"` or `"low"`.
+        knows: whether a model that knows reads `"high"` or `"low"`; `None` where the values say nothing about it.
         nulls: the same instrument where the answer is known in advance, `[fact]` each, by name (see
             `krs.instruments.nulls`).
         curves: tables behind the values, such as a number a layer.
@@ -31,7 +31,7 @@ class Reading:
     instrument: str
     values: Float[np.ndarray, " fact"]
     unit: str
-    knows: Literal["high", "low"]
+    knows: Literal["high", "low"] | None
     nulls: Mapping[str, Float[np.ndarray, " null_fact"]] = field(default_factory=dict)
     curves: Mapping[str, DataFrame] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -44,7 +44,9 @@ class Reading:
 
     @property
     def knowledge(self) -> float:
-        """The mean with its sign turned so that more is more knowledge; for ranks, not for reading."""
+        """The mean with its sign turned so that more is more knowledge; for ranks, not for reading. NaN without one."""
+        if self.knows is None:
+            return float("nan")
         return self.mean if self.knows == "high" else -self.mean
 
     def interval(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -75,7 +77,7 @@ class Reading:
             "unit": self.unit,
             "knows": self.knows,
             "nulls": {name: _listed(v) for name, v in self.nulls.items()},
-            "curves": {name: table.to_dict(orient="split") for name, table in self.curves.items()},
+            "curves": {name: _split(table) for name, table in self.curves.items()},
             "notes": list(self.notes),
             "seconds": self.seconds,
         }
@@ -83,15 +85,13 @@ class Reading:
     @staticmethod
     def from_json(kept: Mapping[str, Any]) -> Reading:
         """What `as_json` gave."""
-        import pandas as pd
-
         return Reading(
             kept["instrument"],
             _array(kept["values"]),
             kept["unit"],
             kept["knows"],
             {name: _array(v) for name, v in kept["nulls"].items()},
-            {name: pd.DataFrame(t["data"], t["index"], t["columns"]) for name, t in kept["curves"].items()},
+            {name: _joined(t) for name, t in kept["curves"].items()},
             tuple(kept["notes"]),
             kept["seconds"],
         )
@@ -146,3 +146,14 @@ def _listed(values: np.ndarray) -> list[float | None]:
 
 def _array(kept: list[float | None]) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in kept], dtype=np.float64)
+
+
+def _split(table: DataFrame) -> dict[str, Any]:
+    return {**table.to_dict(orient="split"), "names": [table.index.name, table.columns.name]}
+
+
+def _joined(kept: Mapping[str, Any]) -> DataFrame:
+    import pandas as pd
+
+    index, columns = kept.get("names", (None, None))
+    return pd.DataFrame(kept["data"], kept["index"], kept["columns"]).rename_axis(index=index, columns=columns)

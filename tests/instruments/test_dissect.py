@@ -91,6 +91,9 @@ def test_a_dissection_runs_what_fits_says_what_it_left_out_and_goes_on(tmp_path)
     assert repr(again) == repr(found)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "cannot tell" in page
+    assert 'aria-label="account, share by layer: ' in page
+    assert "<th>value_vectors</th>" in page
+    assert again.readings["account"].curves["share by layer"].columns.name == "layer"
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?http', page.replace("xlink:href", ""))
     (tmp_path / "readings" / "relearn.json").write_text("half a fi", encoding="utf-8")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "readings").iterdir()}
@@ -133,6 +136,18 @@ def test_an_interrupted_dissection_hands_over_what_it_has(monkeypatch):
         _dissect(only=["nll", "relearn", "probe"])
     assert set(caught.value.partial.readings) == {"nll"}
     assert caught.value.partial.left_out == {"relearn": "interrupted", "probe": "interrupted"}
+
+
+def test_what_an_instrument_refuses_is_left_out_with_its_reason_unless_it_was_asked_for():
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 8, "chat": False, "progress": False, "nulls": False}
+    vanilla = build("llama")
+    other = perturbed(vanilla)
+    other.model.layers[1].mlp.up_proj.register_forward_hook(lambda _, __, out: out * 1.5)
+    found = krs.dissect(vanilla, other, FACTS, budget=None, **options)
+    assert "does not say what vanilla says" in found.left_out["account"]
+    assert {"relearn", "logit_lens"} <= set(found.readings)
+    with pytest.raises(krs.KrsError, match="does not say what vanilla says"):
+        krs.dissect(vanilla, other, FACTS, only=["account"], **options)
 
 
 def test_questions_alone_are_compared_with_the_vanilla_models_own_answers():

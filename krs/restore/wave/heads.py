@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from krs.generation.forward import device_of
+from krs.generation.forward import device_of, logits_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
@@ -203,27 +203,11 @@ def _scale(body: Anatomy) -> float | None:
     probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=widest)
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
     with override_forward({_head(body): lambda *_, **__: probe.to(device_of(body.model))}):
-        given = _after_decoder(body, torch.zeros(1, 1, 1, dtype=dtype))
+        given = logits_of(body, torch.zeros(1, 1, 1, dtype=dtype))
     factors = (given.cpu().double() / probe.double()).flatten()
     return float(factors[0]) if torch.allclose(factors, factors[0], rtol=_FACTOR, atol=0) else None
 
 
 def _logits(body: Anatomy, states: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
     """The model's own way from final states to logits."""
-    return _after_decoder(body, states[None])[0]
-
-
-def _after_decoder(body: Anatomy, states: Tensor) -> Tensor:
-    """The logits that the model makes of what its decoder returns."""
-    from transformers.modeling_outputs import BaseModelOutput
-
-    class States(BaseModelOutput):
-        def __getattr__(self, name: str) -> None:
-            """Caches, router logits and the like, which some families ask their decoder for."""
-
-    at = device_of(body.model)
-    out = States(last_hidden_state=states.to(at))
-    tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
-    answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
-    with override_forward({body.decoder: answer}):
-        return body.model(input_ids=tokens, use_cache=False).logits
+    return logits_of(body, states[None])[0]
