@@ -124,9 +124,8 @@ class Calibration:
 
     def _figures(self, rows: Sequence[Row]) -> dict[str, Any]:
         knows, never = _groups(rows)
-        graded = [
-            (r.grade, r.reading.knowledge) for r in rows if r.grade is not None and not np.isnan(r.reading.knowledge)
-        ]
+        read = [r for r in rows if not np.isnan(r.reading.knowledge)]
+        graded = [(r.grade, r.reading.knowledge) for r in read if r.grade is not None]
         middle = (knows.mean() + never.mean()) / 2 if len(knows) and len(never) else np.nan
         return {
             "auc": auc(knows, never),

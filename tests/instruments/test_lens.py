@@ -29,11 +29,12 @@ def test_the_lens_is_that_of_hooks_by_hand(family):
     expected = np.zeros((len(layers), len(FACTS)))
     for i, fact in enumerate(FACTS):
         ids, start = sequence(case, fact)
-        kept = []
-        hooks = [
-            layer.register_forward_hook(lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out))
-            for layer in layers
-        ]
+        kept: list[torch.Tensor] = []
+
+        def keep(_, __, out, kept=kept):
+            kept.append(out[0] if isinstance(out, tuple) else out)
+
+        hooks = [layer.register_forward_hook(keep) for layer in layers]
         with torch.no_grad():
             model(torch.tensor([ids]))
             for hook in hooks:
@@ -94,7 +95,7 @@ def test_the_account_describes_and_never_votes():
     np.testing.assert_allclose(summed["unrelated"], beside.by_component)
     assert len(found.nulls["unrelated"]) == len(others)
     assert np.isnan(found.knowledge)
-    assert verdict({"account": found}, {"nll": Threshold(0, 1, 1.0)}).votes == ()
+    assert verdict({"account": found}, {"nll": Threshold(0.0, 1.0, 1.0)}).votes == ()
 
 
 def test_of_experts_there_are_no_value_vectors_to_speak_of():
