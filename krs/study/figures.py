@@ -18,7 +18,12 @@ from krs.study.spec import Spec
 from krs.study.store import Store
 from krs.writing import write_text
 
-TABLES = {"krs": ("sweep", "krs.csv"), "answers": ("answers", "answers.csv"), "drift": ("drift", "drift.csv")}
+TABLES = {
+    "krs": ("sweep", "krs.csv"),
+    "answers": ("answers", "answers.csv"),
+    "drift": ("drift", "drift.csv"),
+    "dissect": ("dissect", "evidence.csv"),
+}
 """By name of a table: the step and the file that it is made of."""
 
 

@@ -18,8 +18,8 @@ from krs.study.training import chat_of
 from krs.writing import write_text
 
 
-class _Measuring(Step):
-    """What all three have in common: they load both models."""
+class Measuring(Step):
+    """What those that measure have in common: they load both models."""
 
     needs: ClassVar[tuple[str, ...]] = ("prepare", "unlearn")
 
@@ -47,7 +47,7 @@ class SweepOptions(Part):
 
 
 @register("sweep")
-class Sweep(_Measuring):
+class Sweep(Measuring):
     """The Knowledge Recovery Score, window by window."""
 
     options = SweepOptions
@@ -100,7 +100,7 @@ class AnswersOptions(Part):
 
 
 @register("answers")
-class AnswersStep(_Measuring):
+class AnswersStep(Measuring):
     """What both models say."""
 
     options = AnswersOptions
@@ -126,7 +126,7 @@ class AnswersStep(_Measuring):
 
 
 @register("drift")
-class DriftStep(_Measuring):
+class DriftStep(Measuring):
     """How far the weights have moved."""
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:

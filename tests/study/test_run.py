@@ -197,3 +197,48 @@ def test_a_directory_of_something_else_is_left_alone(place, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(krs.KrsError, match="is not empty, and holds no study: give another directory"):
         study.run(place / "study.yaml", tmp_path, progress=False)
+
+
+@pytest.fixture
+def dissected(copied, place):
+    """The finished study with the step `dissect` put behind it."""
+    changed = asked()
+    changed["steps"]["dissect"] = {"instruments": ["nll", "recall", "relearn"], "n_tokens": 6, "questions": 2}
+    found = study.run(written(place, changed, "dissect.yaml"), copied, progress=False)
+    assert found.failed == []
+    return found
+
+
+def test_a_cell_is_dissected_with_its_concept_and_nothing_else_is_done_again(dissected, copied, place):
+    at = {cell: found for (cell, step), found in manifests(copied).items() if step == "dissect"}
+    assert len(at) == 3
+    kept = Store(copied).folder("dissect", at["v--cat--public--published"].key)
+    assert {"report.html", "report.json", "evidence.csv", "readings"} <= {p.name for p in kept.iterdir()}
+    found = krs.instruments.load_dissection(kept / "report.json")
+    questions = krs.data.load_concept(place / "cat.json").questions[:2]
+    by_hand = krs.dissect(
+        str(place / "v"), str(place / "p"), questions, only=["nll", "relearn"], n_tokens=6, chat=True, progress=False
+    )
+    assert [f.question for f in found.facts] == list(questions)
+    assert found.readings["nll"].mean == by_hand.readings["nll"].mean
+    table = dissected.table("dissect")
+    assert len(table) == 3 * 3
+    assert set(table.verdict) <= {"cannot tell", "knows", "partly", "does not know"}
+    row = table[(table.method == "public") & (table.instrument == "nll")].iloc[0]
+    assert row["mean"] == pytest.approx(found.readings["nll"].mean)
+
+
+def test_what_a_dissection_in_a_study_cannot_have_is_said_before_any_work(place):
+    for options, message in [
+        ({"instruments": ["nll", "ndl"]}, "Did you mean 'nll'"),
+        ({"instruments": ["uds"]}, "uds needs a retain model, which a study has none of"),
+        ({"budget": "10m"}, "budget"),
+    ]:
+        changed = asked()
+        changed["steps"]["dissect"] = options
+        with pytest.raises(krs.KrsError, match=message):
+            study.read_spec(written(place, changed, "wrong.yaml"))
+    changed = asked(chat_template_kwargs={"today": "x"})
+    changed["steps"]["dissect"] = {}
+    with pytest.raises(krs.KrsError, match="instruments take no arguments of the chat template"):
+        study.read_spec(written(place, changed, "wrong.yaml"))
