@@ -13,6 +13,7 @@ from krs.instruments.dissection import Dissection, load_dissection
 from krs.instruments.facts import Fact, as_facts, read_facts
 from krs.instruments.instrument import Instrument, instrument, instruments, register
 from krs.instruments.reading import Reading
+from krs.instruments.watching import watch
 
 __all__ = [
     "Case",
@@ -27,4 +28,5 @@ __all__ = [
     "load_dissection",
     "read_facts",
     "register",
+    "watch",
 ]

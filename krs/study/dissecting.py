@@ -9,7 +9,6 @@ from pydantic import Field
 
 from krs import files
 from krs.errors import KrsError
-from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec

@@ -32,6 +32,14 @@ def isolated() -> Iterator[None]:
         stack.enter_context(torch.device("cpu"))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
+        stack.enter_context(random_numbers_kept())
+        yield
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Afterwards the state of the random numbers is what it was, whatever was drawn inside."""
+    with ExitStack() as stack:
         used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         stack.enter_context(torch.random.fork_rng(devices=used))
         stack.callback(random.setstate, random.getstate())

@@ -63,6 +63,8 @@ def run(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     trainer: dict[str, Any] | None = None,
+    watch: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    stop_when: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> nn.Module:
@@ -96,6 +98,11 @@ def run(
             loaded model is trained where it is.
         dtype: of a model given by name; as in `krs.load`.
         trainer: further `transformers.TrainingArguments` (`fsdp`, `report_to`, `optim` …).
+        watch: looks at the model while it trains: called with it and the number of steps taken (0 before the first),
+            it returns numbers by name, or `{}` where it does not look. They are in the report (`watched`). It must not
+            change the model; `krs.instruments.watch` makes one that reads instruments.
+        stop_when: stop after the step at which this holds of what `watch` returns, such as `"nll_tail > 1.5"`; several
+            comparisons are joined by `and`.
         settings: of the method's config, such as `learning_rate`, `steps`, `batch_size`, `beta`, `parameters`.
 
     Whatever the caller has switched on around the call (autocast, `no_grad`, a default dtype or device) does not act
@@ -109,6 +116,7 @@ def run(
     cannot be saved at the end is the error's `partial`, and is kept in `output_dir` too, where the same call finds it.
     """
     made = as_method(method, settings)
+    stop = _check_watch(made, watch, stop_when)
     sets, corpus = _check_given(made, forget, retain, sides, corpus, trainer)
     texts = [text for given in sets.values() for text in given]
     arguments = check_template_arguments(chat_template_kwargs, any(map(_is_chat, texts)))
@@ -133,6 +141,10 @@ def run(
         else:
             assert isinstance(made, Method)
             options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "interrupt": interrupt}
+            if watch is not None:
+                from krs.unlearn.watching import Watching
+
+                options["watching"] = Watching(watch, stop)
             work, described = _training(made, vanilla, sets, reader, folder, options)
         if folder is None:
             return work(None)[0]
@@ -141,6 +153,7 @@ def run(
             "settings": asdict(made.config),
             "vanilla model": weights_digest(vanilla),
             "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
+            **({} if stop_when is None else {"stop_when": stop_when}),
             **{f"{side} texts": said for side, said in described.items()},
         }
         with checkpoints.tidied(folder, main):
@@ -222,6 +235,23 @@ def _check_given(
         its = ", ".join(made.more_sides) or "none besides forget= and retain="
         raise KrsError(f"{name} has no side {unused[0]!r}, so its texts would be ignored: its further sides are {its}")
     return sets | {side: check_texts(further[side], side) for side in made.more_sides}, checked
+
+
+def _check_watch(made: Plugin, watch: object, stop_when: str | None) -> Any:
+    """The condition to stop at, if there is one; `KrsError` for one that nothing could fulfil."""
+    if watch is None and stop_when is None:
+        return None
+    if isinstance(made, Edit):
+        raise KrsError(f"{made.name} does not train, so watch= and stop_when= would be ignored: leave them out")
+    if watch is None:
+        raise KrsError("stop_when= reads what watch= returns: pass watch= too (krs.instruments.watch makes one)")
+    if not callable(watch):
+        raise KrsError(f"watch= is a {type(watch).__name__}: give a function of the model and the step")
+    if stop_when is None:
+        return None
+    from krs.unlearn.watching import condition
+
+    return condition(stop_when)
 
 
 def _requests(forget: Iterable[Any]) -> list[Any]:

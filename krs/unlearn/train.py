@@ -27,6 +27,7 @@ from krs.unlearn.saving import ADAPTER
 from krs.unlearn.sides import Look, wanted_of_vanilla
 from krs.unlearn.student import depth, finish, make_student
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
+from krs.unlearn.watching import Watching, watched
 
 
 def train(
@@ -40,6 +41,7 @@ def train(
     options: dict[str, Any],
     progress: bool,
     interrupt: Interrupt | None = None,
+    watching: Watching | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
     """The trained copy, the log of every step, and how training ended.
 
@@ -53,12 +55,19 @@ def train(
         options: further `TrainingArguments`.
         progress: show a bar.
         interrupt: what Ctrl-C does.
+        watching: what looks at the copy while it trains.
     """
     config, n_layers = method.config, depth(vanilla)
     looks, layers = tuple(method.looks(n_layers)), method.trained_layers(n_layers)
     interrupt = interrupt or Interrupt(saves=False)
     stop = StopAtTarget(config, sides["forget"], decoded)
-    callbacks = [OneBar(f"unlearn ({method.name})", progress), stop, SaveEvery(config.save_steps)]
+    callbacks: list[TrainerCallback] = [
+        OneBar(f"unlearn ({method.name})", progress),
+        stop,
+        SaveEvery(config.save_steps),
+    ]
+    if watching is not None:
+        callbacks.append(watching)
     pairs = Pairs(sides)
 
     def fresh() -> nn.Module:
@@ -86,8 +95,9 @@ def train(
     precision = trainer.accelerator.mixed_precision
     ended = {
         "steps": trainer.state.global_step,
-        "stopped": stop.reached,
+        "stopped": stop.reached or (watching.reached if watching is not None else None),
         "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
+        **({"watched": watched(trainer.state.log_history)} if watching is not None else {}),
         "mixed_precision": None if precision == "no" else precision,
         "trained_layers": None if layers is None else list(layers),
     }
