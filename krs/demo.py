@@ -25,6 +25,9 @@ METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
 _RECIPE = "krs_demo.json"
 _SWEEP = "sweep.krs"
+_PAGE = "dissect"
+_PAGE_SECONDS = 60
+"""For the page at the end: the demo as a whole is to take no more than six minutes on two cores."""
 _SIZE = 700_000_000
 """Bytes of what is written, the checkpoint above all."""
 
@@ -33,7 +36,8 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, hear what comes back.
 
     Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an
-    interrupted sweep goes on), `fig1.png`, `krs.csv` and `answers.md`. Three to four minutes on two cores.
+    interrupted sweep goes on), `fig1.png`, `krs.csv`, `answers.md` and `dissect/report.html` with its data. Four to
+    five minutes on two cores.
     """
     require("accelerate", "unlearn", "unlearning")
     folder = Path(output)
@@ -43,20 +47,24 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     )
     started = time.monotonic()
     concept = load_concept("harry_potter")
-    _say("1/4  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
+    _say("1/5  The vanilla model: SmolLM2-135M-Instruct (fetched and converted the first time).")
     vanilla, tokenizer = load(BUNDLED, device="auto")
     questions = as_chat(concept.questions)
     answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
-    _say("3/4  The sweep: 4 settings x 30 windows of 5 layers.")
+    _say("3/5  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress, checkpoint=folder / _SWEEP)
     written = [*_write(result, folder), "sweep.krs", "krs.csv", "answers.md", "unlearned/"]
     best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
     layers = range(int(best.first_layer), int(best.last_layer) + 1)
-    _say("4/4  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
+    _say("4/5  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
     where = f"layers {layers[0]}-{layers[-1]} (the best window)"
     _say(f"     attention outputs put back, token by token, at {where}.")
-    _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
+    other = _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
+    _say("5/5  The same pair under instruments that ask whether it has forgotten, or does only not say.")
+    about = list(zip(concept.questions, answers, strict=True))
+    beside = list(zip(concept.unrelated_questions, other, strict=True))
+    written += _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
     _say(result.krs.to_string(float_format=lambda x: f"{x:.3f}"))
     _say("")
     _say(textwrap.fill(meaning(result), 110))
@@ -104,7 +112,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     mark = folder / _RECIPE
     made = _made(mark)
     if {name: made.get(name) for name in recipe} == recipe and "unlearned" in made:
-        _say(f"2/4  The unlearned model: the checkpoint of an earlier run, {folder}/.")
+        _say(f"2/5  The unlearned model: the checkpoint of an earlier run, {folder}/.")
         model = load(folder, device="auto")[0]
         if parts := differing(made["unlearned"], identity(model)):
             raise KrsError(
@@ -114,7 +122,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         return model
     if folder.exists() and any(folder.iterdir()) and not mark.is_file():
         raise KrsError(f"{str(folder)!r} holds something that the demo did not make: give another directory with -o")
-    _say(f"2/4  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
+    _say(f"2/5  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     from krs import unlearn
 
     (folder.parent / _SWEEP).unlink(missing_ok=True)  # of another unlearned model
@@ -135,6 +143,39 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     return model
 
 
+def _dissected(
+    vanilla: Any,
+    unlearned: Any,
+    tokenizer: Any,
+    target: list[tuple[str, str]],
+    unrelated: list[tuple[str, str]],
+    folder: Path,
+    progress: bool,
+) -> list[str]:
+    """The page of `krs.dissect`; what is written, nothing where it could not be made, which is then said.
+
+    The vanilla model's own answers count as right, for they are what was unlearned.
+    """
+    from krs.instruments import dissect
+
+    try:
+        found = dissect(
+            vanilla,
+            unlearned,
+            target,
+            unrelated=unrelated,
+            tokenizer=tokenizer,
+            budget=_PAGE_SECONDS,
+            output_dir=folder / _PAGE,
+            progress=progress,
+        )
+    except Exception as reason:  # noqa: BLE001 - what was made before is worth more than this page
+        _say(f"     The page is left out: {reason}")
+        return []
+    _say(f"     {found.verdict}")
+    return [f"{_PAGE}/report.html"]
+
+
 def _made(mark: Path) -> dict[str, Any]:
     """What an earlier run noted beside its checkpoint; nothing where there is none that can be read."""
     try:
@@ -153,8 +194,11 @@ def _answers(
     layers: range,
     file: Path,
     progress: bool,
-) -> None:
-    """Print and write the answers of the three models, and the unrelated ones of the first two."""
+) -> Generated:
+    """Print and write the answers of the three models, and the unrelated ones of the first two.
+
+    Returns the vanilla model's unrelated ones.
+    """
     about, other = as_chat(concept.questions), as_chat(concept.unrelated_questions)
     options: dict[str, Any] = {"tokenizer": tokenizer, "progress": progress}
     restore = (MLP_COEF + ATTN_OUT).at(*layers)
@@ -171,6 +215,7 @@ def _answers(
     text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
     write_text(file, f"# Answers of three models\n{text}")
     _say(text)
+    return said["vanilla"]
 
 
 def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generated]) -> str:

@@ -1,11 +1,14 @@
 """The demo's unlearned model is used again only if it is the one that the demo made, of the same vanilla model."""
 
+import html
+
 import pytest
 
 from krs import KrsError, demo
 from krs.data.concepts import as_chat, load_concept
 from krs.generation import generate
-from tests.tiny import build, same_state, state
+from krs.instruments import load_dissection
+from tests.tiny import build, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
@@ -56,3 +59,39 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(KrsError, match=r"output: '.*file' is a file: give a directory"):
         demo.demo(tmp_path / "file")
+
+
+@pytest.fixture
+def dissected(tmp_path, monkeypatch):
+    """The demo's last step on tiny models; what it wrote, and what it said."""
+    said = []
+    monkeypatch.setattr(demo, "_say", said.append)
+    monkeypatch.setattr(demo, "_PAGE_SECONDS", 1)
+    vanilla, concept = build("llama", max_position_embeddings=256), load_concept("harry_potter")
+    sides = [[(q, "the cat sat on the moon") for q in concept.questions], [("what is blue", "the moon is blue")]]
+
+    def run():
+        written = demo._dissected(vanilla, perturbed(vanilla), tiny_tokenizer(), *sides, tmp_path, False)
+        return written, "".join(said)
+
+    return run
+
+
+def test_it_ends_with_a_page_about_its_pair(dissected, tmp_path):
+    written, said = dissected()
+    assert written == ["dissect/report.html"], said
+    page = (tmp_path / "dissect" / "report.html").read_text(encoding="utf-8")
+    found = load_dissection(tmp_path / "dissect" / "report.json")
+    assert [fact.question for fact in found.facts] == list(load_concept("harry_potter").questions)
+    assert found.provenance["budget"] == 1
+    assert {"nll", "nll_tail", "recall"} <= set(found.readings)
+    assert str(found.verdict) in said
+    assert html.escape(str(found.verdict)) in page
+
+
+def test_a_page_that_cannot_be_made_is_said_and_loses_nothing(dissected, tmp_path):
+    (tmp_path / "dissect").write_text("in its place")
+    written, said = dissected()
+    assert written == []
+    assert "The page is left out: " in said
+    assert "is a file: give a directory" in said

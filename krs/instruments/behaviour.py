@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from krs.instruments.case import Asked, Case
 from krs.instruments.instrument import Instrument, register
-from krs.instruments.logprobs import AnswerTokens, answer_tokens, holds, said
+from krs.instruments.logprobs import AnswerTokens, answer_tokens, holds, said, said_of
 from krs.instruments.reading import Reading
 
 _FIRST = 3
@@ -53,7 +53,7 @@ class Recall(Instrument):
 
     def measure(self, case: Case) -> Reading:
         """1 or 0 a fact."""
-        answers = said(case.unlearned, case.target)
+        answers = said_of(case, case.unlearned)
         return self.reading([holds(a, fact.sought) for a, fact in zip(answers, case.target.facts, strict=True)])
 
 

@@ -19,7 +19,7 @@ from krs.instruments.dissection import Dissection
 from krs.instruments.facts import Fact, FactLike, as_facts, read_facts
 from krs.instruments.instrument import Instrument, instrument, instruments
 from krs.instruments.kept import Kept, subject_of
-from krs.instruments.logprobs import said
+from krs.instruments.logprobs import said_of
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import thresholds, verdict
 from krs.models.given import Model, load_given
@@ -45,7 +45,7 @@ def dissect(
     *,
     unrelated: Target = (),
     retain: Model | None = None,
-    budget: str | float | None = "10m",
+    budget: str | int | float | None = "10m",
     only: Sequence[str | Instrument] | None = None,
     nulls: bool = True,
     tokenizer: Tokenizer | str | Path | None = None,
@@ -142,7 +142,7 @@ def dissect(
     return _run(case, tools, limit, nulls, folder, provenance, progress, keep_order=only is not None)
 
 
-def seconds(budget: str | float | None) -> float:
+def seconds(budget: str | int | float | None) -> float:
     """A time limit in seconds: a number of them, or `"90s"`, `"10m"`, `"1.5h"`; no limit for `None`.
 
     >>> seconds("10m"), seconds(30)
@@ -205,7 +205,7 @@ def _run(
             readings[tool.name] = reading
         for side, model in (("vanilla", case.vanilla), ("unlearned", case.unlearned), ("retain", case.retain)):
             if model is not None:
-                said_by[side] = said(model, case.target)
+                said_by[side] = said_of(case, model)
     except (KeyboardInterrupt, Exception) as stop:
         stop.partial = found()  # type: ignore[union-attr]
         stop.add_note(_left(folder))

@@ -15,7 +15,7 @@ from krs.generation.batching import neighbours_matter
 from krs.generation.forward import device_of, logits_at
 from krs.generation.greedy import greedy
 from krs.hooks.finite import is_finite, refuse_not_finite
-from krs.instruments.case import Asked
+from krs.instruments.case import Asked, Case
 from krs.models.devices import summable
 from krs.prompts import TokenBatch, encode
 
@@ -100,6 +100,16 @@ def said(model: nn.Module, asked: Asked, begun: Sequence[tuple[int, ...]] | None
     return [
         str(decode(list(b) + list(tokens), skip_special_tokens=True)) for b, tokens in zip(starts, found, strict=True)
     ]
+
+
+def said_of(case: Case, model: nn.Module) -> list[str]:
+    """Greedy answers to a case's target; kept for the case."""
+    found = case.found.setdefault(model, {})
+    key = ("said", case.target)
+    if key not in found:
+        found[key] = said(model, case.target)
+    answers: list[str] = found[key]
+    return answers
 
 
 def holds(text: str, key: str) -> bool:
