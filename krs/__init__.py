@@ -21,7 +21,7 @@ from krs.errors import KrsError, KrsWarning
 if TYPE_CHECKING:
     from krs import data, hooks, metrics, plots, study, unlearn
     from krs.generation import Generated, generate
-    from krs.hooks.points import (
+    from krs.hooks.library import (
         ATTN_KEY,
         ATTN_OUT,
         ATTN_QUERY,
@@ -82,7 +82,7 @@ __getattr__, __dir__ = on_demand(
         **{room: f"krs.{room}" for room in ("data", "hooks", "metrics", "plots", "study", "unlearn")},
         "windows": "krs.restore.windows",
         **dict.fromkeys(("Generated", "generate"), "krs.generation:"),
-        **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.points:"),
+        **dict.fromkeys((name for name in __all__ if name.isupper()), "krs.hooks.library:"),
         "load": "krs.models:",
         **dict.fromkeys(("Plan", "SweepResult", "load_result", "patch_sweep", "sweep"), "krs.restore:"),
     },

@@ -13,11 +13,13 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
+from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.linear import is_packed
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, WeightPoint, setting
+from krs.hooks.points import ActivationPoint, Point, Setting, WeightPoint
 from krs.hooks.record import record
+from krs.hooks.registry import setting
 from krs.hooks.unwrap import core
 
 _TOKENS = 4

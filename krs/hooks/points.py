@@ -2,7 +2,8 @@
 
 Everything here is a value. A `Point` names a quantity of a layer, a `Setting` is a sum of points, a
 `Placement` is a setting at some layers, and a `Patch` is a placement with the value that goes there.
-None of them knows a model; `krs.hooks.families` says where a point is in each architecture.
+None of them knows a model; `krs.hooks.families` says where a point is in each architecture, `krs.hooks.library` has the
+built-in points, and `krs.hooks.registry` knows points by their names.
 
 >>> from krs import MLP_COEF, ATTN_OUT
 >>> (MLP_COEF + ATTN_OUT).at(27, 28)
@@ -11,7 +12,6 @@ None of them knows a model; `krs.hooks.families` says where a point is in each a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import index
@@ -127,7 +127,7 @@ class ActivationPoint(Point):
         Raises `KrsError` for a point whose units are not those of heads.
         """
         if self.heads_of is None:
-            raise KrsError(f"{self.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
+            raise KrsError(f"{self.name} is not made of heads: use .units(…), or a point that is, such as HEAD_OUT")
         return self._choose("heads", heads)
 
 
@@ -285,120 +285,3 @@ class Patch:
         if self.fn is not None:
             return f"{self.placement!r}.map({getattr(self.fn, '__name__', self.fn)})"
         return f"{self.placement!r}.set({type(self.source).__name__})"
-
-
-MLP_COEF = ActivationPoint("mlp_coef", role="mlp_out_proj", label="MLP coefficients", side="input")
-"""The MLP coefficients `m = f(W_K x)`, `[batch, position, n]`: the *input* of the MLP's output projection.
-
-In a gated MLP this is `act(gate(x)) * up(x)`, never the output of the activation function alone.
-"""
-
-VALUE_VECTORS = WeightPoint("value_vectors", role="mlp_out_proj", label="Value vectors")
-"""The value vectors `W_V`, `[n, d]`: the weight of the MLP's output projection. Its bias, where the
-architecture has one (GPT-2, GPT-J …), is not part of it and stays the model's own."""
-
-ATTN_OUT = ActivationPoint("attn_out", role="attn_out_proj", label="Attention outputs", side="output")
-"""The attention output `A`, `[batch, position, d]`: what the attention module's output projection returns.
-
-In post-norm families (OLMo2, Gemma2, Glm4) a norm follows before it is added to the residual stream.
-"""
-
-RESID = ActivationPoint("resid", role=".", label="Residual stream", side="output")
-"""The residual stream behind a layer, `[batch, position, d]`: what the layer returns."""
-
-RESID_PRE = ActivationPoint("resid_pre", role=".", label="Residual stream before", side="input")
-"""The residual stream before a layer, `[batch, position, d]`: what the layer gets."""
-
-MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
-"""The MLP output `M`, `[batch, position, d]`: what the MLP's output projection returns, its bias included."""
-
-HEAD_OUT = ActivationPoint("head_out", role="attn_out_proj", label="Head outputs", side="input", heads_of="query")
-"""What the attention heads put out, `[batch, position, heads * head size]`: the *input* of the attention's output
-projection. `HEAD_OUT.heads(3, 5)` is two of them."""
-
-ATTN_QUERY = ActivationPoint("attn_query", role="attn_query", label="Queries", side="output", heads_of="query")
-"""The queries, `[batch, position, heads * head size]`: what their projection returns, before rotary positions and
-before a norm on them. The slice of a fused projection where the family has one."""
-
-ATTN_KEY = ActivationPoint("attn_key", role="attn_key", label="Keys of the attention", side="output", heads_of="key")
-"""The keys of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
-
-ATTN_VALUE = ActivationPoint(
-    "attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key"
-)
-"""The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
-
-KEYS = WeightPoint("keys", role="mlp_in", label="Keys")
-"""The MLP's keys `W_K`: the weights of its input projections, gate and up. Their biases stay the model's own."""
-
-ATTN_WEIGHTS = WeightPoint("attn_weights", role="attn_weights", label="Attention weights")
-"""The weights of the attention's projections: queries, keys, values and output. Their biases stay the model's own."""
-
-NORMS = WeightPoint("norms", role="norms", label="Norms")
-"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own."""
-
-WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
-"""Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
-
-_REGISTRY: dict[str, Point] = {}
-
-
-def register_point(point: Point) -> Point:
-    """Make a point known by its name, so that strings such as `"mlp_coef+my_point"` can use it.
-
-    >>> GATE = register_point(ActivationPoint("gate", role=".mlp.gate_proj", label="MLP gates", side="output"))
-    >>> setting("gate+attn_out").name
-    'gate+attn_out'
-
-    Raises `KrsError` for a name that another point has, and for one that a setting's name could not be read back with.
-    """
-    if not re.fullmatch(r"[A-Za-z_]\w*", point.name):
-        raise KrsError(f"a point cannot be called {point.name!r}: use letters, digits and underscores")
-    known = _REGISTRY.setdefault(point.name, point)
-    if known != point:
-        raise KrsError(f"the point name {point.name!r} is taken by another point: choose another name")
-    return point
-
-
-_BUILT_IN = (
-    MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
-    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
-)  # fmt: skip
-for _point in _BUILT_IN:
-    register_point(_point)
-
-
-def _with_heads() -> list[str]:
-    return [p.name for p in _REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
-
-
-def setting(given: str | Point | Setting) -> Setting:
-    """A setting from a point, a sum of points, or their names joined by `+`."""
-    if isinstance(given, Setting):
-        return given
-    if isinstance(given, Point):
-        return Setting((given,))
-    if not isinstance(given, str):
-        raise KrsError(f"a setting is a point, a sum of points or a string, not {type(given).__name__}")
-    first, *rest = (_named(name.strip(), given) for name in given.split("+"))
-    total = Setting((first,))
-    for point in rest:
-        total = total + point
-    return total
-
-
-def _named(name: str, given: str) -> Point:
-    """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`."""
-    found = re.fullmatch(r"(\w+)(?:\.(units|heads)\(([\d,\s]+)\))?", name)
-    if found is None or found[1] not in _REGISTRY:
-        raise KrsError(
-            f"unknown point {name!r} in setting {given!r}: known are {', '.join(sorted(_REGISTRY))}; "
-            "add your own with krs.hooks.register_point"
-        )
-    point = _REGISTRY[found[1]]
-    if found[2] is None:
-        return point
-    if found[2] == "heads" and not isinstance(point, ActivationPoint):
-        raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
-    numbers = [int(n) for n in found[3].split(",") if n.strip()]
-    return point.units(*numbers) if found[2] == "units" else point.heads(*numbers)  # type: ignore[attr-defined]

@@ -14,7 +14,8 @@ from krs.hooks.calls import CallWatch
 from krs.hooks.finite import refuse_recorded
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
-from krs.hooks.points import ActivationPoint, Point, Setting, setting
+from krs.hooks.points import ActivationPoint, Point, Setting
+from krs.hooks.registry import setting
 from krs.hooks.weights import read_weight
 
 

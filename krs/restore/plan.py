@@ -16,7 +16,9 @@ from typing import Any
 from krs._typing import Positions
 from krs.errors import KrsError
 from krs.hooks.interventions import Intervention
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Placement, Point, Setting, setting
+from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+from krs.hooks.points import Placement, Point, Setting
+from krs.hooks.registry import setting
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
 

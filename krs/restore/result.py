@@ -12,7 +12,7 @@ import numpy as np
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.hooks.points import Point, Setting
-from krs.hooks.points import setting as as_setting
+from krs.hooks.registry import setting as as_setting
 from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.recovery import recovery, resampled
 from krs.metrics.score import Score, krs_score

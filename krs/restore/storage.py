@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krs.errors import KrsError
-from krs.hooks.points import Setting, setting
+from krs.hooks.points import Setting
+from krs.hooks.registry import setting
 from krs.metrics.score import SCORINGS
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured

@@ -1,0 +1,63 @@
+"""The built-in points."""
+
+from __future__ import annotations
+
+from krs.hooks.points import ActivationPoint, Point, WeightPoint
+
+MLP_COEF = ActivationPoint("mlp_coef", role="mlp_out_proj", label="MLP coefficients", side="input")
+"""The MLP coefficients `m = f(W_K x)`, `[batch, position, n]`: the *input* of the MLP's output projection.
+
+In a gated MLP this is `act(gate(x)) * up(x)`, never the output of the activation function alone.
+"""
+
+VALUE_VECTORS = WeightPoint("value_vectors", role="mlp_out_proj", label="Value vectors")
+"""The value vectors `W_V`, `[n, d]`: the weight of the MLP's output projection. Its bias, where the
+architecture has one (GPT-2, GPT-J …), is not part of it and stays the model's own."""
+
+ATTN_OUT = ActivationPoint("attn_out", role="attn_out_proj", label="Attention outputs", side="output")
+"""The attention output `A`, `[batch, position, d]`: what the attention module's output projection returns.
+
+In post-norm families (OLMo2, Gemma2, Glm4) a norm follows before it is added to the residual stream.
+"""
+
+RESID = ActivationPoint("resid", role=".", label="Residual stream", side="output")
+"""The residual stream behind a layer, `[batch, position, d]`: what the layer returns."""
+
+RESID_PRE = ActivationPoint("resid_pre", role=".", label="Residual stream before", side="input")
+"""The residual stream before a layer, `[batch, position, d]`: what the layer gets."""
+
+MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
+"""The MLP output `M`, `[batch, position, d]`: what the MLP's output projection returns, its bias included."""
+
+HEAD_OUT = ActivationPoint("head_out", role="attn_out_proj", label="Head outputs", side="input", heads_of="query")
+"""What the attention heads put out, `[batch, position, heads * head size]`: the *input* of the attention's output
+projection. `HEAD_OUT.heads(3, 5)` is two of them."""
+
+ATTN_QUERY = ActivationPoint("attn_query", role="attn_query", label="Queries", side="output", heads_of="query")
+"""The queries, `[batch, position, heads * head size]`: what their projection returns, before rotary positions and
+before a norm on them. The slice of a fused projection where the family has one."""
+
+ATTN_KEY = ActivationPoint("attn_key", role="attn_key", label="Keys of the attention", side="output", heads_of="key")
+"""The keys of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
+
+ATTN_VALUE = ActivationPoint(
+    "attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key"
+)
+"""The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
+
+KEYS = WeightPoint("keys", role="mlp_in", label="Keys")
+"""The MLP's keys `W_K`: the weights of its input projections, gate and up. Their biases stay the model's own."""
+
+ATTN_WEIGHTS = WeightPoint("attn_weights", role="attn_weights", label="Attention weights")
+"""The weights of the attention's projections: queries, keys, values and output. Their biases stay the model's own."""
+
+NORMS = WeightPoint("norms", role="norms", label="Norms")
+"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own."""
+
+WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
+"""Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
+
+BUILT_IN: tuple[Point, ...] = (
+    MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
+    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
+)  # fmt: skip
