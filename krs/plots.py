@@ -15,6 +15,7 @@ from krs.extras import installed, missing, require
 from krs.metrics.answers import Answers
 from krs.metrics.drift import Drift
 from krs.restore.result import SweepResult
+from krs.restore.windows import ENDS
 from krs.wording import counted
 from krs.writing import replacing
 
@@ -30,6 +31,7 @@ _COLOURS = (
     "#d36ba6",
     "#3c3c3c",
 )
+_TICKS = 12
 _MARKERS = "osD^vP*X<h"
 _SIZE = (6.4, 4.2)
 
@@ -46,12 +48,12 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
     axes = ax if ax is not None else _new_axes()
     table = result.recovery()
     names = [w.name for w in result.plan.windows]
-    numeric = all(isinstance(n, int) for n in names)
-    x: Any = names if numeric else np.arange(len(names))
+    x, numeric = _places(names)
     for i, setting in enumerate(result.plan.settings):
+        there = [window for of, window in result.plan.cells if of == i]
         axes.plot(
-            x,
-            table[setting.name].to_numpy(),
+            x[there],
+            table[setting.name].to_numpy()[there],
             label=setting.label,
             color=_COLOURS[i % len(_COLOURS)],
             marker=_MARKERS[i % len(_MARKERS)],
@@ -60,8 +62,9 @@ def plot_sweep(result: SweepResult, ax: Axes | None = None) -> Axes:
         )
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if not numeric:
-        axes.set_xticks(x, [str(n) for n in names], rotation=45, ha="right")
+    if not numeric or not all(isinstance(n, int) for n in names):
+        shown = [i for i, n in enumerate(names) if not isinstance(n, int) or len(names) <= _TICKS or n % 5 == 0]
+        axes.set_xticks(x[shown], [str(names[i]) for i in shown], rotation=45, ha="right")
     axes.set_xlabel(_x_label(result, numeric))
     axes.set_ylabel("Knowledge Recovery Score" if result.direction == "restore" else "Recovery of the logit MSE")
     lowest = np.nanmin(table.to_numpy(), initial=0.0)
@@ -255,6 +258,17 @@ def save_figure_or_say(result: SweepResult | Drift | Mapping[str, Sequence[Answe
         return []
     save_figure(result, path)
     return [path.name]
+
+
+def _places(names: Sequence[int | str]) -> tuple[np.ndarray, bool]:
+    """Where windows stand on the x axis, and whether that is their layer: ends of the model beside the layers."""
+    layers = [n for n in names if isinstance(n, int)]
+    inside = [n for n in names if isinstance(n, str) and n not in ENDS]
+    if inside or not layers:
+        return np.arange(len(names)), False
+    before = names.index(layers[0])
+    x = [n if isinstance(n, int) else min(layers) - before + i for i, n in enumerate(names[: before + len(layers)])]
+    return np.array([*x, *(max(layers) + 1 + i for i in range(len(names) - len(x)))]), True
 
 
 def _x_label(result: SweepResult, numeric: bool) -> str:

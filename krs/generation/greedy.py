@@ -247,7 +247,7 @@ def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Pl
     """Open the blocks in which each step of the unlearned model takes the vanilla model's activations."""
     for place in restore:
         for point in place.points:
-            one = Placement((point,), place.layers, place.positions, place.units)
+            one = place.of(point)
             if point.kind == "weight":
                 stack.enter_context(patched(unlearned, one.set(vanilla)))
             else:

@@ -46,11 +46,14 @@ class Anatomy:
         """The module that runs the layers once a forward."""
         return self.model.get_submodule(self.family.decoder)
 
-    def paths(self, point: Point, layer: int) -> tuple[str, ...]:
+    def paths(self, point: Point, layer: int | None) -> tuple[str, ...]:
         """Paths, inside the layer, of the module or modules that a point is about; `""` is the layer itself.
 
-        Raises `KrsError` for a layer out of range, and for a role that this family or this layer does not have.
+        Of a point at an end of the model (`layer` is `None`), the path in the model. Raises `KrsError` for a layer out
+        of range, and for a role that this family or this layer does not have.
         """
+        if layer is None:
+            return (self._end(point),)
         if not 0 <= layer < self.n_layers:
             raise KrsError(
                 f"layer {layer} is out of range: this model has {self.n_layers} layers, 0 to {self.n_layers - 1}"
@@ -67,25 +70,27 @@ class Anatomy:
                 return (*self.family.paths("attn_in"), *self.family.paths("attn_out_proj"))
         return self.family.paths(role)
 
-    def path(self, point: Point, layer: int, which: int = 0) -> str:
+    def path(self, point: Point, layer: int | None, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
         inside = self.paths(point, layer)[which]
+        if layer is None:
+            return inside
         return ".".join(part for part in (self.family.layers, str(layer), inside) if part)
 
-    def modules(self, point: Point, layer: int) -> list[nn.Module]:
+    def modules(self, point: Point, layer: int | None) -> list[nn.Module]:
         """The module, or modules, that a point at a layer is about.
 
         Raises `KrsError` for a layer out of range, and when the path leads nowhere.
         """
         return [self._follow(point, layer, i) for i in range(len(self.paths(point, layer)))]
 
-    def units(self, point: Point, layer: int) -> tuple[int, ...] | None:
+    def units(self, point: Point, layer: int | None) -> tuple[int, ...] | None:
         """Which entries of its module's last axis a point is about (rows, for a weight); `None` for all.
 
         Raises `KrsError` for chosen units or heads that are not there.
         """
         part = None
-        if point.role in _PROJECTED and point.role not in self.family.roles:
+        if layer is not None and point.role in _PROJECTED and point.role not in self.family.roles:
             part = self._projection(_PROJECTED[point.role], layer)[1]
         if point.chosen is None:
             return part
@@ -97,10 +102,20 @@ class Anatomy:
             each, size = size // many, many
         if numbers[-1] >= size:
             raise KrsError(
-                f"{point!r}: {point.chosen.what[:-1]} {numbers[-1]} is out of range, there are {size} at layer {layer}"
+                f"{point!r}: {point.chosen.what[:-1]} {numbers[-1]} is out of range, there are {size}"
+                f"{'' if layer is None else f' at layer {layer}'}"
             )
         inside = [n * each + i for n in numbers for i in range(each)]
         return tuple(inside) if part is None else tuple(part[i] for i in inside)
+
+    def _end(self, point: Point) -> str:
+        """The path of the token embedding or of the head."""
+        model: Any = self.model
+        module = model.get_input_embeddings() if point.place == "embedding" else model.get_output_embeddings()
+        found = next((path for path, m in model.named_modules() if m is module), None) if module is not None else None
+        if found is None:
+            raise KrsError(f"this {type(self.model).__name__} has no module for {point.name}: leave that point out")
+        return found
 
     def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
         around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]
@@ -114,7 +129,7 @@ class Anatomy:
             raise KrsError(f"layer {layer} of this {type(self.model).__name__} has no norms with weights")
         return found
 
-    def _width(self, point: Point, layer: int) -> int:
+    def _width(self, point: Point, layer: int | None) -> int:
         """How many entries the last axis of a point's value has."""
         (module,) = self.modules(point, layer)[:1]
         side = "in" if isinstance(point, WeightPoint) or getattr(point, "side", "") == "input" else "out"
@@ -127,7 +142,7 @@ class Anatomy:
         config: Any = self.model.config
         return int(config.hidden_size)
 
-    def _follow(self, point: Point, layer: int, which: int) -> nn.Module:
+    def _follow(self, point: Point, layer: int | None, which: int) -> nn.Module:
         path = self.path(point, layer, which)
         try:
             return self.model.get_submodule(path)
@@ -141,14 +156,14 @@ class Anatomy:
         """Raise `KrsError` unless every point exists at every one of these layers."""
         layers = list(layers)
         for point in points:
-            for layer in layers:
+            for layer in point.over(layers):
                 self.modules(point, layer)
                 self.units(point, layer)
 
-    def never_fired(self, point: Point, layer: int) -> str:
+    def never_fired(self, point: Point, layer: int | None) -> str:
         """The message for a point whose module the model did not call."""
         return (
-            f"{point.name} at layer {layer} never fired: {self.path(point, layer)!r} was not called as a module while "
+            f"{point.named(layer)} never fired: {self.path(point, layer)!r} was not called as a module while "
             "the model ran (a fused kernel, a functional linear, or a family whose path is wrong). Load the model "
             "without fused kernels, or correct the family with krs.hooks.register_family, then krs.hooks.self_check"
         )

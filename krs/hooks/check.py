@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> Self
     _fires_once(body, what, tokens)
     with record(body.model, what) as acts:
         plain = _logits(body.model, tokens)
-    with patched(body.model, what.at(*layers).set(acts)):
+    with patched(body.model, what.at(*(layers if what.has_layers else ())).set(acts)):
         again = _logits(body.model, tokens)
     noop = _difference(plain, again)
     if noop > 1e-3 * (1 + plain.abs().max().item()):
@@ -103,7 +103,9 @@ def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> Self
 
 def _refuse_packed(body: Anatomy, what: Setting) -> None:
     """Name the cause where it is packed weights that are multiplied in another way than unpacked ones."""
-    places = [(p, layer, m) for p in what.points for layer in range(body.n_layers) for m in body.modules(p, layer)]
+    places = [
+        (p, layer, m) for p in what.points for layer in p.over(range(body.n_layers)) for m in body.modules(p, layer)
+    ]
     for point, layer, module in places:
         if point.kind == "weight" and is_packed(core(module)):
             raise KrsError(
@@ -122,19 +124,19 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
-    fired: Counter[tuple[Point, int]] = Counter()
+    fired: Counter[tuple[Point, int | None]] = Counter()
     with ExitStack() as handles:
         for point in what.points:
-            for layer in range(body.n_layers):
+            for layer in point.over(range(body.n_layers)):
                 if isinstance(point, ActivationPoint):
 
-                    def count(_: Tensor, key: tuple[Point, int] = (point, layer)) -> None:
+                    def count(_: Tensor, key: tuple[Point, int | None] = (point, layer)) -> None:
                         fired[key] += 1
 
                     handles.callback(on_value(body.modules(point, layer), point, count).remove)
         _logits(body.model, tokens)
     for point in what.points:
-        for layer in range(body.n_layers):
+        for layer in point.over(range(body.n_layers)):
             times = fired[point, layer]
             if isinstance(point, ActivationPoint) and times != 1:
                 why = f"fired {times} times in one forward, not once" if times else "never fired"
@@ -143,14 +145,17 @@ def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
 
 def _effect(body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor) -> float:
     smallest = float("inf")
-    for chosen in [(layer,) for layer in layers] if every else [layers]:
+    if point.place == "embedding":
+        point = replace(point, chosen=None)  # the tokens that are asked about need not be among those chosen
+    for chosen in [()] if point.place != "layer" else [(layer,) for layer in layers] if every else [layers]:
         with patched(body.model, point.at(*chosen).map(_disturb)):
             change = _difference(plain, _logits(body.model, tokens))
         smallest = min(smallest, change)
         if not change > 0:
-            where = f"layer {chosen[0]}" if every else "every layer"
+            at = point.over(chosen)[0]
+            where = "" if at is None else f" at layer {at}" if every else " at every layer"
             raise KrsError(
-                f"changing {point.name} at {where} ({body.path(point, chosen[0])!r} …) leaves the logits as they are: "
+                f"changing {point.name}{where} ({body.path(point, at)!r} …) leaves the logits as they are: "
                 "it is not the module that the model uses. Correct the family with krs.hooks.register_family"
             )
     return smallest

@@ -52,12 +52,26 @@ ATTN_WEIGHTS = WeightPoint("attn_weights", role="attn_weights", label="Attention
 """The weights of the attention's projections: queries, keys, values and output. Their biases stay the model's own."""
 
 NORMS = WeightPoint("norms", role="norms", label="Norms")
-"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own."""
+"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own. The final norm, behind the last
+layer, is not among them, nor is a norm of the embeddings."""
 
 WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
 """Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
 
+EMBEDDING = WeightPoint("embedding", role="embedding", label="Token embedding", place="embedding")
+"""The weight of the token embedding, `[vocab, d]`: a row a token, so that `EMBEDDING.units(17)` is one token's vector.
+
+It has no layer: `EMBEDDING.at()`. Whatever the model does with it before its first layer is the model's own: learned
+positions, a norm, a factor, a projection. Where the embedding and the head are tied, only the embedding's use of the
+weight is replaced, and the head keeps its own. `RESID_PRE.at(0)` is the activation: what the first layer gets."""
+
+UNEMBEDDING = WeightPoint("unembedding", role="unembedding", label="Unembedding", place="unembedding")
+"""The weight of the LM head, `[d, vocab]`, without the final norm before it and without its bias, which stay the
+model's own, as do a scale and a soft cap of the logits.
+
+It has no layer: `UNEMBEDDING.at()`. Where it is tied to the token embedding, only the head's use is replaced."""
+
 BUILT_IN: tuple[Point, ...] = (
     MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
-    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
+    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS, EMBEDDING, UNEMBEDDING,
 )  # fmt: skip

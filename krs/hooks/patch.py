@@ -12,11 +12,12 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight, whole_source
+from krs.hooks.ends import read_point, replace_point
 from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Patch, Placement, Point, WeightPoint
-from krs.hooks.weights import read_weight, replace_weight, replace_whole
+from krs.hooks.weights import replace_whole
 
 
 class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
@@ -55,7 +56,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         self._patches = tuple(p for p in patches if isinstance(p, Patch))
         self._stack: ExitStack | None = None
         self._watch = CallWatch()
-        self._fired: dict[tuple[Point, int], int] = {}
+        self._fired: dict[tuple[Point, int | None], int] = {}
 
     def __enter__(self) -> patched:
         if self._stack is not None:
@@ -72,7 +73,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
                 stack.callback(torch.clear_autocast_cache)  # runs when the weights are back
                 for patch in self._patches:
                     for point in patch.placement.points:
-                        for layer in patch.placement.layers:
+                        for layer in point.over(patch.placement.layers):
                             self._apply(patch, point, layer, stack)
                 torch.clear_autocast_cache()  # autocast keeps casts of weights, and would not see the new ones
         except BaseException:
@@ -93,7 +94,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         if kind is None and self._watch.calls and silent:
             raise KrsError(self._body.never_fired(*silent[0]))
 
-    def _apply(self, patch: Patch, point: Point, layer: int, stack: ExitStack) -> None:
+    def _apply(self, patch: Patch, point: Point, layer: int | None, stack: ExitStack) -> None:
         modules = self._body.modules(point, layer)
         if isinstance(point, ActivationPoint):
             change = activation_change(patch, point, layer, self._watch, modules[0], self._body.units(point, layer))
@@ -111,5 +112,5 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         rows = self._body.units(point, layer)
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            new = new_weight(patch, point, layer, i, read_weight(module, path).detach(), rows)
-            stack.callback(replace_weight(module, path, new))
+            new = new_weight(patch, point, layer, i, read_point(point, module, path).detach(), rows)
+            stack.callback(replace_point(point, module, path, new))

@@ -22,6 +22,11 @@ from torch import Tensor
 
 from krs.errors import KrsError
 
+Place: TypeAlias = Literal["layer", "embedding", "unembedding"]
+"""Where a point is: in the layers, before the first one, or behind the last one."""
+
+PLACES: tuple[Place, ...] = ("layer", "embedding", "unembedding")
+
 P = TypeVar("P", bound="Point")
 A = TypeVar("A", bound="ActivationPoint")
 
@@ -44,7 +49,7 @@ class Chosen:
 
 @dataclass(frozen=True, repr=False)
 class Point:
-    """A quantity that every layer has one of.
+    """A quantity that every layer has one of, or that the model has one of, at one of its ends.
 
     Use `ActivationPoint` or `WeightPoint`, and `register_point` to make its name known to
     `krs.sweep(settings=["…"])`.
@@ -56,12 +61,15 @@ class Point:
             `"."` for the layer.
         label: how figures name it.
         chosen: the units or heads that it is about; `None` for all. Set by `.units(…)` and `.heads(…)`.
+        place: `"layer"`, or the end of the model that it is at: `"embedding"`, `"unembedding"`. Such a point has no
+            layer.
     """
 
     name: str
     role: str
     label: str
     chosen: Chosen | None = field(default=None, kw_only=True)
+    place: Place = field(default="layer", kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]]
 
     def __add__(self, other: Point | Setting) -> Setting:
@@ -88,6 +96,14 @@ class Point:
     def at(self, *layers: int, positions: Indices = None, units: Indices = None) -> Placement:
         """This point at some layers; see `Setting.at`."""
         return Setting((self,)).at(*layers, positions=positions, units=units)
+
+    def over(self, layers: Iterable[int]) -> tuple[int | None, ...]:
+        """Where it is, of these layers: `(None,)`, whatever they are, for a point at an end of the model."""
+        return tuple(layers) if self.place == "layer" else (None,)
+
+    def named(self, layer: int | None) -> str:
+        """For messages: `mlp_coef at layer 27`, `embedding`."""
+        return self.name if layer is None else f"{self.name} at layer {layer}"
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -165,6 +181,16 @@ class Setting:
         return "+".join(p.name for p in self.points)
 
     @property
+    def ends(self) -> tuple[Place, ...]:
+        """The ends of the model that it has points at, the embedding first."""
+        return tuple(place for place in PLACES[1:] if any(p.place == place for p in self.points))
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether some point of it is in the layers."""
+        return any(p.place == "layer" for p in self.points)
+
+    @property
     def label(self) -> str:
         """The points' labels, for a figure's legend."""
         first, *rest = (p.label for p in self.points)
@@ -178,7 +204,8 @@ class Setting:
         """This setting at some layers.
 
         Args:
-            layers: layer numbers, from 0. `at(*range(20, 30))` for a range.
+            layers: layer numbers, from 0. `at(*range(20, 30))` for a range. None for points at the ends of the model,
+                which have no layer: `EMBEDDING.at()`.
             positions: token positions to touch, `None` for all. Counted in the whole sequence, also under
                 `generate()` with a key-value cache; negative ones count from the end of the sequence that the call
                 has reached. Activations only.
@@ -221,8 +248,11 @@ class Placement:
     units: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.layers:
+        layered = any(p.place == "layer" for p in self.points)
+        if not self.layers and layered:
             raise KrsError(f"{self._points()}.at() names no layer: give at least one, such as .at(27)")
+        if self.layers and not layered:
+            raise KrsError(f"{self._points()} has no layer: write {self._points()}.at(), without a number")
         if bad := [layer for layer in self.layers if layer < 0]:
             raise KrsError(f"{self._points()}.at(…) takes layer numbers from 0 up, not {bad[0]!r}")
         if self.units is not None and (chosen := [p for p in self.points if p.chosen is not None]):
@@ -232,6 +262,10 @@ class Placement:
                 f"{self!r}: a weight acts at every position, so positions= does not go with it; "
                 "place the weights and the activations separately"
             )
+
+    def of(self, point: Point) -> Placement:
+        """The part of it that is about one of its points."""
+        return replace(self, points=(point,), layers=self.layers if point.place == "layer" else ())
 
     def set(self, source: Any, *, where: Tensor | None = None) -> Patch:
         """Put values of a recording, of another model or of a tensor here.
@@ -279,7 +313,10 @@ class Patch:
     def only(self, kind: Literal["activation", "weight"]) -> Patch | None:
         """The part of this patch that concerns activations, or weights; `None` if there is none."""
         points = tuple(p for p in self.placement.points if p.kind == kind)
-        return replace(self, placement=replace(self.placement, points=points)) if points else None
+        if not points:
+            return None
+        layers = self.placement.layers if any(p.place == "layer" for p in points) else ()
+        return replace(self, placement=replace(self.placement, points=points, layers=layers))
 
     def __repr__(self) -> str:
         if self.fn is not None:

@@ -112,9 +112,9 @@ def _donor_side(job: Job, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Rec
 def _patches(
     restoration: Restoration, donor: Anatomy, acts: Recording | None, batch: TokenBatch, rows: slice
 ) -> list[Patch]:
-    layers = restoration.window.layers
+    place = restoration.placement
     where = batch.where(for_prompts(restoration.positions, rows))
     return [
-        point.at(*layers).set(acts, where=where) if point.kind == "activation" else point.at(*layers).set(donor.model)
+        place.of(point).set(acts, where=where) if point.kind == "activation" else place.of(point).set(donor.model)
         for point in restoration.setting.points
     ]

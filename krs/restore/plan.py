@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from operator import index
 from typing import Any
 
@@ -17,7 +19,7 @@ from krs._typing import Positions
 from krs.errors import KrsError
 from krs.hooks.interventions import Intervention
 from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
-from krs.hooks.points import Placement, Point, Setting
+from krs.hooks.points import Place, Placement, Point, Setting
 from krs.hooks.registry import setting
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
@@ -36,7 +38,11 @@ PARTS = ("prompt", "answer", "scored", "last_prompt")
 
 @dataclass(frozen=True)
 class Restoration:
-    """One setting restored in one window: one run of the unlearned model."""
+    """One setting restored in one window: one run of the unlearned model.
+
+    Points at the ends of the model are restored there, whatever the window: in `EMBEDDING + MLP_COEF` the embedding is
+    restored with every window of coefficients.
+    """
 
     setting: Setting
     window: Window
@@ -44,8 +50,15 @@ class Restoration:
 
     @property
     def interventions(self) -> frozenset[Intervention]:
-        """What is done in each layer of the window."""
+        """What is done, in the layers of the window and at the ends of the model."""
         return frozenset(Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points)
+
+    def at(self, where: int | Place) -> frozenset[Intervention]:
+        """What is done in a layer, or at an end of the model."""
+        if isinstance(where, int) and where not in self.window.layers:
+            return frozenset()
+        place = "layer" if isinstance(where, int) else where
+        return frozenset(i for i in self.interventions if i.point.place == place)
 
     @property
     def placement(self) -> Placement:
@@ -59,7 +72,8 @@ class Plan:
 
     Attributes:
         settings: the curves.
-        windows: the x axis.
+        windows: the x axis: the embedding before the first layer, if some setting is there, the windows of layers, the
+            unembedding behind the last one. A setting has the windows that it can be restored in.
         n_layers: of the models it is for.
         positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices into
             each prompt's tokens (see `TokenBatch.where`), `"scored"`, `"last_prompt"`, or indices for each prompt.
@@ -79,13 +93,20 @@ class Plan:
         positions: Any = None,
     ) -> Plan:
         """A plan for a model of `n_layers` layers. Raises `KrsError` for what cannot be done."""
-        return Plan(check_settings(settings), shape(windows).over(n_layers), n_layers, check_positions(positions))
+        chosen = check_settings(settings)
+        return Plan(chosen, _axis(chosen, shape(windows).over(n_layers)), n_layers, check_positions(positions))
+
+    @cached_property
+    def cells(self) -> tuple[tuple[int, int], ...]:
+        """For each restoration the numbers of its setting and its window."""
+        pairs = product(enumerate(self.settings), enumerate(self.windows))
+        return tuple((i, j) for (i, s), (j, w) in pairs if _fits(s, w))
 
     def __iter__(self) -> Iterator[Restoration]:
-        return (Restoration(s, w, self.positions) for s in self.settings for w in self.windows)
+        return (Restoration(self.settings[i], self.windows[j], self.positions) for i, j in self.cells)
 
     def __len__(self) -> int:
-        return len(self.settings) * len(self.windows)
+        return len(self.cells)
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -103,7 +124,14 @@ class Plan:
 
         The second is what an engine has to do that does not repeat what lies below a window.
         """
-        return len(self) * self.n_layers, sum(self.n_layers - r.window.first for r in self)
+        return len(self) * self.n_layers, sum(self.n_layers - self._start(r) for r in self)
+
+    def _start(self, restoration: Restoration) -> int:
+        """How many layers run before something is restored."""
+        if "embedding" in restoration.setting.ends:
+            return 0
+        first = restoration.window.first
+        return self.n_layers if first is None else first
 
     def __repr__(self) -> str:
         full, needed = self.layer_runs
@@ -116,6 +144,19 @@ class Plan:
             f" = {counted(len(self), 'restoration')}{where}; "
             f"{full} layer runs as full forwards, {needed} from each window up"
         )
+
+
+def _axis(settings: Iterable[Setting], windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    """Windows of layers, if some setting has layers, and the ends that others are at: in the order of the model."""
+    ends = {s.ends for s in settings if not s.has_layers}
+    before = [Window("+".join(e), ()) for e in sorted(ends, key=len) if e[0] == "embedding"]
+    behind = [Window("+".join(e), ()) for e in ends if e[0] == "unembedding"]
+    return (*before, *(windows if any(s.has_layers for s in settings) else ()), *behind)
+
+
+def _fits(setting: Setting, window: Window) -> bool:
+    """Whether a setting can be restored in a window."""
+    return bool(window.layers) if setting.has_layers else window.name == "+".join(setting.ends) and not window.layers
 
 
 def for_prompts(positions: Positions, rows: slice) -> Positions:

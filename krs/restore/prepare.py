@@ -11,6 +11,8 @@ from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.points import Point
+from krs.hooks.unwrap import core
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model, load_given
@@ -91,6 +93,18 @@ def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
             f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
             "the last one too, which predict none: use scoring='next-token'"
         )
+
+
+def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for a weight at an end of the models that has other shapes in the two."""
+    for point in points:
+        if point.place != "layer":
+            ours, theirs = (core(body.modules(point, None)[0])._parameters.get("weight") for body in (a, b))
+            if ours is not None and theirs is not None and ours.shape != theirs.shape:
+                raise KrsError(
+                    f"the {point.name} is {list(ours.shape)} in one model and {list(theirs.shape)} in the other, so it "
+                    "cannot go from one to the other: leave that setting out"
+                )
 
 
 def batch_of(

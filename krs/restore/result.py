@@ -132,10 +132,12 @@ class SweepResult:
         return [recovery(v, kept.recipient, kept.donor, self.losses.mask, measure) for v in kept.restored]
 
     def _table(self, values: Sequence[float] | np.ndarray) -> DataFrame:
-        """A number a restoration as a table, windows by settings."""
+        """A number a restoration as a table, windows by settings; NaN where a setting cannot be restored."""
         import pandas as pd
 
-        table = np.array(values).reshape(len(self.plan.settings), len(self.plan.windows)).T
+        table = np.full((len(self.plan.windows), len(self.plan.settings)), np.nan)
+        for value, (setting, window) in zip(values, self.plan.cells, strict=True):
+            table[window, setting] = value
         index = pd.Index([w.name for w in self.plan.windows], name="layer")
         return pd.DataFrame(table, index=index, columns=[s.name for s in self.plan.settings])
 
@@ -168,7 +170,7 @@ class SweepResult:
     def to_frame(self, per_prompt: bool = False) -> DataFrame:
         """Tidy: `setting, window, first_layer, last_layer, loss, baseline, krs`, a row a restoration.
 
-        Of a transplant, the last column is `recovery`.
+        Of a transplant, the last column is `recovery`. The ends of the model have no layers: `<NA>`.
 
         `loss` and `baseline` are mean logit MSEs. With `per_prompt=True` there is a row for each prompt of each
         restoration, a column `prompt` with its number, and each prompt's own score.
@@ -193,7 +195,10 @@ class SweepResult:
                         score: self._score(r, part).value,
                     }
                 )
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        if not all(w.layers for w in self.plan.windows):
+            frame = frame.astype({"first_layer": "Int64", "last_layer": "Int64"})
+        return frame
 
     def best(self) -> DataFrame:
         """The window that recovers most, for each setting: one row a setting, in the sweep's order."""

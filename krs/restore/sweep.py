@@ -40,7 +40,17 @@ from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
 from krs.restore.plan import Plan, check_positions, check_settings
-from krs.restore.prepare import Engine, Model, Offload, batch_of, check_choices, check_targets, check_tokens, resolve
+from krs.restore.prepare import (
+    Engine,
+    Model,
+    Offload,
+    batch_of,
+    check_choices,
+    check_ends,
+    check_targets,
+    check_tokens,
+    resolve,
+)
 from krs.restore.result import SweepResult
 from krs.restore.storage import size_of
 from krs.restore.windows import Shape, shape
@@ -166,6 +176,7 @@ def sweep(
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=check_positions(positions))
     for body in (v, u):
         body.require(plan.points, plan.layers)
+    check_ends(plan.points, v, u)
     ends = eos_ids(v.model)
     ids = encode(asked, with_template_arguments(tokenizer, arguments), pads=pad_ids(v.model), ends=ends)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
