@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from krs.errors import KrsError
@@ -47,6 +48,13 @@ class Recording:
         if point in self.points and layer in point.over(self.layers):
             raise KrsError(f"{point.named(layer)}: nothing recorded yet; call the model inside the block")
         raise KrsError(f"{point.named(layer)} is not in {self!r}: ask for it in record(…)")
+
+    def moved(self, positions: Int[Tensor, "batch pos"]) -> Recording:
+        """The same activations at other positions: at `pos` of each row the value that was recorded at `positions`."""
+        new = Recording(self.points, self.layers)
+        rows = torch.arange(len(positions))[:, None]
+        new._values = {key: tuple(v[rows, positions.to(v.device)] for v in each) for key, each in self._values.items()}
+        return new
 
     def __contains__(self, key: object) -> bool:
         return ((key, None) if isinstance(key, Point) else key) in self._values

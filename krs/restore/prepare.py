@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,15 +11,27 @@ from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.points import Point
+from krs.hooks.points import Point, Setting
 from krs.hooks.unwrap import core
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model, load_given
 from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
-from krs.prompts import Ids, Scoring, TokenBatch, needs_tokenizer, next_token_batch, paper_code_batch
+from krs.prompts import (
+    Ids,
+    Prompts,
+    Scoring,
+    TokenBatch,
+    check_aligned,
+    check_prompts,
+    needs_tokenizer,
+    next_token_batch,
+    paper_code_batch,
+)
 from krs.restore.engines import engine_names
+from krs.restore.plan import Plan
+from krs.wording import counted
 
 Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
@@ -36,32 +48,31 @@ def check_choices(scoring: str, engine: str, n_tokens: int) -> None:
 
 
 def resolve(
-    vanilla: Model,
-    unlearned: Model,
+    given: Mapping[str, Model],
     prompts: Sequence[Any],
     tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
     vocabulary: Vocabulary = "same",
     **where: Any,
-) -> tuple[Any, Any, Tokenizer | None]:
+) -> tuple[list[Any], Tokenizer | None]:
     """Load what is given by name (`where` as in `load_given`); find a tokenizer if the (checked) prompts need one."""
     tokenizer = as_tokenizer(tokenizer)
-    loaded = load_given({"vanilla": vanilla, "unlearned": unlearned}, **where)
+    loaded = load_given(given, **where)
     models = [model for model, _ in loaded]
     tokenizers = [
-        find_tokenizer(model) if tokenizer is None and not isinstance(given, str | Path) else beside
-        for given, (model, beside) in zip((vanilla, unlearned), loaded, strict=True)
+        find_tokenizer(model) if tokenizer is None and not isinstance(one, str | Path) else beside
+        for one, (model, beside) in zip(given.values(), loaded, strict=True)
     ]
     found = [t for t in tokenizers if t is not None]
-    if tokenizer is None and len(found) > 1:
-        _same_vocabulary(found[0], found[1], vocabulary)
+    for other in found[1:] if tokenizer is None else ():
+        _same_vocabulary(found[0], other, vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
     if chosen is None and (needs_tokenizer(prompts) or scoring == "paper-code"):
         raise KrsError(
             "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
             "prompts as lists of token ids (and scoring='next-token')"
         )
-    return models[0], models[1], chosen
+    return models, chosen
 
 
 def _same_vocabulary(a: Tokenizer, b: Tokenizer, vocabulary: Vocabulary) -> None:
@@ -93,6 +104,29 @@ def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
             f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
             "the last one too, which predict none: use scoring='next-token'"
         )
+
+
+def check_donor_prompts(prompts: Prompts | None, many: int, settings: Iterable[Setting]) -> list[Any] | None:
+    """The donor's prompts, one for each of the recipient's; raises `KrsError` for another number of them."""
+    if prompts is None:
+        return None
+    found = list(check_prompts(prompts))
+    if len(found) != many:
+        raise KrsError(
+            f"donor_prompts= has {counted(len(found), 'prompt')} for {many} of the recipient: give one for each"
+        )
+    if all(p.kind == "weight" for s in settings for p in s.points):
+        raise KrsError("donor_prompts= changes nothing where only weights are put: leave it out, or add an activation")
+    return found
+
+
+def donor_batch_of(plan: Plan, batch: TokenBatch, ids: tuple[Ids, ...] | None) -> TokenBatch | None:
+    """What the donor reads; raises `KrsError` where a position that is restored has no counterpart in it."""
+    if ids is None:
+        return None
+    found = batch.behind(ids)
+    check_aligned(plan.positions, batch, found)
+    return found
 
 
 def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:

@@ -22,6 +22,12 @@ from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Plan
 from krs.wording import counted
 
+_DID = {
+    "transplant": "transplanted, it restored nothing",
+    "patch": "has a third model as its reference, or other prompts for its donor",
+}
+_HEAD = {"transplant": "transplanted, ", "patch": "patched, "}
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class SweepResult:
@@ -57,14 +63,17 @@ class SweepResult:
         """
         if self.direction != "restore":
             raise KrsError(
-                "this sweep transplanted, it restored nothing, so there is no Knowledge Recovery Score: "
-                "result.recovery() says how far the recipient has come to the donor"
+                f"this sweep {_DID[self.direction]}, so there is no Knowledge Recovery Score: result.recovery() says "
+                "how far the recipient has come to the donor"
             )
         return self._table([score.value for score in self.scores])
 
     @property
     def direction(self) -> str:
-        """`"restore"`: pieces of the vanilla model into the unlearned one; `"transplant"`: the other way round."""
+        """`"restore"`: pieces of the vanilla model into the unlearned one; `"transplant"`: the other way round.
+
+        `"patch"`: the reference is a third model, or the donor read other prompts.
+        """
         return str(self.provenance.get("direction", "restore"))
 
     @property
@@ -241,11 +250,11 @@ class SweepResult:
 
     def _headline(self) -> str:
         made = self.provenance
-        base = (self.losses.baseline if self.direction == "restore" else self.losses.donor)[self.losses.mask].mean()
+        base = (self.losses.donor if self.direction == "transplant" else self.losses.baseline)[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
         size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
         return (
-            f"SweepResult: {'transplanted, ' if self.direction != 'restore' else ''}{size}, "
+            f"SweepResult: {_HEAD.get(self.direction, '')}{size}, "
             f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "
             f"scoring {self.scoring}, engine {made.get('engine', '?')}, baseline MSE {base:.4g}{state}"
         )

@@ -56,6 +56,8 @@ class Heads:
                 weight = own if self.weight is None else self.weight
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
                 assert their_weight is not None
+                if weight.shape[1] != their_weight.shape[1]:  # of two sizes: by logits
+                    return
                 bias, their_bias = (x if x is None else x[:n] for x in (bias, their_bias))
                 self.distance = HeadDistance(weight[:n], their_weight[:n], bias, their_bias, our_scale, their_scale)
 
@@ -73,7 +75,7 @@ class Heads:
                 stack.enter_context(materialised(_head(self.vanilla)))
             yield
 
-    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
+    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token e"]) -> Float[Tensor, " token"]:
         """Logit MSE of each token, float64."""
         if self.distance is not None:
             at = self.distance.a.device
@@ -150,7 +152,7 @@ class Scorer:
         heads: Sequence[Interventions],
         recipient: Float[Tensor, "token d"],
         donor: Float[Tensor, "token d"],
-        reference: Float[Tensor, "token d"],
+        reference: Float[Tensor, "token e"],
         target_ids: Int[Tensor, " token"],
     ) -> tuple[dict[str, Values], np.ndarray]:
         """Every measure, and the reference's power.
