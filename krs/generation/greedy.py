@@ -18,6 +18,7 @@ from krs.generation.batching import neighbours_matter
 from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
 from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.families import Family, with_family
 from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
@@ -67,6 +68,7 @@ class Generated:
         return (self.texts if self.texts is not None else self.token_ids)[i]
 
 
+@with_family
 def generate(
     vanilla: nn.Module | str | Path,
     unlearned: nn.Module | str | Path | None,
@@ -81,6 +83,7 @@ def generate(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
+    family: Family | str | None = None,
 ) -> Generated:
     """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
 
@@ -109,6 +112,7 @@ def generate(
         device_map: see `device`.
         chat_template_kwargs: as in `krs.sweep`.
         progress: show a bar.
+        family: as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
     that are NaN or infinite, of either model or of the restored one.

@@ -2,7 +2,7 @@
 
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.check import SelfCheck, self_check
-from krs.hooks.families import Family, family_of, known_types, register_family
+from krs.hooks.families import Family, OneOf, family_of, known_types, register_family
 from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.patch import patched
 from krs.hooks.points import ActivationPoint, Patch, Placement, Point, Setting, WeightPoint
@@ -17,6 +17,7 @@ __all__ = [
     "ActivationPoint",
     "Anatomy",
     "Family",
+    "OneOf",
     "Patch",
     "Placement",
     "Point",

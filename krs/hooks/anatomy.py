@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.families import Family, family_of
+from krs.hooks.families import Family, family_for, family_of
 from krs.hooks.fused import HeadCounts, Part, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
@@ -67,8 +67,37 @@ class Anatomy:
             if role == "norms":
                 return self._norms(layer)
             if role == "attn_weights":
-                return (*self.family.paths("attn_in"), *self.family.paths("attn_out_proj"))
-        return self.family.paths(role)
+                return (*self.role_paths("attn_in", layer), *self.role_paths("attn_out_proj", layer))
+        return self.role_paths(role, layer)
+
+    def role_paths(self, role: str, layer: int) -> tuple[str, ...]:
+        """The paths of a role in one layer; raises `KrsError` for one that the family, or this layer, does not have."""
+        alternatives = self.family.alternatives(role)
+        found = self._present(role, layer)
+        if found is None and role in self.family.absent:
+            others = [str(i) for i in range(self.n_layers) if self._present(role, i) is not None]
+            if others:
+                raise KrsError(
+                    f"layer {layer} of this {type(self.model).__name__} has no {role}, only {', '.join(others)} have: "
+                    f"{self.family.absent[role]}, or restore in windows of those layers"
+                )
+            raise KrsError(f"{self.family.name} models have no {role}: {self.family.absent[role]}")
+        return alternatives[0] if found is None else found
+
+    def has_role(self, role: str, layer: int) -> bool:
+        """Whether a layer has what a role names."""
+        return role in self.family.roles and self._present(role, layer) is not None
+
+    def _present(self, role: str, layer: int) -> tuple[str, ...] | None:
+        """The first alternative whose modules are all there."""
+        return next((p for p in self.family.alternatives(role) if all(self._has(layer, path) for path in p)), None)
+
+    def _has(self, layer: int, path: str) -> bool:
+        try:
+            self.layers[layer].get_submodule(path)
+        except AttributeError:
+            return False
+        return True
 
     def path(self, point: Point, layer: int | None, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
@@ -118,7 +147,7 @@ class Anatomy:
         return found
 
     def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
-        around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]
+        around = self.role_paths("attn_out_proj", layer)[0].rpartition(".")[0]
         attention = self.layers[layer].get_submodule(around)
         name, units = find(part, lambda n: hasattr(attention, n), self.model.config)
         return f"{around}.{name}" if around else name, units
@@ -169,7 +198,7 @@ class Anatomy:
         )
 
 
-def anatomy(model: object, side: str = "the model") -> Anatomy:
+def anatomy(model: object, side: str = "the model", family: Family | str | None = None) -> Anatomy:
     """Find out where a model's points are.
 
     >>> import krs
@@ -177,12 +206,18 @@ def anatomy(model: object, side: str = "the model") -> Anatomy:
     >>> krs.hooks.anatomy(model).path(krs.MLP_COEF, 27)
     'model.layers.27.mlp.down_proj'
 
+    Args:
+        model: as in `krs.sweep`.
+        side: what messages call it.
+        family: the family, or a model type that is laid out alike, of a model whose own type is unknown.
+
     Raises `KrsError` for a compiled model, an unknown family, or a model that does not have the layers its
     family says it has.
     """
     plain = unwrap(model, side)
     config = getattr(plain, "config", None)
-    family = family_of(getattr(config, "model_type", None))
+    with family_for(family):
+        family = family_of(getattr(config, "model_type", None))
     try:
         layers = plain.get_submodule(family.layers)
     except AttributeError:

@@ -13,6 +13,7 @@ from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight, whole_source
 from krs.hooks.ends import read_point, replace_point
+from krs.hooks.families import Family, family_for
 from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
@@ -39,6 +40,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     Args:
         model: the model that runs; `generate()` works under it too.
         patches: made by `point.at(…).set(…)` or `.map(…)`.
+        family: as in `krs.sweep`.
 
     Values of a recording go to the positions that they were recorded at. Tokens that `generate()` adds beyond
     a recording run unpatched; a forward that overlaps the recording only in part is an error.
@@ -47,12 +49,13 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     shapes that do not, and on exit when the model ran but a patched point never fired.
     """
 
-    def __init__(self, model: object, *patches: Patch | Placement) -> None:
+    def __init__(self, model: object, *patches: Patch | Placement, family: Family | str | None = None) -> None:
         if not patches:
             raise KrsError("patched(model) got no patches: pass some, such as MLP_COEF.at(27).set(acts)")
         if bare := [p for p in patches if not isinstance(p, Patch)]:
             raise KrsError(f"{bare[0]!r} is not a patch: add .set(…) or .map(…) to it")
-        self._body = anatomy(model)
+        self._family = family
+        self._body = anatomy(model, family=family)
         self._patches = tuple(p for p in patches if isinstance(p, Patch))
         self._stack: ExitStack | None = None
         self._watch = CallWatch()
@@ -69,6 +72,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         try:
             with interrupt_deferred():
                 stack.enter_context(patches_open(self._body.model))
+                stack.enter_context(family_for(self._family))  # of models that values come from
                 stack.callback(self._watch.attach(self._body.decoder).remove)
                 stack.callback(torch.clear_autocast_cache)  # runs when the weights are back
                 for patch in self._patches:

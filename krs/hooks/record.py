@@ -13,6 +13,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.ends import read_point
+from krs.hooks.families import Family
 from krs.hooks.finite import refuse_recorded
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
@@ -72,7 +73,13 @@ class Recording:
 
 
 @contextmanager
-def record(model: object, what: Point | Setting | str, layers: Iterable[int] | None = None) -> Iterator[Recording]:
+def record(
+    model: object,
+    what: Point | Setting | str,
+    layers: Iterable[int] | None = None,
+    *,
+    family: Family | str | None = None,
+) -> Iterator[Recording]:
     """Record points of a model during the forwards inside the block.
 
     >>> import krs
@@ -87,12 +94,13 @@ def record(model: object, what: Point | Setting | str, layers: Iterable[int] | N
         model: a transformers model, TransformerLens bridge or PEFT model.
         what: the points; only these are kept, detached and cloned. Weights are read as the block begins.
         layers: the layers; all of them by default. Points at the ends of the model have none.
+        family: as in `krs.sweep`.
 
     A second forward replaces what the first one left. Inside `patched`, the patched values are recorded.
     Raises `KrsError` before anything runs for a point or layer the model does not have, and at the end of
     the block when the model ran but a point never fired, or when a value is NaN or infinite and no patch put it there.
     """
-    body = anatomy(model)
+    body = anatomy(model, family=family)
     points = setting(what).points
     chosen = tuple(layers) if layers is not None else tuple(range(body.n_layers))
     body.require(points, chosen)

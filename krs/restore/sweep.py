@@ -11,6 +11,7 @@ import torch
 from krs._typing import Tokenizer
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
+from krs.hooks.families import Family, with_family
 from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Point, Setting
 from krs.metrics.measures import Measure, MeasureFunction
@@ -59,6 +60,7 @@ Measures: TypeAlias = Iterable[str | Measure | MeasureFunction] | str | Measure 
 Direction: TypeAlias = Literal["restore", "transplant"]
 
 
+@with_family
 def sweep(
     vanilla: Model,
     unlearned: Model,
@@ -85,6 +87,7 @@ def sweep(
     device_map: Any = None,
     reference: Model | None = None,
     donor_prompts: Prompts | None = None,
+    family: Family | str | None = None,
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -144,6 +147,8 @@ def sweep(
         device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
         reference: see `krs.patch_sweep`.
         donor_prompts: see `krs.patch_sweep`.
+        family: for models whose `config.model_type` krs does not know, and whose layers are laid out as those of one
+            that it knows: that type (`"llama"`), or a `krs.hooks.Family`. All models of the call are taken to be of it.
 
     What is most likely not meant (a chat model asked without its template, given answers that the vanilla model would
     not give) is in the result's `notes`, and on stderr with one scored answer where bars are shown. A `KrsWarning` is
@@ -194,6 +199,7 @@ def sweep(
         "made_by": "krs.sweep",
         "time": now(),
         "engine": engine,
+        "family": family.name if isinstance(family, Family) else family,
         "n_tokens": n_tokens,
         "answers": f"{sides.reference_name}, greedy" if given is None else "given",
         "ends": sorted(ends),
@@ -213,7 +219,7 @@ def sweep(
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
-            self_check(body.model, Setting(plan.points), side=side)
+            self_check(body.model, Setting(plan.points), side=side, layers=plan.layers)
     said = given if given is not None or found is None else tuple(answer for _, answer in found.token_ids)
     if said is None:
         who, n_ids = sides.reference_name, sides.n_ids
