@@ -40,11 +40,14 @@ $(VENV)/.installed-docs: $(BIN)/uv pyproject.toml constraints.txt
 demo: $(VENV)/.installed-demo
 	@$(BIN)/krs demo -o $(OUT)
 
+# A worker a core, whole files at a time: what a file's tests share is made once.
+WORKERS = -n logical --maxprocesses 6 --dist loadfile
+
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -m ""
+	@$(BIN)/python -m pytest -m "" $(WORKERS)
 
 test-cpus: $(VENV)/.installed-test
 	@PYTHON=$(BIN)/python tests/other_cpus.sh

@@ -16,8 +16,10 @@ install("krs")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-_THREADS = torch.get_num_threads()
-_TINY_THREADS = int(os.environ.get("KRS_TEST_THREADS", "1"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_ASKED = os.environ.get("KRS_TEST_THREADS")
+_TINY_THREADS = int(_ASKED or "1")
+_THREADS = torch.get_num_threads() if _ASKED else max(1, torch.get_num_threads() // _WORKERS)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; the tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)

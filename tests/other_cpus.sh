@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What compares numbers, as other processors would round them: vector instructions and thread counts are set by hand.
-# Arguments go to pytest, instead of the tests named below.
+# Arguments go to pytest, instead of the tests named below; WORKERS=2 runs two files at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -13,7 +13,7 @@ fi
 failed=()
 run() {
     echo "== $*"
-    env "$@" "$python" -m pytest -q --durations=0 --durations-min=60 "${tests[@]}" || failed+=("$*")
+    env "$@" "$python" -m pytest -q -n "${WORKERS:-0}" --durations=0 --durations-min=60 "${tests[@]}" || failed+=("$*")
 }
 for threads in 1 2 3; do
     for capability in default avx2; do

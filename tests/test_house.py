@@ -31,6 +31,7 @@ FLOORS = {
     "restore": 5,
     "unlearn": 6,
     "plots": 6,
+    "instruments": 7,
     "study": 7,
     "demo": 7,
     "cli": 8,
