@@ -82,7 +82,10 @@ class Anatomy:
                     f"{self.family.absent[role]}, or restore in windows of those layers"
                 )
             raise KrsError(f"{self.family.name} models have no {role}: {self.family.absent[role]}")
-        return alternatives[0] if found is None else found
+        if found is None and role.startswith("moe_"):
+            raise KrsError(f"layer {layer} of this {type(self.model).__name__} is no mixture of experts: leave it out")
+        found = alternatives[0] if found is None else found
+        return found[:1] if role == "moe_block" else found
 
     def has_role(self, role: str, layer: int) -> bool:
         """Whether a layer has what a role names."""

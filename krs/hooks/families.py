@@ -81,6 +81,10 @@ class Family:
         """The paths of a role inside a layer, for each kind of layer; raises `KrsError` when the family has none."""
         if role not in self.roles and role in self.absent:
             raise KrsError(f"{self.name} models have no {role}: {self.absent[role]}")
+        if role not in self.roles and role.startswith("moe_"):
+            raise KrsError(
+                f"{self.name} models are no mixtures of experts: leave the points of experts and routers out"
+            )
         if role not in self.roles:
             raise KrsError(
                 f"the family {self.name!r} does not say where {role!r} is: "
@@ -181,6 +185,7 @@ def _add(
     roles: dict[str, str | tuple[str, ...] | OneOf] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
     roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
     if absent:
+        roles |= {"moe_block": OneOf(("mlp", "mlp.experts")), "moe_experts": "mlp.experts", "moe_router": "mlp.gate"}
         roles |= {"experts": ("mlp.experts", "mlp.shared_expert"), "router": ("mlp.gate", "mlp.shared_expert_gate")}
     register_family(Family(name, tuple(types.split()), layers, roles, norm, absent or {}))
 

@@ -58,6 +58,16 @@ layer, is not among them, nor is a norm of the embeddings."""
 WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
 """Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
 
+MOE_OUT = ActivationPoint("moe_out", role="moe_block", label="Mixture outputs", side="output")
+"""What the experts of a mixture put out together, `[batch, position, d]`, weighted as the router says, a shared expert's
+part included. Only in mixtures of experts."""
+
+EXPERTS = WeightPoint("experts", role="moe_experts", label="Experts", whole=True)
+"""Every weight of the routed experts of a layer; the router and a shared expert stay the model's own."""
+
+ROUTER = WeightPoint("router", role="moe_router", label="Router", whole=True)
+"""The weights that choose among the experts of a layer and weigh them; a shared expert's gate is not among them."""
+
 EMBEDDING = WeightPoint("embedding", role="embedding", label="Token embedding", place="embedding")
 """The weight of the token embedding, `[vocab, d]`: a row a token, so that `EMBEDDING.units(17)` is one token's vector.
 
@@ -73,5 +83,5 @@ It has no layer: `UNEMBEDDING.at()`. Where it is tied to the token embedding, on
 
 BUILT_IN: tuple[Point, ...] = (
     MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
-    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS, EMBEDDING, UNEMBEDDING,
+    KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS, MOE_OUT, EXPERTS, ROUTER, EMBEDDING, UNEMBEDDING,
 )  # fmt: skip

@@ -180,7 +180,7 @@ class LayerInterventions:
             (root,) = ours.paths(point, self.layer)
             for path, module in mine.get_submodule(root).named_modules(prefix=root):
                 if list(module.parameters(recurse=False)):
-                    if list(module.children()):
+                    if any(list(child.parameters()) for child in module.children()):
                         raise NotExactError(f"{path!r} in layer {self.layer} has parameters of its own beside modules")
                     found[path] = replaced(other.get_submodule(path))
             return found
