@@ -59,8 +59,8 @@ WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", who
 """Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
 
 MOE_OUT = ActivationPoint("moe_out", role="moe_block", label="Mixture outputs", side="output")
-"""What the experts of a mixture put out together, `[batch, position, d]`, weighted as the router says, a shared expert's
-part included. Only in mixtures of experts."""
+"""What the experts of a mixture put out together, `[batch, position, d]`, weighted as the router says, with a shared
+expert's part. Only in mixtures of experts. Coefficients of single experts are no value of any module there."""
 
 EXPERTS = WeightPoint("experts", role="moe_experts", label="Experts", whole=True)
 """Every weight of the routed experts of a layer; the router and a shared expert stay the model's own."""

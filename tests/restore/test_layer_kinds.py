@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import krs
-from krs import ATTN_OUT, KEYS, MLP_COEF, NORMS, RESID, VALUE_VECTORS, KrsError, windows
+from krs import ATTN_OUT, EXPERTS, KEYS, MLP_COEF, NORMS, RESID, VALUE_VECTORS, KrsError, windows
 from krs.hooks import Family, OneOf, anatomy, families, patched, record, register_family, self_check
 from tests import by_hand
 from tests.noise import assert_same
@@ -66,6 +66,8 @@ def test_a_layer_without_a_point_is_named_with_those_that_have_it():
     v, u = _mixed()
     with pytest.raises(KrsError, match=r"layer 1 of this Qwen3MoeForCausalLM has no mlp_out_proj, only 0, 2 have"):
         _sweep(v, u, settings=[MLP_COEF], windows=windows.each())
+    with pytest.raises(KrsError, match="layer 0 of this Qwen3MoeForCausalLM is no mixture of experts"):
+        _sweep(v, u, settings=[EXPERTS], windows=windows.each())
     assert self_check(v, MLP_COEF, layers=[0, 2]).n_layers == 2
     result = _sweep(v, u, settings=[ATTN_OUT, RESID, NORMS], windows=windows.each())
     assert np.isfinite(result.krs.to_numpy()).all()
