@@ -22,7 +22,7 @@ import typer
 import krs
 from krs.cli import app
 from krs.data.concepts import as_chat
-from krs.hooks import families, points
+from krs.hooks import families, registry
 from krs.metrics import measures
 from krs.restore import engines
 from krs.study import step as steps
@@ -56,7 +56,7 @@ def names(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
-    monkeypatch.setattr(points, "_REGISTRY", dict(points._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     monkeypatch.setattr(measures, "_REGISTRY", dict(measures._REGISTRY))
     monkeypatch.setattr(steps, "_REGISTRY", dict(steps._REGISTRY))
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
