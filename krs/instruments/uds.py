@@ -18,7 +18,7 @@ from krs._typing import DataFrame
 from krs.generation.forward import device_of, logits_at
 from krs.hooks import patched, record
 from krs.hooks.anatomy import anatomy
-from krs.hooks.points import RESID
+from krs.hooks.library import RESID
 from krs.instruments.case import Asked, Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.logprobs import answer_tokens, one_forward, together
