@@ -120,8 +120,8 @@ def plot_lines(
     if len(layers) == len(names):
         _whole_numbers(axes.xaxis)
     else:
-        shown = [i for i, n in enumerate(names) if i not in layers or len(names) <= _TICKS or n % 5 == 0]
-        axes.set_xticks(x[shown], [str(names[i]) for i in shown], rotation=45, ha="right")
+        ticks = [i for i, n in enumerate(names) if i not in layers or len(names) <= _TICKS or n % 5 == 0]
+        axes.set_xticks(x[ticks], [str(names[i]) for i in ticks], rotation=45, ha="right")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     lowest = min(np.nanmin(values, initial=0.0) for values in shown)

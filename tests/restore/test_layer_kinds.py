@@ -75,7 +75,7 @@ def test_a_layer_without_a_point_is_named_with_those_that_have_it():
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(families, "_BY_TYPE", dict(families._BY_TYPE))
+    monkeypatch.setattr(families, "BY_TYPE", families.BY_TYPE.copy())
 
 
 class _Around(torch.nn.Module):
