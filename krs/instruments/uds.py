@@ -32,20 +32,24 @@ class _States(Instrument):
 
     Attributes:
         every: each so many layers one is looked at, back from the last; 1 is all of them.
+        start: the share of layers at the bottom that is left out: 0 is none. States that are put in low make the whole
+            model above run again, and hardly differ yet in what they say of an answer.
     """
 
     every: int = 3
+    start: float = 0.5
 
     def layers(self, case: Case) -> tuple[int, ...]:
         """Those that are looked at."""
-        return tuple(range(anatomy(case.vanilla).n_layers - 1, -1, -self.every))[::-1]
+        n_layers = anatomy(case.vanilla).n_layers
+        return tuple(range(n_layers - 1, int(self.start * n_layers) - 1, -self.every))[::-1]
 
 
 class _Depth(_States):
     unit, knows, bounds = "0 knows, 1 as the retain model", "low", (1.0, 0.0)
     needs = ("retain",)
     nulls = ("same",)
-    passes = 20.0
+    passes = 6.0
     inner = False
 
     def measure(self, case: Case) -> Reading:
@@ -75,7 +79,7 @@ class StateDrop(_States):
 
     unit, knows = "nats a token", "low"
     nulls = ("same", "never_knew")
-    passes = 10.0
+    passes = 3.0
 
     def measure(self, case: Case) -> Reading:
         """Mean over layers, a fact."""
