@@ -76,6 +76,7 @@ def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"
         seen.append(args[0])
 
     index = batch.scored_index()
+    start_afresh(model)
     with head_at(model, index), ExitStack() as handles:
         with interrupt_deferred():
             head = model.get_output_embeddings()  # type: ignore[operator]
@@ -85,7 +86,7 @@ def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"
     return seen[0][torch.as_tensor(batch.mask, device=seen[0].device)]
 
 
-def logits_of(body: Anatomy, states: Float[Tensor, "batch token d"]) -> Float[Tensor, "batch token vocab"]:
+def head_logits(body: Anatomy, states: Float[Tensor, "batch token d"]) -> Float[Tensor, "batch token vocab"]:
     """The logits that a model makes of what its decoder returns: by its head, with its scale and soft cap."""
     from transformers.modeling_outputs import BaseModelOutput
 

@@ -8,8 +8,9 @@ and do not say from those that never knew and do not say either; thresholds for 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,18 @@ def check_verdicts(
     truth = load_truth(directory, VERDICT)
     rows = []
     wanted = _subjects(truth)
-    names = [*_BASELINES, *(n for n in by if n not in _BASELINES)]
-    with bar(len(wanted) * len(names), "verdicts", show=progress, unit="reading") as shown:
+    tools = [instrument(n) for n in (*_BASELINES, *(n for n in by if n not in _BASELINES))]
+    controls = {"same": truth.vanilla} | ({"never_knew": truth.models["retain"]} if retain else {})
+    with bar((len(wanted) + len(controls)) * len(tools), "verdicts", show=progress, unit="reading") as shown:
+        nulls = {null: dict(_readings(truth, one, tools, shown, retain)) for null, one in controls.items()}
         for model in wanted:
-            found = dict(_readings(truth, model, [instrument(n) for n in names], shown, retain=retain, nulls=True))
-            said = verdict({tool.name: reading for tool, reading in found.items()}, by)
+            found = {}
+            for tool, reading in _readings(truth, model, tools, shown, retain):
+                beside = {
+                    null: read[tool].values for null, read in nulls.items() if null in tool.nulls and tool in read
+                }
+                found[tool.name] = replace(reading, nulls=beside)
+            said = verdict(found, by)
             rows.append({"model": model.name, "grade": model.grade, **_judged(model, said), "why": said.why})
     return pd.DataFrame(rows).set_index("model")
 
@@ -205,30 +213,31 @@ def _subjects(truth: Truth) -> list[TruthModel]:
     return [m for name, m in truth.models.items() if name not in ("full", "retain")]
 
 
+@lru_cache(maxsize=1)
+def _base(folder: Path, retain: bool) -> Case:
+    """The vanilla model in place of the unlearned one, with what all cases of a world share."""
+    truth = load_truth(folder.parent, folder.name)
+    vanilla, tokenizer = truth.vanilla.load()
+    assert tokenizer is not None
+    never = truth.models["retain"].load()[0] if retain else None
+    return Case.make(vanilla, vanilla, tokenizer, facts_of(truth.facts.a), facts_of(truth.facts.b), never)
+
+
 def _readings(
-    truth: Truth, model: TruthModel, tools: Sequence[Instrument], shown: Any, retain: bool = True, nulls: bool = False
-) -> Iterable[tuple[Instrument, Reading]]:
-    """Each instrument that applies; models are loaded only if a reading is missing."""
-    place = truth.folder / "readings" / f"{model.name}{'' if retain else ' without retain'}{' nulls' if nulls else ''}"
-    names = {"vanilla": truth.vanilla, "unlearned": model} | ({"retain": truth.models["retain"]} if retain else {})
-    loaded = {side: one.load() for side, one in names.items()}
-    tokenizer = next(t for _, t in loaded.values() if t is not None)
-    sides = {side: m for side, (m, _) in loaded.items()}
-    case = Case.make(
-        sides["vanilla"],
-        sides["unlearned"],
-        tokenizer,
-        facts_of(truth.facts.a),
-        facts_of(truth.facts.b),
-        sides.get("retain"),
-    )
+    truth: Truth, model: TruthModel, tools: Sequence[Instrument], shown: Any, retain: bool = True
+) -> Iterator[tuple[Instrument, Reading]]:
+    """Each instrument that applies to a model, read or as it is kept."""
+    base = _base(truth.folder, retain)
+    own = {"full": base.vanilla, "retain": base.retain}.get(model.name)
+    case = replace(base, unlearned=own if own is not None else model.load()[0], kept={})
+    place = truth.folder / "readings" / f"{model.name}{'' if retain else ' without retain'}"
     kept = Kept(place, subject_of(case))
     for tool in tools:
         if tool.lacks(case) is None:
-            reading = kept.find(tool, nulls)
+            reading = kept.find(tool, nulls=False)
             if reading is None:
-                reading = tool.read(case, nulls)
-                kept.add(tool, nulls, reading)
+                reading = tool.read(case, nulls=False)
+                kept.add(tool, False, reading)
             yield tool, reading
         shown.update()
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import nn
 
 from krs.errors import KrsError
-from krs.generation.forward import logits_of
+from krs.generation.forward import head_logits
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.finite import is_finite
 from krs.hooks.offload import materialised
@@ -82,7 +82,7 @@ def lens(model: nn.Module, asked: Asked) -> Float[np.ndarray, "layer fact"]:
         for i, (states, targets) in enumerate(zip(states_at_scored(model, batch, layers), batch.targets, strict=True)):
             ids = torch.tensor(targets)[:, None]
             for layer, state in enumerate(states):
-                logits = logits_of(body, norm(state[None].to(at, dtype)))[0]
+                logits = head_logits(body, norm(state[None].to(at, dtype)))[0]
                 if not is_finite(logits):
                     raise KrsError(f"what is read behind layer {layer} is NaN or infinite: load the model in float32")
                 logprob = torch.log_softmax(summable(logits).double(), -1)

@@ -100,6 +100,6 @@ def _svg(fig) -> str:  # type: ignore[no-untyped-def]
 
     file = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "krs"}):
-        fig.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        fig.canvas.print_figure(file, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return text[text.index("<svg") :]

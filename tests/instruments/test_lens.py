@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import krs
-from krs.generation.forward import logits_of
+from krs.generation.forward import head_logits
 from krs.hooks.anatomy import anatomy
 from krs.instruments import instrument
 from krs.instruments.lens import lens
@@ -72,7 +72,7 @@ def test_logits_of_states_are_those_of_the_head():
     states = torch.randn(2, 3, 16, dtype=torch.float64)
     plain = body.model.lm_head(states)
     cap = body.model.config.final_logit_softcapping
-    assert_same(logits_of(body, states).detach(), (cap * torch.tanh(plain / cap)).detach())
+    assert_same(head_logits(body, states).detach(), (cap * torch.tanh(plain / cap)).detach())
 
 
 def test_the_account_describes_and_never_votes():
