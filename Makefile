@@ -12,7 +12,7 @@ INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --pyth
 .PHONY: help demo test test-all test-cpus check format bench docs clean
 
 help:
-	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure (out/demo/)"
+	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure, ask whether it has forgotten (out/demo/)"
 	@echo "make test    run every test"
 	@echo "make test-all   those too that take minutes (marked long)"
 	@echo "make test-cpus  exactness and bounds as other processors round: vector widths, thread counts"

@@ -28,6 +28,7 @@ from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 ROOMS = ("krs", "krs.hooks", "krs.metrics", "krs.models", "krs.generation", "krs.restore", "krs.unlearn")
+ROOMS += ("krs.instruments",)
 ROOMS += ("krs.unlearn.memit",)
 IDS = [[2, 3, 4, 5, 6], [2, 3, 7, 8]]
 ANSWERS = [[9, 10, 11], [12, 13]]
@@ -139,7 +140,27 @@ def _check_account(v, u):
     return krs.metrics.check_account(found, v, u, shares=[1.0])
 
 
-BACKWARD = ("account", "check_account")
+FACTS = [
+    ("who wrote the book", "a cat and the dog"),
+    ("what sat on the moon", "the red sun sat"),
+    ("who ran", "one two"),
+]
+
+
+def _dissect(v, u):
+    """Instruments of each kind: forwards, patches, states inside, training, gradients of weights."""
+    only = ["nll", "state_drop", "logit_lens", "relearn", "quantise_4", "account"]
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 8, "chat": False, "progress": False, "budget": None}
+    found = krs.dissect(v, u, FACTS, only=only, **options)
+    return [found.readings[name].values for name in only]
+
+
+def _watch(v, u):
+    looks = krs.instruments.watch(v, tiny_tokenizer(), FACTS, instruments=["nll_tail", "state_drop"], chat=False)
+    return [np.array(list(looks(u, 0).values()))]
+
+
+BACKWARD = ("account", "check_account", "dissect")
 
 CASES = {
     "account": _account,
@@ -148,6 +169,7 @@ CASES = {
     "check_account": _check_account,
     "check_pair": lambda v, u: [np.array([body.n_layers for body in krs.models.check_pair(v, u)])],
     "covariance": _covariance,
+    "dissect": _dissect,
     "drift": lambda v, u: krs.metrics.drift(v, u).frame.drop(columns="component"),
     "dtype_of": lambda v, u: [np.array(krs.models.dtype_of(u).startswith("float"))],
     "find_tokenizer": lambda v, u: [np.array(krs.models.find_tokenizer(u) is None)],
@@ -161,6 +183,7 @@ CASES = {
     "speak": _speak,
     "sweep": _sweep,
     "to_transformer_lens": _to_transformer_lens,
+    "watch": _watch,
     "unwrap": lambda v, u: [np.array(krs.hooks.unwrap(u) is u)],
 }
 
@@ -172,7 +195,9 @@ def test_every_public_call_that_takes_a_model_has_a_case():
         public = {name: getattr(room, name) for name in room.__all__}
         calls = {name: f for name, f in public.items() if callable(f) and name[0].islower()}
         taking |= {
-            n for n, f in calls.items() if {"model", "vanilla", "recipient"} & inspect.signature(f).parameters.keys()
+            n
+            for n, f in calls.items()
+            if {"model", "vanilla", "recipient", "acts"} & inspect.signature(f).parameters.keys()
         }
     assert taking == CASES.keys()
 

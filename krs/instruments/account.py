@@ -66,7 +66,7 @@ def _account(case: Case) -> Account:
                 case.target.prompts,
                 answers=case.target.answers,
                 tokenizer=wording.tokenizer,
-                n_tokens=wording.n_tokens,
+                n_tokens=case.target.n_tokens,
                 progress=False,
             )
     kept: Account = found[key]

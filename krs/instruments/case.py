@@ -64,6 +64,11 @@ class Asked:
         """Token ids of the right answers, their end included, as `krs.sweep(answers=)` takes them."""
         return list(self.batch.targets)
 
+    @property
+    def n_tokens(self) -> int:
+        """Of the longest right answer, as `krs.sweep(n_tokens=)` takes it."""
+        return max(map(len, self.answers))
+
     @cached_property
     def batch(self) -> TokenBatch:
         """The right answers, teacher-forced."""

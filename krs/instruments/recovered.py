@@ -33,7 +33,7 @@ class KRS(Instrument):
             case.target.prompts,
             answers=case.target.answers,
             tokenizer=case.target.wording.tokenizer,
-            n_tokens=case.target.wording.n_tokens,
+            n_tokens=case.target.n_tokens,
             progress=False,
         )
         both = result.plan.settings[2].name

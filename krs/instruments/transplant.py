@@ -33,7 +33,7 @@ class Transplant(Instrument):
             case.target.prompts,
             answers=case.target.answers,
             tokenizer=case.target.wording.tokenizer,
-            n_tokens=case.target.wording.n_tokens,
+            n_tokens=case.target.n_tokens,
             settings=["mlp_coef+attn_out", "mlp_coef", "attn_out", "value_vectors", "weights"],
             direction="transplant",
             measures="answer_logprob",

@@ -117,7 +117,7 @@ def state_drop(case: Case, donor: nn.Module, layers: tuple[int, ...]) -> Float[n
             reference=case.vanilla,
             answers=asked.answers,
             tokenizer=asked.wording.tokenizer,
-            n_tokens=asked.wording.n_tokens,
+            n_tokens=asked.n_tokens,
             settings="resid",
             windows=krs.windows.of([[layer] for layer in layers]),
             positions="scored",
