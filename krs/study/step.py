@@ -120,7 +120,7 @@ def steps() -> list[str]:
     """Names of all steps, also of those that installed packages bring by the entry point `krs.study`.
 
     >>> steps()[:2]
-    ['answers', 'drift']
+    ['answers', 'dissect']
     """
     from krs.study import dissecting, measuring, training  # noqa: F401 - they register themselves
 
