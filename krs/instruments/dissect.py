@@ -185,7 +185,7 @@ def _run(
     try:
         kept = Kept(folder, subject_of(case))
         per_pass = _seconds_a_pass(case)
-        for tool, cost in ordered(fitting, per_pass, nulls, keep_order):
+        for tool, cost in ordered(case, fitting, per_pass, nulls, keep_order):
             reading = kept.find(tool, nulls)
             if reading is None:
                 spent = time.perf_counter() - start
@@ -225,11 +225,12 @@ def _left(folder: Path | None) -> str:
 
 
 def ordered(
-    tools: list[Instrument], per_pass: float, nulls: bool, keep_order: bool
+    case: Case, tools: list[Instrument], per_pass: float, nulls: bool, keep_order: bool
 ) -> Iterator[tuple[Instrument, float]]:
     """Instruments with about how many seconds each takes: first those that tell, the cheapest of them first."""
     tells = thresholds()
-    cost = {t.name: per_pass * t.passes * (1 + len(t.nulls) * nulls) for t in tools}
+    none = {"never_knew": case.retain is None, "unrelated": case.unrelated is None}  # what a case has not costs nothing
+    cost = {t.name: per_pass * t.passes * (1 + nulls * sum(not none.get(n) for n in t.nulls)) for t in tools}
     if not keep_order:
         tools = sorted(tools, key=lambda t: (t.name not in _FIRST, t.name not in tells, cost[t.name]))
     return ((tool, cost[tool.name]) for tool in tools)

@@ -125,6 +125,17 @@ def test_what_does_not_fit_the_budget_is_named_and_the_first_questions_are_asked
     assert "of the budget are left" in found.left_out["relearn"]
 
 
+def test_a_null_that_there_is_nothing_for_costs_nothing():
+    from krs.instruments import instrument
+    from krs.instruments.dissect import ordered
+
+    tools = [instrument("nll"), instrument("krs")]
+    for retain, passes in ((True, 3 * 1 + 4 * 60), (False, 2 * 1 + 3 * 60)):
+        for nulls, total in ((True, passes), (False, 61)):
+            found = list(ordered(tiny_case(retain=retain), tools, 1.0, nulls, keep_order=True))
+            assert sum(cost for _, cost in found) == total
+
+
 def test_an_interrupted_dissection_hands_over_what_it_has(monkeypatch):
     from krs.instruments.relearn import Relearn
 
