@@ -68,6 +68,40 @@ def positions(given: str | None) -> str | list[int] | None:
     return [int(n) for n in given.split(",")]
 
 
+_WINDOWS = "5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
+
+
+def windows(given: str) -> tuple[str, tuple[Any, ...]]:
+    """Windows as an option has them: the function of `krs.windows` and what it gets.
+
+    >>> windows("5"), windows("sliding:4"), windows("each"), windows("7-9,17")
+    (('centred', (5,)), ('sliding', (4,)), ('each', ()), ('of', ([[7, 8, 9], [17]],)))
+
+    Raises `KrsError` for anything else.
+    """
+    name, _, size = given.strip().partition(":")
+    if name in ("each", "from_layer_on", "up_to_layer") and not size:
+        return name, ()
+    if name.isdigit() and "," not in given and not size:
+        name, size = "centred", name
+    if name in ("centred", "sliding", "last") and size.isdigit() and int(size) > 0:
+        if name == "centred" and int(size) % 2 == 0:
+            raise KrsError(
+                f"--window {given}: a centred window is as wide on either side, so its size is odd: give "
+                f"{int(size) + 1}, or sliding:{size}"
+            )
+        return name, (int(size),)
+    return "of", ([_run(part, given) for part in given.split(",")],)
+
+
+def _run(part: str, given: str) -> list[int]:
+    """The layers of `7-9`, or of `7`."""
+    first, dash, last = part.strip().partition("-")
+    if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        raise KrsError(f"--window {given!r}: give {_WINDOWS}")
+    return list(range(int(first), int(last or first) + 1))
+
+
 def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
     """`name=value` arguments of the chat template, `None` for none."""
     pairs = [setting(one, "--template-arg", "enable_thinking=false") for one in given or []]

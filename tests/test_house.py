@@ -34,10 +34,12 @@ FLOORS = {
     "unlearn": 6,
     "plots": 1,
     "plots_account": 1,
+    "plots_compared": 2,
     "instruments": 7,
     "study": 7,
     "demo": 7,
     "cli": 8,
+    "__main__": 9,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas", "xarray")
 

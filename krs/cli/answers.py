@@ -20,9 +20,8 @@ from krs.cli.options import (
     Vanilla,
     VocabularyOption,
 )
-from krs.cli.outcome import draw, interruptible, writable, write_table
+from krs.cli.outcome import check_unwritten, draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_at_hand, check_names
-from krs.errors import KrsError
 
 
 @app.command()
@@ -52,8 +51,7 @@ def answers(
     check_names(vanilla, unlearned)
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
     names = ["answers.json", "answers.csv", "fig2.png"]
-    if (output / names[0]).exists() and not overwrite:
-        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    check_unwritten(output, names[0], overwrite)
     check_at_hand(vanilla, unlearned)
 
     import krs

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from krs.errors import KrsError
 from krs.extras import installed, missing
 from krs.writing import check_folder, write_text
 
@@ -38,6 +39,26 @@ def writable(folder: Path, names: Sequence[str], figure: str | None) -> list[str
         wanted.remove(figure)
     check_folder(folder, wanted, "--output")
     return wanted
+
+
+def check_unwritten(folder: Path, name: str, overwrite: bool) -> None:
+    """Raise `KrsError` where an earlier call has left its result, unless it is to be replaced."""
+    if (folder / name).exists() and not overwrite:
+        raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+
+
+@contextmanager
+def set_aside(file: Path, overwrite: bool) -> Iterator[None]:
+    """With `overwrite` the file is out of the way meanwhile; it comes back where the block leaves none in its place."""
+    spare = file.with_name(f".{file.name}.before")
+    if overwrite and file.exists():
+        file.replace(spare)
+    try:
+        yield
+    finally:
+        if spare.exists() and not file.exists():
+            spare.replace(file)
+        spare.unlink(missing_ok=True)
 
 
 def write_table(frame: Any, path: Path) -> None:

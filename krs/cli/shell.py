@@ -16,7 +16,6 @@ from krs.names import check_name
 app = typer.Typer(
     help="Has an unlearned language model forgotten, or only learned not to say?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
