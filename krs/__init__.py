@@ -42,7 +42,19 @@ if TYPE_CHECKING:
     from krs.instruments.dissect import dissect
     from krs.metrics import Account, account
     from krs.models import load
-    from krs.restore import Compared, MeanResult, Plan, SweepResult, compare, concat, load_result, mean, patch_sweep, sweep, windows
+    from krs.restore import (
+        Compared,
+        MeanResult,
+        Plan,
+        SweepResult,
+        compare,
+        concat,
+        load_result,
+        mean,
+        patch_sweep,
+        sweep,
+        windows,
+    )
 
 __version__ = version("krs")
 

@@ -177,6 +177,17 @@ def _parsed(text: str, path: Path, first: int) -> Any:
 
 
 _OPTIONS = {
+    "krs.sweep(…, measures=[…])": "krs sweep --measure",
+    "checkpoint=": "",
+    "setting=": "--setting ",
+    "windows=": "--window ",
+    "n_tokens=": "--n-tokens ",
+    "scoring=": "--scoring ",
+    "engine=": "--engine ",
+    "memory=": "--memory ",
+    "points=": "--points ",
+    "bleu=": "--bleu ",
+    "unrelated=": "--unrelated ",
     "overwrite=True": "--overwrite",
     "output_dir=": "--output ",
     "krs.load('smollm2')": "'smollm2'",

@@ -77,7 +77,8 @@ def _one_legend(panels: Sequence[Axes], title: str) -> None:
     handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        axes.get_legend().remove()
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
     figure = panels[0].figure
     if title:
         figure.suptitle(title, fontsize=9)

@@ -134,14 +134,20 @@ def _apart(device: Any, dtype: Any) -> float:
 
     import krs
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     config = LlamaConfig(**sizes, vocab_size=61, num_hidden_layers=4, bos_token_id=0, eos_token_id=1, pad_token_id=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        models = [LlamaForCausalLM(config).to(device, dtype).eval() for _ in range(2)]
+        vanilla, unlearned = (LlamaForCausalLM(config).to(device, dtype).eval() for _ in range(2))
     scores = [
         krs.sweep(
-            *models,
+            vanilla,
+            unlearned,
             [[5, 9, 11], [7, 3, 22, 8]],
             answers=[[12, 30, 4], [9, 9, 2]],
             windows=krs.windows.centred(3),

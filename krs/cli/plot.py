@@ -35,17 +35,18 @@ def plot(
     In PDF and SVG text is text.
     """
     results = saved.found(file)
-    called = _names(results, name or [])
     _check(results, output, format, overwrite)
-    if format is not None:
-        text = _table(dict(zip(called, (one.read() for one in results), strict=True)), results[0].kind, format, measure)
-        if output is None:
-            print(text, end="" if text.endswith("\n") else "\n")
-            return
-        write_text(output, text if text.endswith("\n") else f"{text}\n")
-    else:
+    called = _names(results, name or [])
+    found = {label: one.read() for label, one in zip(called, results, strict=True)}
+    if format is None:
         assert output is not None
-        _draw(dict(zip(called, (one.read() for one in results), strict=True)), results[0].kind, output, setting, measure)
+        _draw(found, results[0].kind, output, setting, measure)
+    else:
+        text = _table(found, results[0].kind, format, measure).rstrip("\n")
+        if output is None:
+            print(text)
+            return
+        write_text(output, f"{text}\n")
     print(f"written: {output}")
 
 

@@ -91,7 +91,7 @@ def sweep(
         _print_estimate(vanilla, unlearned, asked, common)
         return
     names = writable(output, ["sweep.krs", "krs.csv"], "fig1.png")
-    with interruptible(), set_aside(output / "sweep.krs", overwrite):
+    with interruptible(overwrite), set_aside(output / "sweep.krs", overwrite):
         result = krs.sweep(
             vanilla,
             unlearned,

@@ -34,7 +34,8 @@ def _sweep(result: Any) -> Iterator[str]:
     frame = result.best()
     for column, (name, row) in zip(_columns(result), frame.iterrows(), strict=True):
         value, where = row.iloc[-1], _layers(int(row.first_layer), int(row.last_layer))
-        place = "".join(f", {p} {row[p]}" for p in ("head", "unit", "position") if p in row and row[p] == row[p] and row[p] is not None)
+        axes = (name for name in ("head", "unit", "position") if name in row and row[name] == row[name])
+        place = "".join(f", {axis} {row[axis]:.0f}" for axis in axes)
         peak = "no number" if np.isnan(value) else f"at most {value:.3f}, at {where}{place}"
         yield f"- {column} ({name}): {peak}"
     if result.prompts and result.answers and isinstance(result.prompts[0], str):
@@ -79,7 +80,8 @@ def _account(result: Any) -> Iterator[str]:
     )
     change = result.share_of_change
     for component, share in result.by_component.sort_values(ascending=False).items():
-        yield f"- {str(component).replace('_', ' ')}: {share:.1%} of the difference, {change[component]:.1%} of the change"
+        name = str(component).replace("_", " ")
+        yield f"- {name}: {share:.1%} of the difference, {change[component]:.1%} of the change"
     yield from _end(result.provenance, result.notes)
 
 
