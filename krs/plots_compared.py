@@ -41,7 +41,7 @@ def plot_compared(
     Raises `KrsError` for axes where there are several panels.
     """
     shown = _panels(ax, len(panels))
-    whole = len(panels) > 1
+    whole, limits = len(panels) > 1, []
     for axes, (column, name) in zip(shown, panels.items(), strict=True):
         there = [line for line, table in tables.items() if column in table]
         low = high = None
@@ -52,12 +52,15 @@ def plot_compared(
             labels=there,
             low=low,
             high=high,
-            x_label=x_label if axes in shown[-2:] else "",
+            x_label="" if whole else x_label,
             y_label=y_label if axes in shown[::2] else "",
             title=name if whole or not title else f"{title}\n{name}",
             ax=axes,
         )
+        limits.append(axes.get_ylim())
+    shown[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))  # the axes share it
     if whole:
+        shown[0].figure.supxlabel(x_label, fontsize="medium")
         _one_legend(shown, title)
     return shown[0]
 
@@ -82,7 +85,7 @@ def _one_legend(panels: Sequence[Axes], title: str) -> None:
     figure = panels[0].figure
     if title:
         figure.suptitle(title, fontsize=9)
-    options: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8, "ncols": 3}
+    options: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": 8, "ncols": 3}
     figure.legend(list(handles.values()), list(handles), **options)
 
 

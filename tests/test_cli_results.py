@@ -148,6 +148,9 @@ def test_two_sweeps_in_one_figure_are_told_apart_and_named(place, tmp_path):
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["npo", "ga"]
     assert figure.get_size_inches()[0] == 6.4
+    for axes in figure.axes:
+        drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+        assert axes.get_ylim()[0] < drawn.min() < drawn.max() < axes.get_ylim()[1]
     for ending, begins in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".svg", b"<?xml")):
         done = _krs("plot", place / "a.krs", place / "b_50%.krs", "-o", tmp_path / f"fig{ending}")
         assert done.exit_code == 0, done.exception
