@@ -176,51 +176,61 @@ def _parsed(text: str, path: Path, first: int) -> Any:
         raise KrsError(f"{str(path)!r} is not valid JSON: {reason.msg} in {where}") from None
 
 
-_OPTIONS = {
+_PHRASES = {
     "krs.sweep(…, measures=[…])": "krs sweep --measure",
-    "checkpoint=": "",
-    "setting=": "--setting ",
-    "windows=": "--window ",
-    "n_tokens=": "--n-tokens ",
-    "scoring=": "--scoring ",
-    "engine=": "--engine ",
-    "memory=": "--memory ",
-    "points=": "--points ",
-    "bleu=": "--bleu ",
-    "unrelated=": "--unrelated ",
     "overwrite=True": "--overwrite",
-    "output_dir=": "--output ",
-    "krs.load('smollm2')": "'smollm2'",
-    "retain=": "--retain",
-    "corpus=": "--corpus",
-    "text_field=": "--text-field",
     "chat=True": "--chat",
-    "chat_template_kwargs=": "--template-arg",
-    "reuse=": "--reuse",
-    "device=": "--device ",
-    "device_map=": "--device-map ",
-    "dtype=": "--dtype ",
-    "offload=": "--offload ",
-    "vocabulary=": "--vocabulary ",
-    "tokenizer=": "--tokenizer ",
-    "positions=": "--positions ",
-    "measures=": "--measure ",
-    "direction=": "--direction ",
-    "answers=": "--answers",
-    "parameters=": "--set parameters=",
-    "precision=": "--set precision=",
-    "subjects=": "--set subjects=",
-    "ridge=": "--set ridge=",
-    "min_tokens=": "--set min_tokens=",
+    "krs.load('smollm2')": "'smollm2'",
+    "checkpoint=": "",
 }
+_OPTIONS = {
+    "answers": "--answers",
+    "bleu": "--bleu",
+    "chat_template_kwargs": "--template-arg",
+    "corpus": "--corpus",
+    "device": "--device",
+    "device_map": "--device-map",
+    "direction": "--direction",
+    "dtype": "--dtype",
+    "engine": "--engine",
+    "forget": "--forget",
+    "measures": "--measure",
+    "memory": "--memory",
+    "n_tokens": "--n-tokens",
+    "offload": "--offload",
+    "output_dir": "--output",
+    "points": "--points",
+    "positions": "--positions",
+    "prompts": "--prompts",
+    "retain": "--retain",
+    "reuse": "--reuse",
+    "scoring": "--scoring",
+    "setting": "--setting",
+    "settings": "--settings",
+    "subjects": "--subjects",
+    "target": "--target",
+    "text_field": "--text-field",
+    "tokenizer": "--tokenizer",
+    "unrelated": "--unrelated",
+    "vocabulary": "--vocabulary",
+    "windows": "--window",
+    **{name: f"--set {name}=" for name in ("parameters", "precision", "ridge", "min_tokens")},
+}
+"""Keyword arguments by the options that stand for them."""
 
 
-def in_options(message: str) -> str:
-    """A message as the shell needs it: keyword arguments by the names of their options.
+def in_options(message: str, command: str = "") -> str:
+    """A message as the shell needs it: keyword arguments by the names of their options (`--set` of `krs unlearn`).
 
     >>> in_options("grad_diff needs a retain set: pass retain=, texts that the model is to keep")
     'grad_diff needs a retain set: pass --retain, texts that the model is to keep'
     """
-    for keyword, option in _OPTIONS.items():
-        message = re.sub(rf"(?<![\w-]){re.escape(keyword)}", option, message)
-    return message
+    for phrase, said in _PHRASES.items():
+        message = message.replace(phrase, said)
+
+    def option(found: re.Match[str]) -> str:
+        name, alone = found[1], found[2] is not None
+        said = f"--set {name}=" if (command, name) == ("unlearn", "subjects") else _OPTIONS[name]
+        return said if said.endswith("=") or alone else f"{said} "
+
+    return re.sub(rf"(?<![\w.-])({'|'.join(_OPTIONS)})=((?=[\s,.;:)]|$))?", option, message)

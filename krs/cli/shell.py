@@ -51,7 +51,7 @@ def main() -> None:
         app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        print(f"krs: {files.in_options(said)}", file=sys.stderr)
+        print(f"krs: {files.in_options(said, next(iter(sys.argv[1:]), ''))}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit:
         if was_terminated():

@@ -64,7 +64,11 @@ def sweep(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png.
+
+    Interrupted, it says how much is done, and the same command goes on from there. What is done is counted in groups
+    of prompts that fit in --memory: of few prompts, which are one group, only the vanilla answers are kept.
+    """
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)

@@ -92,11 +92,27 @@ def _answers(result: Any) -> Iterator[str]:
             f"{str(side).capitalize()}, {counted(int(row.questions), 'question')}: BLEU {row.bleu:.1f} of "
             f"{row.ceiling:.1f}, refusals {row.refusals:.0%} (vanilla {row.refusals_vanilla:.0%})."
         )
-        for one in result.frame[result.frame.side == side].head(3).itertuples():
-            yield f"- {one.question!r}"
-            yield f"  vanilla:   {_line(one.vanilla)}"
-            yield f"  unlearned: {_line(one.unlearned)}"
+        yield from said(result.frame[result.frame.side == side].head(3))
     yield from _end(result.provenance, result.notes)
+
+
+def said(rows: Any) -> Iterator[str]:
+    """Questions, and what both models answer to them."""
+    for row in rows.itertuples():
+        yield f"- {_line(row.question)}"
+        yield f"  vanilla:   {_line(row.vanilla)}"
+        yield f"  unlearned: {_line(row.unlearned)}"
+
+
+def page(answers: Any) -> str:
+    """All answers as Markdown."""
+    lines = ["# Answers", "", f"Of {_pair(answers.provenance)}."]
+    for side, rows in answers.frame.groupby("side", sort=False):
+        lines += ["", f"## {str(side).capitalize()} questions"]
+        for row in rows.itertuples():
+            lines += ["", f"**{_line(row.question)}**", ""]
+            lines += [f"- vanilla: {_line(row.vanilla)}", f"- unlearned: {_line(row.unlearned)}"]
+    return "\n".join(lines) + "\n"
 
 
 def _line(text: str | None) -> str:
