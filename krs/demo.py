@@ -13,7 +13,7 @@ from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.extras import require
 from krs.generation.greedy import Generated, generate
-from krs.hooks.points import ATTN_OUT, MLP_COEF
+from krs.hooks.library import ATTN_OUT, MLP_COEF
 from krs.models.identity import differing, identity
 from krs.models.load import BUNDLED, load
 from krs.plots import save_figure_or_say

@@ -31,10 +31,10 @@ _COLOURS = (
     "#d36ba6",
     "#3c3c3c",
 )
+_TICKS = 12
 _MARKERS = "osD^vP*X<h"
 _SIZE = (6.4, 4.2)
 _NONE = "0.8"
-_TICKS = 12
 _TAIL = 2
 """Percent of the cells at either end of a map that the colours do not reach."""
 
@@ -103,8 +103,7 @@ def plot_lines(
     """
     axes = _axes(ax)
     names = list(table.index)
-    numeric = all(isinstance(n, int | np.integer) for n in names)
-    x = np.array(names if numeric else range(len(names)), dtype=float)
+    x, layers = _places(names)
     shown = [table.to_numpy(dtype=float), *(t.to_numpy(dtype=float) for t in (*members, low, high) if t is not None)]
     for i, label in enumerate(labels):
         colour = _COLOURS[i % len(_COLOURS)]
@@ -114,14 +113,15 @@ def plot_lines(
             below, above = (edge.iloc[:, i].to_numpy(dtype=float) for edge in (low, high))
             axes.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, zorder=2)
         style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "linewidth": 1.6}
-        values = table.iloc[:, i].to_numpy(dtype=float)
-        axes.plot(x, values, label=label, color=colour, zorder=3, **style)
+        numbers = table.iloc[:, i].to_numpy(dtype=float)
+        axes.plot(x, numbers, label=label, color=colour, zorder=3, **style)
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if numeric:
+    if len(layers) == len(names):
         _whole_numbers(axes.xaxis)
     else:
-        axes.set_xticks(x, [str(n) for n in names], rotation=45, ha="right")
+        ticks = [i for i, n in enumerate(names) if i not in layers or len(names) <= _TICKS or n % 5 == 0]
+        axes.set_xticks(x[ticks], [str(names[i]) for i in ticks], rotation=45, ha="right")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     lowest = min(np.nanmin(values, initial=0.0) for values in shown)
@@ -430,6 +430,20 @@ def save_figure_or_say(result: Drawn | Mapping[str, Sequence[HasTable]], path: P
         return []
     save_figure(result, path)
     return [path.name]
+
+
+def _places(names: Sequence[Any]) -> tuple[np.ndarray, set[int]]:
+    """Where windows stand on the x axis, and which stand at their layer.
+
+    Windows with other names before and behind the layers (the ends of the model) stand beside them; names among the
+    layers leave all of them in turn.
+    """
+    layers = [i for i, n in enumerate(names) if isinstance(n, int | np.integer)]
+    if not layers or layers != list(range(layers[0], layers[-1] + 1)):
+        return np.arange(len(names), dtype=float), set()
+    first, last = layers[0], layers[-1]
+    x = [float(names[min(max(i, first), last)]) + min(i - first, 0) + max(i - last, 0) for i in range(len(names))]
+    return np.array(x), set(layers)
 
 
 def _axes(ax: Any) -> Axes:

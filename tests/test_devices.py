@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import itertools
 import json
 from functools import lru_cache
 
@@ -22,7 +23,7 @@ from krs.unlearn.sides import Side
 from krs.unlearn.train import _arguments
 from krs.unlearn.trainer import UnlearnTrainer
 from tests.pretend import accelerator, put
-from tests.tiny import build, pair
+from tests.tiny import build, pair, perturbed
 from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -42,7 +43,26 @@ PLACES = {
 
 def _sweep(v, u):
     options = {"windows": SOME, "n_tokens": 3, "progress": False}
-    return [krs.sweep(v, u, IDS, engine=engine, **options).krs for engine in ("wavefront", "plain", "estimate")]
+    ends = [krs.EMBEDDING, krs.UNEMBEDDING, krs.EMBEDDING.units(2, 4) + krs.MLP_COEF]
+    settings = (None, ends)
+    estimated = krs.sweep(v, u, IDS, engine="estimate", **options).krs
+    return [estimated] + [
+        krs.sweep(v, u, IDS, engine=engine, settings=s, **options).krs
+        for engine, s in itertools.product(("wavefront", "plain"), settings)
+    ]
+
+
+def _patch_sweep(v, u):
+    """Also with a third model that stays on the CPU, and with other prompts for the donor."""
+    options = {"windows": SOME, "n_tokens": 3, "progress": False, "measures": "kl"}
+    third = perturbed(build("llama"), seed=7).to(v.dtype)
+    others = [[9, 8, 7, 6, 5, 4], [3, 3, 3, 3]]
+    found = [
+        krs.patch_sweep(u, v, IDS, **options),
+        *(krs.patch_sweep(u, v, IDS, reference=third, engine=e, **options) for e in ("wavefront", "plain")),
+        krs.patch_sweep(u, v, IDS, donor_prompts=others, **options),
+    ]
+    return [result.recovery(measure) for result in found for measure in result.measures]
 
 
 def _generate(v, u):
@@ -133,7 +153,7 @@ CASES = {
     "find_tokenizer": lambda v, u: [np.array(krs.models.find_tokenizer(u) is None)],
     "generate": _generate,
     "greedy": _greedy,
-    "patch_sweep": lambda v, u: [krs.patch_sweep(u, v, IDS, windows=SOME, n_tokens=3, progress=False).krs],
+    "patch_sweep": _patch_sweep,
     "patched": _patched,
     "record": _record,
     "run": _memit,  # what trains is below

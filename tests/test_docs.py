@@ -21,7 +21,7 @@ import typer
 import krs
 from krs.cli import app
 from krs.data.concepts import as_chat
-from krs.hooks import families, points
+from krs.hooks import families, registry
 from krs.metrics import measures
 from krs.restore import engines
 from krs.study import step as steps
@@ -54,7 +54,7 @@ def names(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(families, "BY_TYPE", families.BY_TYPE.copy())
-    for module in (points, measures, steps, importlib.import_module("krs.unlearn.methods")):
+    for module in (registry, measures, steps, importlib.import_module("krs.unlearn.methods")):
         monkeypatch.setattr(module, "REGISTRY", module.REGISTRY.copy())
     for folder, model in zip((tmp_path / "hf/krs/smollm2-135m-instruct-v1", "out/demo/unlearned"), models, strict=True):
         model.save_pretrained(folder)

@@ -74,6 +74,7 @@ def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"
         seen.append(args[0])
 
     index = batch.scored_index()
+    start_afresh(model)
     with head_at(model, index), ExitStack() as handles:
         with interrupt_deferred():
             head = model.get_output_embeddings()  # type: ignore[operator]

@@ -20,6 +20,7 @@ from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
 from krs.generation.pieces import Pieces
 from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.families import Family, with_family
 from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting
@@ -69,6 +70,7 @@ class Generated:
         return (self.texts if self.texts is not None else self.token_ids)[i]
 
 
+@with_family
 def generate(
     vanilla: Model,
     unlearned: Model | None,
@@ -84,6 +86,7 @@ def generate(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
+    family: Family | str | None = None,
 ) -> Generated:
     """Hear the knowledge come back: greedy answers of the unlearned model with pieces of the vanilla one in it.
 
@@ -113,6 +116,7 @@ def generate(
         chat_template_kwargs: as in `krs.sweep`.
         progress: show a bar.
         hear: is called with the number of a prompt and the next piece of its answer's text, as it comes.
+        family: as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together and for bad input; and for logits
     that are NaN or infinite, of either model or of the restored one.
@@ -268,7 +272,7 @@ def _restore_from(vanilla: nn.Module, unlearned: nn.Module, restore: Sequence[Pl
     """Open the blocks in which each step of the unlearned model takes the vanilla model's activations."""
     for place in restore:
         for point in place.points:
-            one = Placement((point,), place.layers, place.positions, place.units)
+            one = place.of(point)
             if point.kind == "weight":
                 stack.enter_context(patched(unlearned, one.set(vanilla)))
             else:

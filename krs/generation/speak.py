@@ -12,7 +12,8 @@ import torch
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import generate
-from krs.hooks.points import ATTN_OUT, MLP_COEF, Placement
+from krs.hooks.library import ATTN_OUT, MLP_COEF
+from krs.hooks.points import Placement
 from krs.models.given import Model, load_given
 from krs.models.pair import check_pair
 from krs.models.tokenizers import as_tokenizer, find_tokenizer

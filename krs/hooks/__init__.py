@@ -2,23 +2,13 @@
 
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.check import SelfCheck, self_check
-from krs.hooks.families import Family, family_of, known_types, register_family
+from krs.hooks.families import Family, OneOf, family_of, known_types, register_family
 from krs.hooks.lens import to_transformer_lens
+from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.patch import patched
-from krs.hooks.points import (
-    ATTN_OUT,
-    MLP_COEF,
-    VALUE_VECTORS,
-    ActivationPoint,
-    Patch,
-    Placement,
-    Point,
-    Setting,
-    WeightPoint,
-    register_point,
-    setting,
-)
+from krs.hooks.points import ActivationPoint, Patch, Placement, Point, Setting, WeightPoint
 from krs.hooks.record import Recording, record
+from krs.hooks.registry import register_point, setting
 from krs.hooks.unwrap import unwrap
 
 __all__ = [
@@ -28,6 +18,7 @@ __all__ = [
     "ActivationPoint",
     "Anatomy",
     "Family",
+    "OneOf",
     "Patch",
     "Placement",
     "Point",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.families import Family, family_of
+from krs.hooks.families import Family, family_for, family_of
 from krs.hooks.fused import HeadCounts, Part, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
@@ -51,11 +50,14 @@ class Anatomy:
         """The module that runs the layers once a forward."""
         return self.model.get_submodule(self.family.decoder)
 
-    def paths(self, point: Point, layer: int) -> tuple[str, ...]:
+    def paths(self, point: Point, layer: int | None) -> tuple[str, ...]:
         """Paths, inside the layer, of the module or modules that a point is about; `""` is the layer itself.
 
-        Raises `KrsError` for a layer out of range, and for a role that this family or this layer does not have.
+        Of a point at an end of the model (`layer` is `None`), the path in the model. Raises `KrsError` for a layer out
+        of range, and for a role that this family or this layer does not have.
         """
+        if layer is None:
+            return (self._end(point),)
         if not 0 <= layer < self.n_layers:
             raise KrsError(
                 f"layer {layer} is out of range: this model has {counted(self.n_layers, 'layer')}, "
@@ -70,22 +72,17 @@ class Anatomy:
             if role == "norms":
                 return self._norms(layer)
             if role == "attn_weights":
-                return (*self._there(self.family.paths("attn_in"), layer), *self.family.paths("attn_out_proj"))
+                return (*self._there(self.family.paths("attn_in"), layer), *self.role_paths("attn_out_proj", layer))
             if role in _ADDED:
                 self._refuse_scaled(point)
                 role = _ADDED[role]
-        if role == "mlp_out_proj" and _BLOCK in self.family.roles and getattr(point, "side", "") == "output":
-            role = _BLOCK
-        return self.family.paths(role)
+        if role == "mlp_out_proj" and getattr(point, "side", "") == "output" and not self.has_role(role, layer):
+            role = _BLOCK if _BLOCK in self.family.roles else role
+        return self.role_paths(role, layer)
 
     def _there(self, paths: tuple[str, ...], layer: int) -> tuple[str, ...]:
         """Those paths that lead somewhere: queries may be projected in one step or in two (DeepSeek)."""
-        found = []
-        for path in paths:
-            with suppress(AttributeError):
-                self.layers[layer].get_submodule(path)
-                found.append(path)
-        return tuple(found) or paths
+        return tuple(path for path in paths if self._has(layer, path)) or paths
 
     def _refuse_scaled(self, point: Point) -> None:
         by = getattr(self.model.config, "residual_multiplier", None)
@@ -95,25 +92,59 @@ class Anatomy:
                 f"{point.name} does not exist here: use {point.name.split('_')[0]}_out, which is before that"
             )
 
-    def path(self, point: Point, layer: int, which: int = 0) -> str:
+    def role_paths(self, role: str, layer: int) -> tuple[str, ...]:
+        """The paths of a role in one layer; raises `KrsError` for one that the family, or this layer, does not have."""
+        alternatives = self.family.alternatives(role)
+        found = self._present(role, layer)
+        if found is None and role in self.family.absent:
+            others = [str(i) for i in range(self.n_layers) if self._present(role, i) is not None]
+            if others:
+                raise KrsError(
+                    f"layer {layer} of this {type(self.model).__name__} has no {role}, only {', '.join(others)} have: "
+                    f"{self.family.absent[role]}, or restore in windows of those layers"
+                )
+            raise KrsError(f"{self.family.name} models have no {role}: {self.family.absent[role]}")
+        if found is None and role.startswith("moe_"):
+            raise KrsError(f"layer {layer} of this {type(self.model).__name__} is no mixture of experts: leave it out")
+        found = alternatives[0] if found is None else found
+        return found[:1] if role == "moe_block" else found
+
+    def has_role(self, role: str, layer: int) -> bool:
+        """Whether a layer has what a role names."""
+        return role in self.family.roles and self._present(role, layer) is not None
+
+    def _present(self, role: str, layer: int) -> tuple[str, ...] | None:
+        """The first alternative whose modules are all there."""
+        return next((p for p in self.family.alternatives(role) if all(self._has(layer, path) for path in p)), None)
+
+    def _has(self, layer: int, path: str) -> bool:
+        try:
+            self.layers[layer].get_submodule(path)
+        except AttributeError:
+            return False
+        return True
+
+    def path(self, point: Point, layer: int | None, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
         inside = self.paths(point, layer)[which]
+        if layer is None:
+            return inside
         return ".".join(part for part in (self.family.layers, str(layer), inside) if part)
 
-    def modules(self, point: Point, layer: int) -> list[nn.Module]:
+    def modules(self, point: Point, layer: int | None) -> list[nn.Module]:
         """The module, or modules, that a point at a layer is about.
 
         Raises `KrsError` for a layer out of range, and when the path leads nowhere.
         """
         return [self._follow(point, layer, i) for i in range(len(self.paths(point, layer)))]
 
-    def units(self, point: Point, layer: int) -> tuple[int, ...] | None:
+    def units(self, point: Point, layer: int | None) -> tuple[int, ...] | None:
         """Which entries of its module's last axis a point is about (rows, for a weight); `None` for all.
 
         Raises `KrsError` for chosen units or heads that are not there.
         """
         part = None
-        if point.role in _PROJECTED and point.role not in self.family.roles:
+        if layer is not None and point.role in _PROJECTED and point.role not in self.family.roles:
             part = self._projection(_PROJECTED[point.role], layer)[1]
         if point.chosen is None:
             return part
@@ -124,7 +155,8 @@ class Anatomy:
             each, size = size // many, many
         if numbers[-1] >= size:
             raise KrsError(
-                f"{point!r}: {point.chosen.what[:-1]} {numbers[-1]} is out of range, there are {size} at layer {layer}"
+                f"{point!r}: {point.chosen.what[:-1]} {numbers[-1]} is out of range, there are {size}"
+                f"{'' if layer is None else f' at layer {layer}'}"
             )
         inside = [n * each + i for n in numbers for i in range(each)]
         return tuple(inside) if part is None else tuple(part[i] for i in inside)
@@ -134,8 +166,17 @@ class Anatomy:
         heads = HeadCounts.of(self.model.config)
         return heads.query if getattr(point, "heads_of", "query") == "query" else heads.key
 
+    def _end(self, point: Point) -> str:
+        """The path of the token embedding or of the head."""
+        model: Any = self.model
+        module = model.get_input_embeddings() if point.place == "embedding" else model.get_output_embeddings()
+        found = next((path for path, m in model.named_modules() if m is module), None) if module is not None else None
+        if found is None:
+            raise KrsError(f"this {type(self.model).__name__} has no module for {point.name}: leave that point out")
+        return found
+
     def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
-        around = self.family.paths("attn_out_proj")[0].rpartition(".")[0]
+        around = self.role_paths("attn_out_proj", layer)[0].rpartition(".")[0]
         attention = self.layers[layer].get_submodule(around)
         if hasattr(attention, "split_qkv_matrix"):  # a bridge's, which has a projection of its own for each part
             return f"{around}.{part[0]}", None
@@ -148,7 +189,7 @@ class Anatomy:
             raise KrsError(f"layer {layer} of this {type(self.model).__name__} has no norms with weights")
         return found
 
-    def _width(self, point: Point, layer: int) -> int:
+    def _width(self, point: Point, layer: int | None) -> int:
         """How many entries the last axis of a point's value has."""
         (module,) = self.modules(point, layer)[:1]
         side = "in" if isinstance(point, WeightPoint) or getattr(point, "side", "") == "input" else "out"
@@ -161,7 +202,7 @@ class Anatomy:
         config: Any = self.model.config
         return int(config.hidden_size)
 
-    def _follow(self, point: Point, layer: int, which: int) -> nn.Module:
+    def _follow(self, point: Point, layer: int | None, which: int) -> nn.Module:
         path = self.path(point, layer, which)
         try:
             return self.model.get_submodule(path)
@@ -175,20 +216,20 @@ class Anatomy:
         """Raise `KrsError` unless every point exists at every one of these layers."""
         layers = list(layers)
         for point in points:
-            for layer in layers:
+            for layer in point.over(layers):
                 self.modules(point, layer)
                 self.units(point, layer)
 
-    def never_fired(self, point: Point, layer: int) -> str:
+    def never_fired(self, point: Point, layer: int | None) -> str:
         """The message for a point whose module the model did not call."""
         return (
-            f"{point.name} at layer {layer} never fired: {self.path(point, layer)!r} was not called as a module while "
+            f"{point.named(layer)} never fired: {self.path(point, layer)!r} was not called as a module while "
             "the model ran (a fused kernel, a functional linear, or a family whose path is wrong). Load the model "
             "without fused kernels, or correct the family with krs.hooks.register_family, then krs.hooks.self_check"
         )
 
 
-def anatomy(model: object, side: str = "the model") -> Anatomy:
+def anatomy(model: object, side: str = "the model", family: Family | str | None = None) -> Anatomy:
     """Find out where a model's points are.
 
     >>> import krs
@@ -196,12 +237,18 @@ def anatomy(model: object, side: str = "the model") -> Anatomy:
     >>> krs.hooks.anatomy(model).path(krs.MLP_COEF, 27)
     'model.layers.27.mlp.down_proj'
 
+    Args:
+        model: as in `krs.sweep`.
+        side: what messages call it.
+        family: the family, or a model type that is laid out alike, of a model whose own type is unknown.
+
     Raises `KrsError` for a compiled model, an unknown family, or a model that does not have the layers its
     family says it has.
     """
     plain = unwrap(model, side)
     config = getattr(plain, "config", None)
-    family = family_of(getattr(config, "model_type", None))
+    with family_for(family):
+        family = family_of(getattr(config, "model_type", None))
     try:
         layers = plain.get_submodule(family.layers)
     except AttributeError:

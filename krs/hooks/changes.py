@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
+from krs.hooks.ends import read_point
 from krs.hooks.points import Patch, Placement, Point
 from krs.hooks.record import Recording
 from krs.hooks.values import put
-from krs.hooks.weights import read_weight
 
 Weight: TypeAlias = Shaped[Tensor, "in *out"]
 
 
 def activation_change(
-    patch: Patch, point: Point, layer: int, watch: CallWatch, module: nn.Module, units: tuple[int, ...] | None
+    patch: Patch, point: Point, layer: int | None, watch: CallWatch, module: nn.Module, units: tuple[int, ...] | None
 ) -> Callable[[Tensor], Tensor]:
     """The function from the module's value to the patched one; it never writes into the value it gets.
 
     Args:
         patch: what goes there.
         point: which of the patch's points.
-        layer: which of its layers.
+        layer: which of its layers; `None` at an end of the model.
         watch: what the forward is about.
         module: whose value it is.
         units: which entries of the value's last axis the point is about; `None` for all.
@@ -62,7 +62,7 @@ def activation_change(
 
 
 def new_weight(
-    patch: Patch, point: Point, layer: int, which: int, old: Weight, rows: tuple[int, ...] | None = None
+    patch: Patch, point: Point, layer: int | None, which: int, old: Weight, rows: tuple[int, ...] | None = None
 ) -> Weight:
     """The whole new weight of the `which`-th module of a weight point; `rows` are those that the point is about."""
     if patch.where is not None:
@@ -79,26 +79,26 @@ def new_weight(
         return new
     if source.dim() == old.dim() and source.shape != old.shape:
         raise KrsError(
-            f"{point.name} at layer {layer} is {list(old.shape)} ([in, out]) and cannot take {list(source.shape)}: "
+            f"{point.named(layer)} is {list(old.shape)} ([in, out]) and cannot take {list(source.shape)}: "
             "the two models must have the same shape"
         )
     new[index] = source.expand_as(old)[index]
     return new
 
 
-def whole_source(patch: Patch, point: Point, layer: int) -> nn.Module:
+def whole_source(patch: Patch, point: Point, layer: int | None) -> nn.Module:
     """The module whose parameters a patch of a whole module takes."""
     if not isinstance(patch.source, nn.Module):
         raise KrsError(f"{patch!r}: {point.name} is every parameter of a layer: give .set(…) another model")
     return anatomy(patch.source, "the source model").modules(point, layer)[0]
 
 
-def _source_weight(source: Any, point: Point, layer: int, which: int) -> Tensor:
+def _source_weight(source: Any, point: Point, layer: int | None, which: int) -> Tensor:
     if isinstance(source, Recording):
         return source.values_at(point, layer)[which]
     if isinstance(source, nn.Module):
         other = anatomy(source, "the source model")
-        return read_weight(other.modules(point, layer)[which], other.path(point, layer, which))
+        return read_point(point, other.modules(point, layer)[which], other.path(point, layer, which))
     return _tensor(source)
 
 
@@ -107,16 +107,14 @@ def _tensor(source: Any) -> Tensor:
     return source if isinstance(source, Tensor) else torch.as_tensor(source, device="cpu")
 
 
-def _source_value(source: Any, point: Point, layer: int, value: Tensor, watch: CallWatch) -> Tensor | None:
+def _source_value(source: Any, point: Point, layer: int | None, value: Tensor, watch: CallWatch) -> Tensor | None:
     """What to put, broadcastable to `value`; `None` where a recording has ended."""
     if not isinstance(source, Recording):
         given = _tensor(source).to(value)
         if given.dim() > value.dim() or any(
             a not in (1, b) for a, b in zip(given.shape[::-1], value.shape[::-1], strict=False)
         ):
-            raise KrsError(
-                f"{point.name} at layer {layer}: {list(given.shape)} does not broadcast to {list(value.shape)}"
-            )
+            raise KrsError(f"{point.named(layer)}: {list(given.shape)} does not broadcast to {list(value.shape)}")
         return given
     (recorded,) = source.values_at(point, layer)
     span = _span(source.offset, recorded.shape[1], watch)
@@ -125,7 +123,7 @@ def _source_value(source: Any, point: Point, layer: int, value: Tensor, watch: C
     given = recorded[:, span]
     if given.shape != value.shape:
         raise KrsError(
-            f"{point.name} at layer {layer}: recorded {list(recorded.shape)} (from position {source.offset}), but the "
+            f"{point.named(layer)}: recorded {list(recorded.shape)} (from position {source.offset}), but the "
             f"model was called with {list(value.shape)} (from position {watch.offset}), as [batch, position, unit]: "
             "record and run on the same batch"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.context import plain_calls, plain_numerics
+from krs.hooks.families import Family, with_family
 from krs.hooks.finite import is_finite, refuse_not_finite
+from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.linear import is_packed
 from krs.hooks.listen import on_value
 from krs.hooks.patch import patched
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, ActivationPoint, Point, Setting, WeightPoint, setting
+from krs.hooks.points import ActivationPoint, Point, Setting, WeightPoint
 from krs.hooks.record import record
+from krs.hooks.registry import setting
 from krs.hooks.unwrap import core
 
 _TOKENS = 4
@@ -40,6 +44,7 @@ class SelfCheck:
     effect: dict[str, float]
 
 
+@with_family
 @plain_numerics()
 def self_check(
     model: object,
@@ -47,6 +52,8 @@ def self_check(
     *,
     every_layer: bool = False,
     side: str = "the model",
+    layers: Iterable[int] | None = None,
+    family: Family | str | None = None,
 ) -> SelfCheck:
     """Check that points fire once a forward, that self-patching is a no-op, and that changing them matters.
 
@@ -63,45 +70,47 @@ def self_check(
         points: what to check; the three built-in points if not given.
         every_layer: change each point at each layer by itself, not at all layers together.
         side: what messages call the model.
+        layers: those to look at, for points that not every layer has; all of them if not given.
+        family: as in `krs.sweep`.
 
     Raises `KrsError` that names the layer, the path and the remedy; and for logits that are NaN or infinite.
     """
     body = anatomy(model, side)
     asked = setting(points).points
-    body.require(asked, range(body.n_layers))
+    chosen = tuple(range(body.n_layers) if layers is None else layers)
+    body.require(asked, chosen)
     what = Setting(tuple(p for p in asked if not (isinstance(p, WeightPoint) and p.whole)))
     if not what.points:  # a whole layer is what it is
-        return SelfCheck(asked, body.n_layers, 0.0, {})
+        return SelfCheck(asked, len(chosen), 0.0, {})
     with plain_calls(body.model):
-        return _checked(body, what, every_layer, side)
+        return _checked(body, what, chosen, every_layer, side)
 
 
-def _checked(body: Anatomy, what: Setting, every_layer: bool, side: str) -> SelfCheck:
-    layers = tuple(range(body.n_layers))
+def _checked(body: Anatomy, what: Setting, layers: tuple[int, ...], every_layer: bool, side: str) -> SelfCheck:
     tokens = torch.arange(_TOKENS, device=body.model.get_input_embeddings().weight.device)[None]  # type: ignore[operator]
     if tokens.device.type == "meta":
         tokens = torch.arange(_TOKENS)[None]
     if not is_finite(_logits(body.model, tokens)):
         refuse_not_finite(body.model, side, {"input_ids": tokens})
-    _fires_once(body, what, tokens)
-    with record(body.model, what) as acts:
+    _fires_once(body, what, layers, tokens)
+    with record(body.model, what, layers=layers) as acts:
         plain = _logits(body.model, tokens)
-    with patched(body.model, what.at(*layers).set(acts)):
+    with patched(body.model, what.at(*(layers if what.has_layers else ())).set(acts)):
         again = _logits(body.model, tokens)
     noop = _difference(plain, again)
     if noop > 1e-3 * (1 + plain.abs().max().item()):
-        _refuse_packed(body, what)
+        _refuse_packed(body, what, layers)
         raise KrsError(
             f"putting {what.name} of {body.family.name} back onto itself changed the logits by {noop:.2e}: the points "
             "are not what the model uses. Correct the family with krs.hooks.register_family"
         )
     effect = {point.name: _effect(body, point, layers, every_layer, tokens, plain) for point in what.points}
-    return SelfCheck(what.points, body.n_layers, noop, effect)
+    return SelfCheck(what.points, len(layers), noop, effect)
 
 
-def _refuse_packed(body: Anatomy, what: Setting) -> None:
+def _refuse_packed(body: Anatomy, what: Setting, layers: tuple[int, ...]) -> None:
     """Name the cause where it is packed weights that are multiplied in another way than unpacked ones."""
-    places = [(p, layer, m) for p in what.points for layer in range(body.n_layers) for m in body.modules(p, layer)]
+    places = [(p, layer, m) for p in what.points for layer in p.over(layers) for m in body.modules(p, layer)]
     for point, layer, module in places:
         if point.kind == "weight" and is_packed(core(module)):
             raise KrsError(
@@ -119,20 +128,20 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
-    fired: Counter[tuple[Point, int]] = Counter()
+def _fires_once(body: Anatomy, what: Setting, layers: tuple[int, ...], tokens: Tensor) -> None:
+    fired: Counter[tuple[Point, int | None]] = Counter()
     with ExitStack() as handles:
         for point in what.points:
-            for layer in range(body.n_layers):
+            for layer in point.over(layers):
                 if isinstance(point, ActivationPoint):
 
-                    def count(_: Tensor, key: tuple[Point, int] = (point, layer)) -> None:
+                    def count(_: Tensor, key: tuple[Point, int | None] = (point, layer)) -> None:
                         fired[key] += 1
 
                     handles.callback(on_value(body.modules(point, layer), point, count).remove)
         _logits(body.model, tokens)
     for point in what.points:
-        for layer in range(body.n_layers):
+        for layer in point.over(layers):
             times = fired[point, layer]
             if isinstance(point, ActivationPoint) and times != 1:
                 why = f"fired {times} times in one forward, not once" if times else "never fired"
@@ -141,14 +150,17 @@ def _fires_once(body: Anatomy, what: Setting, tokens: Tensor) -> None:
 
 def _effect(body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor) -> float:
     smallest = float("inf")
-    for chosen in [(layer,) for layer in layers] if every else [layers]:
+    if point.place == "embedding":
+        point = replace(point, chosen=None)  # the tokens that are asked about need not be among those chosen
+    for chosen in [()] if point.place != "layer" else [(layer,) for layer in layers] if every else [layers]:
         with patched(body.model, point.at(*chosen).map(_disturb)):
             change = _difference(plain, _logits(body.model, tokens))
         smallest = min(smallest, change)
         if not change > 0:
-            where = f"layer {chosen[0]}" if every else "every layer"
+            at = point.over(chosen)[0]
+            where = "" if at is None else f" at layer {at}" if every else " at every layer"
             raise KrsError(
-                f"changing {point.name} at {where} ({body.path(point, chosen[0])!r} …) leaves the logits as they are: "
+                f"changing {point.name}{where} ({body.path(point, at)!r} …) leaves the logits as they are: "
                 "it is not the module that the model uses. Correct the family with krs.hooks.register_family"
             )
     return smallest

@@ -5,12 +5,35 @@ A family is found by the model's `config.model_type`. Paths are matched exactly,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from krs.errors import KrsError
 from krs.registry import Registry, caller
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Where a role is in architectures whose layers differ: a layer has the first of these that it has all modules of.
+
+    >>> OneOf("mlp.down_proj", "mlp.shared_expert.down_proj").alternatives
+    (('mlp.down_proj',), ('mlp.shared_expert.down_proj',))
+
+    Args:
+        alternatives: a path each, or several.
+    """
+
+    alternatives: tuple[tuple[str, ...], ...]
+
+    def __init__(self, *alternatives: str | tuple[str, ...]) -> None:
+        object.__setattr__(self, "alternatives", tuple((a,) if isinstance(a, str) else a for a in alternatives))
 
 
 @dataclass(frozen=True)
@@ -26,8 +49,10 @@ class Family:
             (its output is the attention output). `"mlp_in"` (the keys: gate and up projection, or the one there is) and
             `"attn_in"` (queries, keys and values, or the one projection that they share), in mixtures of experts
             `"experts"` and `"router"`, say which component a weight counts as. More roles may be added for more points.
+            Where layers differ (dense ones, then mixtures of experts), `OneOf` lists alternatives.
         final_norm: path of the norm before the head.
-        absent: for a role that the architecture does not have, the reason, as an error message tells it.
+        absent: for a role that the architecture does not have, or not in every layer, the reason, as an error message
+            tells it.
 
     Example
     -------
@@ -40,7 +65,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     layers: str
-    roles: Mapping[str, str | tuple[str, ...]]
+    roles: Mapping[str, str | tuple[str, ...] | OneOf]
     final_norm: str
     absent: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,16 +75,26 @@ class Family:
         return self.layers.rpartition(".")[0]
 
     def paths(self, role: str) -> tuple[str, ...]:
-        """The paths of a role inside a layer; raises `KrsError` when the family has none."""
-        if role in self.absent:
+        """The paths of a role inside a layer, of all alternatives; raises `KrsError` when the family has none."""
+        return tuple(path for paths in self.alternatives(role) for path in paths)
+
+    def alternatives(self, role: str) -> tuple[tuple[str, ...], ...]:
+        """The paths of a role inside a layer, for each kind of layer; raises `KrsError` when the family has none."""
+        if role not in self.roles and role in self.absent:
             raise KrsError(f"{self.name} models have no {role}: {self.absent[role]}")
+        if role not in self.roles and role.startswith("moe_"):
+            raise KrsError(
+                f"{self.name} models are no mixtures of experts: leave the points of experts and routers out"
+            )
         if role not in self.roles:
             raise KrsError(
                 f"the family {self.name!r} does not say where {role!r} is: "
                 "register it again with that role (krs.hooks.register_family(…, replace=True))"
             )
         path = self.roles[role]
-        return (path,) if isinstance(path, str) else tuple(path)
+        if isinstance(path, OneOf):
+            return path.alternatives
+        return ((path,) if isinstance(path, str) else tuple(path),)
 
 
 def _take(name: str, family: Any) -> None:
@@ -94,13 +129,46 @@ def _register(family: Family, module: str, replace: bool = False) -> Family:
     return family
 
 
+_OF_CALL: ContextVar[Family | None] = ContextVar("krs_family", default=None)
+
+
+@contextmanager
+def family_for(family: Family | str | None) -> Iterator[None]:
+    """Inside, every model is of this family, by itself or as a model type that it covers; `None` changes nothing."""
+    if family is None:
+        yield
+        return
+    token = _OF_CALL.set(family if isinstance(family, Family) else family_of(family))
+    try:
+        yield
+    finally:
+        _OF_CALL.reset(token)
+
+
+def with_family(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """A function whose argument `family` says of which family the models of a call are."""
+
+    @wraps(function)
+    def call(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        with family_for(kwargs.get("family")):  # type: ignore[arg-type]
+            return function(*args, **kwargs)
+
+    return call
+
+
 def family_of(model_type: str | None) -> Family:
-    """The family that covers a `config.model_type`; raises `KrsError` with the remedy when none does."""
+    """The family that covers a `config.model_type`; raises `KrsError` with the remedy when none does.
+
+    Inside `family_for` it is that family, whatever the type.
+    """
+    if (given := _OF_CALL.get()) is not None:
+        return given
     if model_type is not None and model_type in BY_TYPE:
         return BY_TYPE[model_type]
     raise KrsError(
         f"unknown model family {model_type!r}: krs does not know where its MLP and attention projections "
-        f"are. Describe it with krs.hooks.register_family(krs.hooks.Family(…)). Known: {', '.join(known_types())}"
+        f"are. Where it is laid out as a known type, name that one (family='llama'); else describe it with "
+        f"krs.hooks.register_family(krs.hooks.Family(…)). Known: {', '.join(known_types())}"
     )
 
 
@@ -122,15 +190,11 @@ def _add(
     attn_in: str,
     norm: str,
     absent: Mapping[str, str] | None = None,
-    more: Mapping[str, str | tuple[str, ...]] | None = None,
+    more: Mapping[str, str | tuple[str, ...] | OneOf] | None = None,
 ) -> None:
     """Register a family. The input projections are names beside the output projection, separated by blanks."""
-    roles: dict[str, str | tuple[str, ...]] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
-    if mlp:
-        roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
-    else:
-        roles |= {"experts": ("mlp.experts", "mlp.shared_expert"), "router": ("mlp.gate", "mlp.shared_expert_gate")}
-        roles |= {"mlp_block": "mlp"}
+    roles: dict[str, str | tuple[str, ...] | OneOf] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
+    roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
     _register(Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}), __name__)
 
 
@@ -236,38 +300,39 @@ _LATENT = (
     "module, ActivationPoint(…, role='.self_attn.kv_b_proj', side='output'), or use attn_query"
 )
 _TWO_STEPS = "q_proj q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj"
-_add("mixture-of-experts", "mixtral olmoe qwen2_moe qwen3_moe", _LAYERS, "", "", _O, _SEPARATE, _NORM, _NO_MLP)
-for _name, _types, _block, _experts, _router in (
-    ("gpt-oss", "gpt_oss", "mlp", "experts", "router"),
-    ("PhiMoE", "phimoe", "mlp", "experts", "router"),
-    ("Llama 4", "llama4_text", "feed_forward", "experts shared_expert", "router"),
-    ("Granite MoE", "granitemoe", "block_sparse_moe", "experts", "router"),
+
+
+def _mixture(block: str, beside: str, router: str) -> dict[str, str | tuple[str, ...] | OneOf]:
+    """Roles of a mixture of experts: its block, the names of its experts beside the routed ones, its routers."""
+    names = ("experts", *beside.split())
+    return {
+        "mlp_block": block,
+        "moe_block": OneOf((block, f"{block}.experts")),
+        "moe_experts": f"{block}.experts",
+        "moe_router": f"{block}.{router.split(maxsplit=1)[0]}",
+        "experts": tuple(f"{block}.{name}" for name in names),
+        "router": tuple(f"{block}.{name}" for name in router.split()),
+    }
+
+
+for _name, _types, _block, _shared, _routers in (
+    ("mixture-of-experts", "mixtral olmoe qwen2_moe qwen3_moe", "mlp", "shared_expert", "gate shared_expert_gate"),
+    ("gpt-oss", "gpt_oss", "mlp", "", "router"),
+    ("PhiMoE", "phimoe", "mlp", "", "router"),
+    ("Llama 4", "llama4_text", "feed_forward", "shared_expert", "router"),
+    ("Granite MoE", "granitemoe", "block_sparse_moe", "", "router"),
 ):
-    _add(
-        _name,
-        _types,
-        _LAYERS,
-        "",
-        "",
-        _O,
-        _SEPARATE,
-        _NORM,
-        _NO_MLP,
-        {
-            "mlp_block": _block,
-            "experts": tuple(f"{_block}.{one}" for one in _experts.split()),
-            "router": f"{_block}.{_router}",
-        },
-    )
+    _more = _mixture(_block, _shared, _routers)
+    _add(_name, _types, _LAYERS, f"{_block}.down_proj", _GATED, _O, _SEPARATE, _NORM, _NO_MLP, _more)
 _add(
     "DeepSeek",
     "deepseek_v2 deepseek_v3",
     _LAYERS,
-    "",
-    "",
+    _DOWN,
+    _GATED,
     _O,
     _TWO_STEPS,
     _NORM,
     _NO_MLP | {"attn_key": _LATENT, "attn_value": _LATENT},
-    {"experts": ("mlp.experts", "mlp.shared_experts"), "router": "mlp.gate"},
+    _mixture("mlp", "shared_experts", "gate"),
 )

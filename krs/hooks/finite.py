@@ -53,7 +53,7 @@ def patches_open(model: nn.Module) -> Iterator[None]:
         _PATCHED[model] -= 1
 
 
-def refuse_recorded(body: Anatomy, values: Mapping[tuple[Point, int], tuple[Tensor, ...]]) -> None:
+def refuse_recorded(body: Anatomy, values: Mapping[tuple[Point, int | None], tuple[Tensor, ...]]) -> None:
     """Raise `KrsError` for values, by point and layer, that are not finite although nobody has patched the model."""
     if not values or _PATCHED.get(body.model):
         return
@@ -61,7 +61,7 @@ def refuse_recorded(body: Anatomy, values: Mapping[tuple[Point, int], tuple[Tens
     if all(flags):
         return
     point, layer = next(key for key, several in values.items() if not all(map(is_finite, several)))
-    what = f"{point.name} at layer {layer} ({body.path(point, layer)!r}) is NaN or infinite"
+    what = f"{point.named(layer)} ({body.path(point, layer)!r}) is NaN or infinite"
     if broken := broken_weight(body.model):
         raise KrsError(f"{what}: {broken}. {REMEDY}")
     raise KrsError(f"{what}, though all weights are finite: {_overflow(body.model)}")

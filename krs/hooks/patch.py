@@ -12,11 +12,13 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight, whole_source
+from krs.hooks.ends import read_point, replace_point
+from krs.hooks.families import Family, family_for
 from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value
 from krs.hooks.points import ActivationPoint, Patch, Placement, Point, WeightPoint
-from krs.hooks.weights import read_weight, replace_weight, replace_whole
+from krs.hooks.weights import replace_whole
 
 
 class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
@@ -38,6 +40,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     Args:
         model: the model that runs; `generate()` works under it too.
         patches: made by `point.at(…).set(…)` or `.map(…)`.
+        family: as in `krs.sweep`.
 
     Values of a recording go to the positions that they were recorded at. Tokens that `generate()` adds beyond
     a recording run unpatched; a forward that overlaps the recording only in part is an error.
@@ -46,16 +49,17 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
     shapes that do not, and on exit when the model ran but a patched point never fired.
     """
 
-    def __init__(self, model: object, *patches: Patch | Placement) -> None:
+    def __init__(self, model: object, *patches: Patch | Placement, family: Family | str | None = None) -> None:
         if not patches:
             raise KrsError("patched(model) got no patches: pass some, such as MLP_COEF.at(27).set(acts)")
         if bare := [p for p in patches if not isinstance(p, Patch)]:
             raise KrsError(f"{bare[0]!r} is not a patch: add .set(…) or .map(…) to it")
-        self._body = anatomy(model)
+        self._family = family
+        self._body = anatomy(model, family=family)
         self._patches = tuple(p for p in patches if isinstance(p, Patch))
         self._stack: ExitStack | None = None
         self._watch = CallWatch()
-        self._fired: dict[tuple[Point, int], int] = {}
+        self._fired: dict[tuple[Point, int | None], int] = {}
 
     def __enter__(self) -> patched:
         if self._stack is not None:
@@ -68,11 +72,12 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         try:
             with interrupt_deferred():
                 stack.enter_context(patches_open(self._body.model))
+                stack.enter_context(family_for(self._family))  # of models that values come from
                 stack.callback(self._watch.attach(self._body.decoder).remove)
                 stack.callback(torch.clear_autocast_cache)  # runs when the weights are back
                 for patch in self._patches:
                     for point in patch.placement.points:
-                        for layer in patch.placement.layers:
+                        for layer in point.over(patch.placement.layers):
                             self._apply(patch, point, layer, stack)
                 torch.clear_autocast_cache()  # autocast keeps casts of weights, and would not see the new ones
         except BaseException:
@@ -93,7 +98,7 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         if kind is None and self._watch.calls and silent:
             raise KrsError(self._body.never_fired(*silent[0]))
 
-    def _apply(self, patch: Patch, point: Point, layer: int, stack: ExitStack) -> None:
+    def _apply(self, patch: Patch, point: Point, layer: int | None, stack: ExitStack) -> None:
         modules = self._body.modules(point, layer)
         if isinstance(point, ActivationPoint):
             change = activation_change(patch, point, layer, self._watch, modules[0], self._body.units(point, layer))
@@ -111,5 +116,5 @@ class patched:  # noqa: N801  (used like a function, as `torch.no_grad` is)
         rows = self._body.units(point, layer)
         for i, module in enumerate(modules):
             path = self._body.path(point, layer, i)
-            new = new_weight(patch, point, layer, i, read_weight(module, path).detach(), rows)
-            stack.callback(replace_weight(module, path, new))
+            new = new_weight(patch, point, layer, i, read_point(point, module, path).detach(), rows)
+            stack.callback(replace_point(point, module, path, new))

@@ -2,7 +2,8 @@
 
 Everything here is a value. A `Point` names a quantity of a layer, a `Setting` is a sum of points, a
 `Placement` is a setting at some layers, and a `Patch` is a placement with the value that goes there.
-None of them knows a model; `krs.hooks.families` says where a point is in each architecture.
+None of them knows a model; `krs.hooks.families` says where a point is in each architecture, `krs.hooks.library` has the
+built-in points, and `krs.hooks.registry` knows points by their names.
 
 >>> from krs import MLP_COEF, ATTN_OUT
 >>> (MLP_COEF + ATTN_OUT).at(27, 28)
@@ -11,18 +12,20 @@ None of them knows a model; `krs.hooks.families` says where a point is in each a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import index
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from krs.errors import KrsError
-from krs.hooks.lens_names import is_hook_name, point_name
-from krs.registry import Registry, caller
+
+Place: TypeAlias = Literal["layer", "embedding", "unembedding"]
+"""Where a point is: in the layers, before the first one, or behind the last one."""
+
+PLACES: tuple[Place, ...] = ("layer", "embedding", "unembedding")
 
 P = TypeVar("P", bound="Point")
 A = TypeVar("A", bound="ActivationPoint")
@@ -46,7 +49,7 @@ class Chosen:
 
 @dataclass(frozen=True, repr=False)
 class Point:
-    """A quantity that every layer has one of.
+    """A quantity that every layer has one of, or that the model has one of, at one of its ends.
 
     Use `ActivationPoint` or `WeightPoint`, and `register_point` to make its name known to
     `krs.sweep(settings=["…"])`.
@@ -58,12 +61,15 @@ class Point:
             `"."` for the layer.
         label: how figures name it.
         chosen: the units or heads that it is about; `None` for all. Set by `.units(…)` and `.heads(…)`.
+        place: `"layer"`, or the end of the model that it is at: `"embedding"`, `"unembedding"`. Such a point has no
+            layer.
     """
 
     name: str
     role: str
     label: str
     chosen: Chosen | None = field(default=None, kw_only=True)
+    place: Place = field(default="layer", kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]]
 
     def __add__(self, other: Point | Setting) -> Setting:
@@ -101,6 +107,14 @@ class Point:
     def at(self, *layers: int, positions: Indices = None, units: Indices = None) -> Placement:
         """This point at some layers; see `Setting.at`."""
         return Setting((self,)).at(*layers, positions=positions, units=units)
+
+    def over(self, layers: Iterable[int]) -> tuple[int | None, ...]:
+        """Where it is, of these layers: `(None,)`, whatever they are, for a point at an end of the model."""
+        return tuple(layers) if self.place == "layer" else (None,)
+
+    def named(self, layer: int | None) -> str:
+        """For messages: `mlp_coef at layer 27`, `embedding`."""
+        return self.name if layer is None else f"{self.name} at layer {layer}"
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -148,7 +162,7 @@ class ActivationPoint(Point):
         Raises `KrsError` for a point whose units are not those of heads.
         """
         if self.heads_of is None:
-            _no_heads(self)
+            raise KrsError(f"{self.name} is not made of heads: use .units(…), or a point that is, such as HEAD_OUT")
         return self._choose("heads", heads)
 
     def each_head(self) -> Each:
@@ -167,7 +181,7 @@ class ActivationPoint(Point):
                 f"{self.name} has its {self.chosen.what} chosen already: {self.name}.each() goes through them"
             )
         if self.heads_of is None:
-            _no_heads(self)
+            raise KrsError(f"{self.name} is not made of heads: use .units(…), or a point that is, such as HEAD_OUT")
         return Each(self, "heads")
 
 
@@ -241,6 +255,16 @@ class Setting:
         return "+".join(p.name for p in self.points)
 
     @property
+    def ends(self) -> tuple[Place, ...]:
+        """The ends of the model that it has points at, the embedding first."""
+        return tuple(place for place in PLACES[1:] if any(p.place == place for p in self.points))
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether some point of it is in the layers."""
+        return any(p.place == "layer" for p in self.points)
+
+    @property
     def label(self) -> str:
         """The points' labels, for a figure's legend."""
         first, *rest = (p.label for p in self.points)
@@ -254,7 +278,8 @@ class Setting:
         """This setting at some layers.
 
         Args:
-            layers: layer numbers, from 0. `at(*range(20, 30))` for a range.
+            layers: layer numbers, from 0. `at(*range(20, 30))` for a range. None for points at the ends of the model,
+                which have no layer: `EMBEDDING.at()`.
             positions: token positions to touch, `None` for all. Counted in the whole sequence, also under
                 `generate()` with a key-value cache; negative ones count from the end of the sequence that the call
                 has reached. Activations only.
@@ -297,8 +322,11 @@ class Placement:
     units: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.layers:
+        layered = any(p.place == "layer" for p in self.points)
+        if not self.layers and layered:
             raise KrsError(f"{self._points()}.at() names no layer: give at least one, such as .at(27)")
+        if self.layers and not layered:
+            raise KrsError(f"{self._points()} has no layer: write {self._points()}.at(), without a number")
         if bad := [layer for layer in self.layers if layer < 0]:
             raise KrsError(f"{self._points()}.at(…) takes layer numbers from 0 up, not {bad[0]!r}")
         if self.units is not None and (chosen := [p for p in self.points if p.chosen is not None]):
@@ -308,6 +336,10 @@ class Placement:
                 f"{self!r}: a weight acts at every position, so positions= does not go with it; "
                 "place the weights and the activations separately"
             )
+
+    def of(self, point: Point) -> Placement:
+        """The part of it that is about one of its points."""
+        return replace(self, points=(point,), layers=self.layers if point.place == "layer" else ())
 
     def set(self, source: Any, *, where: Tensor | None = None) -> Patch:
         """Put values of a recording, of another model or of a tensor here.
@@ -355,160 +387,12 @@ class Patch:
     def only(self, kind: Literal["activation", "weight"]) -> Patch | None:
         """The part of this patch that concerns activations, or weights; `None` if there is none."""
         points = tuple(p for p in self.placement.points if p.kind == kind)
-        return replace(self, placement=replace(self.placement, points=points)) if points else None
+        if not points:
+            return None
+        layers = self.placement.layers if any(p.place == "layer" for p in points) else ()
+        return replace(self, placement=replace(self.placement, points=points, layers=layers))
 
     def __repr__(self) -> str:
         if self.fn is not None:
             return f"{self.placement!r}.map({getattr(self.fn, '__name__', self.fn)})"
         return f"{self.placement!r}.set({type(self.source).__name__})"
-
-
-MLP_COEF = ActivationPoint("mlp_coef", role="mlp_out_proj", label="MLP coefficients", side="input")
-"""The MLP coefficients `m = f(W_K x)`, `[batch, position, n]`: the *input* of the MLP's output projection.
-
-In a gated MLP this is `act(gate(x)) * up(x)`, never the output of the activation function alone.
-"""
-
-VALUE_VECTORS = WeightPoint("value_vectors", role="mlp_out_proj", label="Value vectors")
-"""The value vectors `W_V`, `[n, d]`: the weight of the MLP's output projection. Its bias, where the
-architecture has one (GPT-2, GPT-J …), is not part of it and stays the model's own."""
-
-ATTN_OUT = ActivationPoint("attn_out", role="attn_out_proj", label="Attention outputs", side="output")
-"""The attention output `A`, `[batch, position, d]`: what the attention module's output projection returns.
-
-In post-norm families (OLMo2, Gemma2, Glm4) a norm follows before it is added to the residual stream.
-"""
-
-RESID = ActivationPoint("resid", role=".", label="Residual stream", side="output")
-"""The residual stream behind a layer, `[batch, position, d]`: what the layer returns."""
-
-RESID_PRE = ActivationPoint("resid_pre", role=".", label="Residual stream before", side="input")
-"""The residual stream before a layer, `[batch, position, d]`: what the layer gets."""
-
-MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", side="output")
-"""The MLP output `M`, `[batch, position, d]`: what the MLP's output projection returns, its bias included."""
-
-HEAD_OUT = ActivationPoint("head_out", role="attn_out_proj", label="Head outputs", side="input", heads_of="query")
-"""What the attention heads put out, `[batch, position, heads * head size]`: the *input* of the attention's output
-projection. `HEAD_OUT.heads(3, 5)` is two of them."""
-
-ATTN_QUERY = ActivationPoint("attn_query", role="attn_query", label="Queries", side="output", heads_of="query")
-"""The queries, `[batch, position, heads * head size]`: what their projection returns, before rotary positions and
-before a norm on them. The slice of a fused projection where the family has one."""
-
-ATTN_KEY = ActivationPoint("attn_key", role="attn_key", label="Keys of the attention", side="output", heads_of="key")
-"""The keys of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
-
-ATTN_VALUE = ActivationPoint(
-    "attn_value", role="attn_value", label="Values of the attention", side="output", heads_of="key"
-)
-"""The values of the attention, `[batch, position, key-value heads * head size]`, as `ATTN_QUERY`."""
-
-ATTN_ADDED = ActivationPoint("attn_added", role="attn_added", label="Attention's additions", side="output")
-"""What the attention adds to the residual stream, `[batch, position, d]`: `ATTN_OUT` behind the norm that follows it in
-post-norm families (OLMo2, Gemma2, Glm4), and `ATTN_OUT` itself elsewhere."""
-
-MLP_ADDED = ActivationPoint("mlp_added", role="mlp_added", label="MLP's additions", side="output")
-"""What the MLP adds to the residual stream, `[batch, position, d]`, as `ATTN_ADDED`."""
-
-KEYS = WeightPoint("keys", role="mlp_in", label="Keys")
-"""The MLP's keys `W_K`: the weights of its input projections, gate and up. Their biases stay the model's own."""
-
-ATTN_WEIGHTS = WeightPoint("attn_weights", role="attn_weights", label="Attention weights")
-"""The weights of the attention's projections: queries, keys, values and output. Their biases stay the model's own."""
-
-NORMS = WeightPoint("norms", role="norms", label="Norms")
-"""The weights of a layer's norms. A bias of theirs (LayerNorm) stays the model's own."""
-
-WEIGHTS = WeightPoint("weights", role=".", label="All weights of the layer", whole=True)
-"""Every parameter of a layer, biases too: a layer of the other model on this model's residual stream."""
-
-
-def _take(name: str, point: Any) -> None:
-    """What an entry point of the group `krs.points` names; one that is no module is a point, whatever it is called."""
-    if not isinstance(point, Point):
-        raise KrsError(f"the entry point {name!r} (krs.points) names {type(point).__name__}, which is no point")
-    REGISTRY.add(point.name, point, f"entry point {name}")
-
-
-REGISTRY: Registry[Point] = Registry("point", "krs.points", take=_take)
-
-
-def register_point(point: Point) -> Point:
-    """Make a point known by its name, so that strings such as `"mlp_coef+my_point"` can use it.
-
-    >>> GATE = register_point(ActivationPoint("gate", role=".mlp.gate_proj", label="MLP gates", side="output"))
-    >>> setting("gate+attn_out").name
-    'gate+attn_out'
-
-    A notebook's cell that registers one may be run again, changed. Raises `KrsError` for a name that another point
-    has, and for one that a setting's name could not be read back with.
-    """
-    if not re.fullmatch(r"[A-Za-z_]\w*", point.name):
-        raise KrsError(f"a point cannot be called {point.name!r}: use letters, digits and underscores")
-    return REGISTRY.add(point.name, point, caller())
-
-
-_BUILT_IN = (
-    MLP_COEF, VALUE_VECTORS, ATTN_OUT, RESID, RESID_PRE, MLP_OUT, HEAD_OUT, ATTN_QUERY, ATTN_KEY, ATTN_VALUE,
-    ATTN_ADDED, MLP_ADDED, KEYS, ATTN_WEIGHTS, NORMS, WEIGHTS,
-)  # fmt: skip
-for _point in _BUILT_IN:
-    REGISTRY.add(_point.name, _point, __name__)
-
-
-def _with_heads() -> list[str]:
-    return [p.name for p in REGISTRY.values() if isinstance(p, ActivationPoint) and p.heads_of]
-
-
-def each(given: object) -> Each | None:
-    """An axis from its text, such as `"head_out.each_head()"`; `None` for what is none.
-
-    >>> each("mlp_coef.units(7, 9).each()")
-    mlp_coef.units(7, 9).each()
-    """
-    if isinstance(given, Each):
-        return given
-    if not isinstance(given, str):
-        return None
-    name = given.strip()
-    if name.endswith(".each()"):
-        return _named(name.removesuffix(".each()"), given).each()
-    if name.endswith(".each_head()"):
-        point = _named(name.removesuffix(".each_head()"), given)
-        return point.each_head() if isinstance(point, ActivationPoint) else _no_heads(point)
-    return None
-
-
-def _no_heads(point: Point) -> NoReturn:
-    raise KrsError(f"{point.name} is not made of heads: use .units(…), or one of {', '.join(_with_heads())}")
-
-
-def setting(given: str | Point | Setting) -> Setting:
-    """A setting from a point, a sum of points, or their names joined by `+`."""
-    if isinstance(given, Setting):
-        return given
-    if isinstance(given, Point):
-        return Setting((given,))
-    if not isinstance(given, str):
-        raise KrsError(f"a setting is a point, a sum of points or a string, not {type(given).__name__}")
-    first, *rest = (_named(name.strip(), given) for name in given.split("+"))
-    total = Setting((first,))
-    for point in rest:
-        total = total + point
-    return total
-
-
-def _named(name: str, given: str) -> Point:
-    """A point by its name, as `mlp_coef`, `mlp_coef.units(7, 9)` or `head_out.heads(3)`, or by TransformerLens'."""
-    if is_hook_name(name):
-        return REGISTRY.find(point_name(name))
-    found = re.fullmatch(r"(\w+)(?:\.(units|heads)\(([\d,\s]+)\))?", name)
-    remedy = "; add your own with krs.hooks.register_point"
-    point = REGISTRY.find(name if found is None else found[1], f" in setting {given!r}", remedy)
-    if found is None or found[2] is None:
-        return point
-    if found[2] == "heads" and not isinstance(point, ActivationPoint):
-        _no_heads(point)
-    numbers = [int(n) for n in found[3].split(",") if n.strip()]
-    return point.units(*numbers) if found[2] == "units" else point.heads(*numbers)  # type: ignore[attr-defined]

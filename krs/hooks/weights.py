@@ -30,7 +30,7 @@ def linear_map(module: nn.Module, path: str) -> LinearMap:
     replaced = module.__dict__.get("forward")
     if isinstance(replaced, LinearMap):
         return replaced
-    _refuse_offloaded(module, path)
+    refuse_offloaded(module, path)
     if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
         raise KrsError(f"{path} ({type(module).__name__}) has no weight to read or replace")
     if not is_adapter(module):
@@ -48,7 +48,7 @@ def effective_parameters(module: nn.Module, path: str) -> dict[str, Tensor]:
     Where there is neither, the parameters themselves. `module` comes from `plain_modules`. Raises `KrsError` as
     `linear_map` does, and for packed numbers that are no linear map's.
     """
-    _refuse_offloaded(module, path)
+    refuse_offloaded(module, path)
     if is_adapter(module):
         try:
             return dict(merged_layer(module, path).named_parameters())
@@ -71,7 +71,7 @@ def read_weight(module: nn.Module, path: str) -> Shaped[Tensor, "in *out"]:
     """
     norm = diagonal(module)
     if norm is not None:
-        _refuse_offloaded(outside(module), path)
+        refuse_offloaded(outside(module), path)
         return norm
     return linear_map(module, path).weight
 
@@ -94,7 +94,12 @@ def replace_weight(module: nn.Module, path: str, value: Shaped[Tensor, "in *out"
         )
     if _is_view(found, holder):
         return _written(found.weight, value)
-    new = LinearMap(value.detach().to(found.weight), found.bias)
+    return forward_replaced(module, LinearMap(value.detach().to(found.weight), found.bias))
+
+
+def forward_replaced(module: nn.Module, new: Callable[..., Tensor]) -> Callable[[], None]:
+    """Make `module` run `new` in place of its forward; returns what undoes it."""
+    holder = outside(module)
     had = holder.__dict__.get("forward", _MISSING)
     object.__setattr__(holder, "forward", new)
 
@@ -196,7 +201,8 @@ def _asked_instead(module: nn.Module, path: str, reason: KrsError) -> LinearMap:
         raise KrsError(f"{other} ({reason})") from None
 
 
-def _refuse_offloaded(module: nn.Module, path: str) -> None:
+def refuse_offloaded(module: nn.Module, path: str) -> None:
+    """Raise `KrsError` for a weight that is not in memory."""
     if any(p.device.type == "meta" for p in module.parameters(recurse=is_adapter(module))):
         raise KrsError(
             f"{path}: the weight is offloaded and not in memory, so it cannot be read or replaced here: "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from krs._typing import DataFrame
 from krs.hooks import patched
 from krs.hooks.anatomy import anatomy
-from krs.hooks.points import RESID
+from krs.hooks.library import RESID
 from krs.instruments.case import Asked, Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.learning import OPEN, halves

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from krs.generation.forward import device_of, logits_at
 from krs.hooks import record
-from krs.hooks.points import RESID
+from krs.hooks.library import RESID
 from krs.instruments.logprobs import together
 from krs.prompts import TokenBatch
 

@@ -42,7 +42,7 @@ class Transplant(Instrument):
         kept, mask = result.losses.measured["answer_logprob"], result.losses.mask
         per_fact = [np.where(mask, v, 0).sum(-1) / mask.sum(-1) for v in (kept.restored, kept.recipient, kept.donor)]
         restored, own, donor = per_fact
-        inner = [i for i, window in enumerate(result.plan.windows) if window.last < result.plan.n_layers - 1]
+        inner = [i for i, window in enumerate(result.plan.windows) if window.layers[-1] < result.plan.n_layers - 1]
         both = restored[inner]  # the first setting's windows come first
         best = both[both.mean(axis=1).argmin()]
         added = own - donor

@@ -9,39 +9,56 @@ model.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import nn
 
+import krs
 from krs._typing import DataFrame
-from krs.generation.forward import device_of, logits_at
-from krs.hooks import patched, record
 from krs.hooks.anatomy import anatomy
-from krs.hooks.points import RESID
-from krs.instruments.case import Asked, Case
+from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
-from krs.instruments.logprobs import answer_tokens, one_forward, together
 from krs.instruments.reading import Reading
 
 FLOOR = 0.05
 """A layer counts where the retain model's states cost more than so many nats a token."""
 
 
-class _Depth(Instrument):
+@dataclass(frozen=True)
+class _States(Instrument):
+    """What they have in common.
+
+    Attributes:
+        every: each so many layers one is looked at, back from the last; 1 is all of them.
+        start: the share of layers at the bottom that is left out: 0 is none. States that are put in low make the whole
+            model above run again, and hardly differ yet in what they say of an answer.
+    """
+
+    every: int = 3
+    start: float = 0.5
+
+    def layers(self, case: Case) -> tuple[int, ...]:
+        """Those that are looked at."""
+        n_layers = anatomy(case.vanilla).n_layers
+        return tuple(range(n_layers - 1, int(self.start * n_layers) - 1, -self.every))[::-1]
+
+
+class _Depth(_States):
     unit, knows, bounds = "0 knows, 1 as the retain model", "low", (1.0, 0.0)
     needs = ("retain",)
     nulls = ("same",)
-    passes = 60.0
-    layers = slice(None)
+    passes = 6.0
+    inner = False
 
     def measure(self, case: Case) -> Reading:
         """The score of each fact; NaN for one at which no layer counts."""
         assert case.retain is not None
-        d1 = state_drop(case, case.retain)
-        d2 = state_drop(case, case.unlearned)
-        curves = {"drop": _by_layer({"retain": d1, "unlearned": d2})}
-        return self.reading(depth(d1[self.layers], d2[self.layers]), curves)
+        layers = self.layers(case)
+        d1, d2 = (state_drop(case, donor, layers) for donor in (case.retain, case.unlearned))
+        part = slice(None, -1) if self.inner else slice(None)
+        return self.reading(depth(d1[part], d2[part]), {"drop": _by_layer(layers, {"retain": d1, "unlearned": d2})})
 
 
 @register("uds")
@@ -53,21 +70,23 @@ class UDS(_Depth):
 class InnerUDS(_Depth):
     """The Unlearning Depth Score without the last layer."""
 
-    layers = slice(-1)
+    inner = True
 
 
 @register("state_drop")
-class StateDrop(Instrument):
+class StateDrop(_States):
     """What stands in for the depth score where there is no retain model: the drop itself, but in the last layer."""
 
     unit, knows = "nats a token", "low"
     nulls = ("same", "never_knew")
-    passes = 30.0
+    passes = 3.0
 
     def measure(self, case: Case) -> Reading:
         """Mean over layers, a fact."""
-        drop = state_drop(case, case.unlearned)
-        return self.reading(drop[:-1].mean(axis=0), {"drop": _by_layer({"unlearned": drop})})
+        layers = self.layers(case)
+        drop = state_drop(case, case.unlearned, layers)
+        values = drop[:-1].mean(axis=0) if len(layers) > 1 else drop[0]
+        return self.reading(values, {"drop": _by_layer(layers, {"unlearned": drop})})
 
 
 def depth(d1: Float[np.ndarray, "layer fact"], d2: Float[np.ndarray, "layer fact"]) -> Float[np.ndarray, " fact"]:
@@ -79,38 +98,42 @@ def depth(d1: Float[np.ndarray, "layer fact"], d2: Float[np.ndarray, "layer fact
     return np.where(total > 0, (weight * share).sum(axis=0) / np.where(total > 0, total, 1), np.nan)
 
 
-@torch.no_grad()
-def state_drop(case: Case, donor: nn.Module) -> Float[np.ndarray, "layer fact"]:
+def state_drop(case: Case, donor: nn.Module, layers: tuple[int, ...]) -> Float[np.ndarray, "layer fact"]:
     """How much less likely the vanilla model finds each answer with a donor's hidden states, nats a token.
 
     The states behind a layer are replaced, one layer at a time, at the scored positions. Kept for the case, so that
     instruments that look at the same drop share it.
     """
+    asked = case.target
+    if donor is case.vanilla:
+        return np.zeros((len(layers), len(asked)))
     found = case.found.setdefault(donor, {})
-    key = ("state_drop", case.target)
+    key = ("state_drop", asked, layers)
     if key not in found:
-        found[key] = _state_drop(case.vanilla, donor, case.target)
+        result = krs.patch_sweep(
+            case.vanilla,
+            donor,
+            asked.prompts,
+            reference=case.vanilla,
+            answers=asked.answers,
+            tokenizer=asked.wording.tokenizer,
+            n_tokens=asked.wording.n_tokens,
+            settings="resid",
+            windows=krs.windows.of([[layer] for layer in layers]),
+            positions="scored",
+            measures="answer_logprob",
+            progress=False,
+        )
+        kept, mask = result.losses.measured["answer_logprob"], result.losses.mask
+        count = mask.sum(axis=-1)
+        own, patched = (np.where(mask, v, 0).sum(axis=-1) / count for v in (kept.recipient, kept.restored))
+        found[key] = own - patched
     drops: np.ndarray = found[key]
     return drops
 
 
-def _state_drop(vanilla: nn.Module, donor: nn.Module, asked: Asked) -> Float[np.ndarray, "layer fact"]:
-    n_layers = anatomy(vanilla).n_layers
-    own = -answer_tokens(vanilla, asked.batch, "vanilla").nll()
-    drops = np.zeros((n_layers, len(asked)))
-    for rows in list(together(asked.batch, vanilla, donor)):
-        part = asked.batch.rows(rows.start, rows.stop)
-        where = part.where("scored")
-        with record(donor, RESID) as states:
-            logits_at(donor, part.inputs(device_of(donor)), part.scored_index())
-        for layer in range(n_layers):
-            with patched(vanilla, RESID.at(layer).set(states, where=where)):
-                drops[layer, rows] = own[rows] + one_forward(vanilla, part, "the patched").nll()
-    return drops
-
-
-def _by_layer(drops: dict[str, Float[np.ndarray, "layer fact"]]) -> DataFrame:
+def _by_layer(layers: tuple[int, ...], drops: dict[str, Float[np.ndarray, "layer fact"]]) -> DataFrame:
     import pandas as pd
 
-    table = pd.DataFrame({name: drop.mean(axis=1) for name, drop in drops.items()})
+    table = pd.DataFrame({name: drop.mean(axis=1) for name, drop in drops.items()}, list(layers))
     return table.rename_axis("layer")

@@ -126,7 +126,8 @@ def account(
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
     _check_choices(scoring, n_tokens, points)
     where = {"device": device, "dtype": dtype, "device_map": device_map}
-    v_model, u_model, tokenizer = resolve(vanilla, unlearned, every, tokenizer, scoring, vocabulary, **where)
+    pair = {"vanilla": vanilla, "unlearned": unlearned}
+    (v_model, u_model), tokenizer = resolve(pair, every, tokenizer, scoring, vocabulary, **where)
     v, u = check_pair(v_model, u_model, vocabulary)
     ends, n_ids = eos_ids(v.model), shared_ids(v.model, u.model)
     bound = with_template_arguments(tokenizer, arguments)

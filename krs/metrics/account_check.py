@@ -15,8 +15,8 @@ from krs.errors import KrsError
 from krs.generation.forward import device_of, logits_at
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import plain_numerics
+from krs.hooks.library import VALUE_VECTORS
 from krs.hooks.patch import patched
-from krs.hooks.points import VALUE_VECTORS
 from krs.metrics.account_result import Account
 from krs.metrics.logits import logit_mse
 from krs.models.given import load_given

@@ -57,6 +57,27 @@ def _read(model: object, side: str) -> Anatomy:
     return anatomy(without_bridge(unwrap(model, side), side), side)
 
 
+def check_reference(reference: object, pair: tuple[Anatomy, Anatomy], vocabulary: Vocabulary = "same") -> Anatomy:
+    """The anatomy of a third model that the two are compared with; raises `KrsError` where it cannot be.
+
+    It may be of another architecture and size, and has to have their vocabulary.
+    """
+    body = _read(reference, "reference")
+    _in_eval_mode("reference", body.model)
+    for side, other in zip(("vanilla", "unlearned"), pair, strict=True):
+        _not_shared(other.model, body.model, (side, "reference"))
+        facts = (
+            {vocabulary_of(m) for m in (other.model, body.model)},
+            {_head_rows(m) for m in (other.model, body.model)},
+        )
+        if vocabulary == "same" and any(len(sizes) > 1 for sizes in facts):
+            raise KrsError(
+                f"the reference and {side} have vocabularies of different sizes, so their logits cannot be compared: "
+                "pass a reference of the same vocabulary, or vocabulary='shared'"
+            )
+    return body
+
+
 def shared_rows(vanilla: nn.Module, unlearned: nn.Module) -> int:
     """How many vocabulary rows, from the first one on, both models have logits for: the ones that are scored."""
     return min(_head_rows(vanilla), _head_rows(unlearned))
@@ -138,12 +159,12 @@ def _in_eval_mode(side: str, model: nn.Module) -> None:
         )
 
 
-def _not_shared(vanilla: nn.Module, unlearned: nn.Module) -> None:
+def _not_shared(vanilla: nn.Module, unlearned: nn.Module, sides: tuple[str, str] = ("vanilla", "unlearned")) -> None:
     theirs = {_storage(p): name for name, p in vanilla.named_parameters() if p.device.type != "meta" and p.numel()}
     for name, p in unlearned.named_parameters():
         if p.device.type != "meta" and p.numel() and _storage(p) in theirs:
             raise KrsError(
-                f"vanilla and unlearned share the storage of {name!r}, so patching one would change the other: "
+                f"{sides[0]} and {sides[1]} share the storage of {name!r}, so patching one would change the other: "
                 "copy the model (copy.deepcopy) or load it a second time"
             )
 

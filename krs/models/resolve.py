@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,31 @@ from krs.prompts import Scoring, needs_tokenizer
 
 
 def resolve(
-    vanilla: Model,
-    unlearned: Model,
+    given: Mapping[str, Model],
     prompts: Sequence[Any],
     tokenizer: Tokenizer | str | Path | None,
     scoring: Scoring,
     vocabulary: Vocabulary = "same",
     **where: Any,
-) -> tuple[Any, Any, Tokenizer | None]:
+) -> tuple[list[Any], Tokenizer | None]:
     """Load what is given by name (`where` as in `load_given`); find a tokenizer if the (checked) prompts need one."""
     tokenizer = as_tokenizer(tokenizer)
-    loaded = load_given({"vanilla": vanilla, "unlearned": unlearned}, **where)
+    loaded = load_given(given, **where)
     models = [model for model, _ in loaded]
     tokenizers = [
-        find_tokenizer(model) if tokenizer is None and not isinstance(given, str | Path) else beside
-        for given, (model, beside) in zip((vanilla, unlearned), loaded, strict=True)
+        find_tokenizer(model) if tokenizer is None and not isinstance(one, str | Path) else beside
+        for one, (model, beside) in zip(given.values(), loaded, strict=True)
     ]
     found = [t for t in tokenizers if t is not None]
-    if tokenizer is None and len(found) > 1:
-        _same_vocabulary(found[0], found[1], vocabulary)
+    for other in found[1:] if tokenizer is None else ():
+        _same_vocabulary(found[0], other, vocabulary)
     chosen = tokenizer if tokenizer is not None else (found[0] if found else None)
     if chosen is None and (needs_tokenizer(prompts) or scoring == "paper-code"):
         raise KrsError(
             "no tokenizer was found beside the models: pass tokenizer=AutoTokenizer.from_pretrained(…), or give the "
             "prompts as lists of token ids (and scoring='next-token')"
         )
-    return models[0], models[1], chosen
+    return models, chosen
 
 
 def _same_vocabulary(a: Tokenizer, b: Tokenizer, vocabulary: Vocabulary) -> None:

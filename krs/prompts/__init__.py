@@ -1,7 +1,7 @@
 """From what a caller hands in to token ids, and to a batch with its scored positions."""
 
 from krs.prompts.answers import Answer, encode_answers, end_of_answer
-from krs.prompts.batch import Scoring, TokenBatch, check_reach, next_token_batch, paper_code_batch
+from krs.prompts.batch import Scoring, TokenBatch, check_aligned, check_reach, next_token_batch, paper_code_batch
 from krs.prompts.checks import Prompt, Prompts, check_messages, check_prompt, check_prompts, check_strings, is_chat
 from krs.prompts.encode import decode, encode, needs_tokenizer, pieces
 from krs.prompts.listed import kind, listed
@@ -19,6 +19,7 @@ __all__ = [
     "TokenBatch",
     "answer_notes",
     "bare_texts",
+    "check_aligned",
     "check_messages",
     "check_prompt",
     "check_prompts",

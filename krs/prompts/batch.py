@@ -114,6 +114,24 @@ class TokenBatch:
                 row[list(parts[positions])] = True
         return mask
 
+    def behind(self, prompts: tuple[Ids, ...]) -> TokenBatch:
+        """The same answers behind other prompts, with the same scored tokens."""
+        tokens, scored = [], []
+        for prompt, row, length, wanted in zip(prompts, self.tokens, self.prompt_lengths, self.scored, strict=True):
+            tokens.append(prompt + row[length:])
+            scored.append(tuple(p + len(prompt) - length for p in wanted))
+        return TokenBatch(tuple(tokens), tuple(map(len, prompts)), tuple(scored), self.targets, self.alone)
+
+    def aligned(self, other: TokenBatch) -> Int[Tensor, "prompt pos"]:
+        """For each position the one of another batch with the same answers that is as far from the answer.
+
+        Positions that the other has none for get its first one.
+        """
+        width = max(map(len, self.tokens))
+        shifts = torch.tensor([b - a for a, b in zip(self.prompt_lengths, other.prompt_lengths, strict=True)])
+        last = torch.tensor([len(row) - 1 for row in other.tokens])[:, None]
+        return (torch.arange(width)[None] + shifts[:, None]).clamp(min=0).minimum(last)
+
     @property
     def reach(self) -> Int[np.ndarray, "prompt 2"]:
         """How many positions each prompt has before its answer's first token, and from there on."""
@@ -136,6 +154,19 @@ class TokenBatch:
 def _of_prompt(positions: tuple[Any, ...], i: int) -> Ids:
     """The indices that are meant in one prompt."""
     return positions[i] if isinstance(positions[0], tuple) else positions
+
+
+def check_aligned(positions: Positions, batch: TokenBatch, donor: TokenBatch) -> None:
+    """Raise `KrsError` for a position that is restored and that the donor's prompt has no counterpart of."""
+    where = batch.where(positions)
+    for i, (ours, theirs) in enumerate(zip(batch.prompt_lengths, donor.prompt_lengths, strict=True)):
+        missing = range(ours - theirs) if where is None else [p for p in range(ours - theirs) if where[i, p]]
+        if len(missing):
+            raise KrsError(
+                f"donor prompt {i} has {theirs} tokens and the recipient's {ours}: aligned at their ends, position "
+                f"{missing[0]} has no counterpart. Give a donor prompt at least as long, or positions= that it has, "
+                "such as [-1]"
+            )
 
 
 def check_reach(positions: Positions, prompts: tuple[Ids, ...], n_tokens: int) -> None:

@@ -91,8 +91,10 @@ def with_answers_of(found: SweepResult | None, file: Path | None, result: SweepR
 
 def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
     ours, theirs = asked.made, found.provenance
-    for side in ("vanilla", "unlearned"):
-        if parts := differing(theirs[side]["identity"], ours[side]["identity"]):
+    for side in ("vanilla", "unlearned", "reference"):
+        if (side in theirs) != (side in ours):
+            yield f"the {side} model (given {'there' if side in theirs else 'here'} only)"
+        elif side in ours and (parts := differing(theirs[side]["identity"], ours[side]["identity"])):
             yield f"the {side} model ({', '.join(parts)})"
     yield from _differing_prompts(asked, found)
     prompts, answers = zip(*found.token_ids, strict=True)
@@ -107,6 +109,8 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         "positions": (found.plan.positions, asked.plan.positions),
         "scoring": (found.scoring, asked.scoring),
         "measures": (theirs.get("measures", list(found.measures)), ours.get("measures", list(found.measures))),
+        "family": (theirs.get("family"), ours.get("family")),
+        "donor_prompts": (theirs.get("donor_prompts"), ours.get("donor_prompts")),
         "direction": (found.direction, ours.get("direction", "restore")),
         "n_tokens": (theirs.get("n_tokens"), ours["n_tokens"]),
         "krs's way to its numbers": (theirs.get("numbers"), ours["numbers"]),

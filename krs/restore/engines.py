@@ -12,7 +12,6 @@ import numpy as np
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
 from krs.hooks.context import numerics, plain_calls, plain_numerics
-from krs.hooks.offload import is_offloaded
 from krs.metrics.measures import LOGIT_MSE, Measure
 from krs.progress import bar
 from krs.registry import Registry, module_of
@@ -98,8 +97,7 @@ def execute(
     """
     with plain_numerics(), plain_calls(*{id(b): b.model for b in job.models}.values()):
         made["numerics"] = numerics()
-        if not is_offloaded(job.unlearned.model):
-            check_longest(job.unlearned, job.batch)
+        check_longest(job)
         _execute(engine, _apart(job, made), losses, progress, keeper, made)
 
 
@@ -122,13 +120,15 @@ def _execute(
         chosen = find_engine(name)
         made["engine"], made["exact"] = name, chosen.exact
         try:
+            if job.donor_batch is not None and not getattr(chosen, "reads_donor_prompts", False):
+                raise NotExactError("the donor reads other prompts than the recipient")
             with bar(chosen.steps(job), doing, show=progress, unit="step") as shown:
                 _collect(chosen, job, losses, keeper(shown))
             return
         except NotExactError as reason:
             made["engine_note"] = f"not the {name} engine: {reason}"
             if name == names[-1]:
-                check_each(job.vanilla, job.unlearned, job.batch)
+                check_each(job)
                 raise KrsError(
                     f"engine={name!r} is not exact here: {reason}. Use engine='auto', which takes the plain engine"
                 ) from None
@@ -140,8 +140,7 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
         for step in steps:
             if isinstance(step, Chunk):
                 write(step, job, losses)
-                part = job.batch.rows(step.prompts.start, step.prompts.stop)
-                if not check_base(job.vanilla, job.unlearned, part, losses, step.prompts):
+                if not check_base(job, losses, step.prompts):
                     raise NotExactError("its base row is NaN or infinite where the model by itself is not")
             else:
                 if step.what:

@@ -42,6 +42,8 @@ class Job:
         measures: what is measured; the logit MSE is the first.
         budget: bytes that may be kept beside the models.
         done: bool `[restoration, prompt]`: what an earlier run has computed and is not to be computed again.
+        donor_batch: what the donor reads while its activations are taken, aligned with `batch` at the ends; `None` for
+            the same. Only an engine whose attribute `reads_donor_prompts` is true gets such a job.
     """
 
     plan: Plan
@@ -52,6 +54,7 @@ class Job:
     measures: tuple[Measure, ...]
     budget: int
     done: np.ndarray
+    donor_batch: TokenBatch | None = None
 
     @property
     def models(self) -> tuple[Anatomy, ...]:
@@ -65,17 +68,26 @@ class Job:
 
     @property
     def unlearned(self) -> Anatomy:
-        """The other one."""
-        return self.recipient if self.reference is self.donor else self.donor
+        """The other one; the recipient, where the reference is a third model."""
+        return self.donor if self.reference is self.recipient else self.recipient
+
+    @property
+    def sides(self) -> dict[str, Anatomy]:
+        """The models by what messages call them, each once."""
+        if self.reference in (self.donor, self.recipient):
+            return {"vanilla": self.vanilla, "unlearned": self.unlearned}
+        return {"vanilla": self.donor, "unlearned": self.recipient, "reference": self.reference}
 
     def name_of(self, body: Anatomy) -> str:
         """What messages call one of them."""
-        return "vanilla" if body is self.vanilla else "unlearned"
+        return next(name for name, side in self.sides.items() if side is body)
 
     def part(self, rows: slice) -> Job:
         """The same for some of the prompts, with the positions that were given for these."""
         plan = replace(self.plan, positions=for_prompts(self.plan.positions, rows))
-        return replace(self, plan=plan, batch=self.batch.rows(rows.start, rows.stop), done=self.done[:, rows])
+        donor = None if self.donor_batch is None else self.donor_batch.rows(rows.start, rows.stop)
+        batch = self.batch.rows(rows.start, rows.stop)
+        return replace(self, plan=plan, batch=batch, done=self.done[:, rows], donor_batch=donor)
 
     @property
     def vocabulary_rows(self) -> int:

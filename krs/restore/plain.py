@@ -31,6 +31,7 @@ class PlainEngine:
 
     name = "plain"
     exact = True
+    reads_donor_prompts = True
 
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
         """Yields a chunk for each restoration of each run of prompts."""
@@ -77,7 +78,7 @@ def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | 
     def scored(body: Anatomy) -> Tensor:
         return of_scored(logits_at(body.model, batch.inputs(device_of(body.model)), index))
 
-    known, acts = _donor_side(job, batch, index)
+    known, acts = _donor_side(job.part(rows), index)
     donor_logits = of_scored(known)
     recipient_logits = scored(job.recipient)
     sides = {id(job.donor): donor_logits, id(job.recipient): recipient_logits}
@@ -104,12 +105,17 @@ def _measured(measures: tuple[Measure, ...], logits: Tensor, reference: Referenc
     return {m.name: values for m, values in zip(measures, found, strict=True)}
 
 
-def _donor_side(job: Job, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Recording | None]:
+def _donor_side(job: Job, index: Tensor) -> tuple[Tensor, Recording | None]:
     """The donor's logits at the scored positions, and the activations that the plan puts."""
-    inputs = batch.inputs(device_of(job.donor.model))
+    inputs = job.batch.inputs(device_of(job.donor.model))
     activations = tuple(p for p in job.plan.points if p.kind == "activation")
     if not activations:
         return logits_at(job.donor.model, inputs, index), None
+    if job.donor_batch is not None:
+        theirs = job.donor_batch.inputs(device_of(job.donor.model))
+        with record(job.donor.model, Setting(activations), layers=job.plan.layers) as acts:
+            logits_at(job.donor.model, theirs, job.donor_batch.scored_index())
+        return logits_at(job.donor.model, inputs, index), acts.moved(job.batch.aligned(job.donor_batch))
     with record(job.donor.model, Setting(activations), layers=job.plan.layers) as acts:
         logits = logits_at(job.donor.model, inputs, index)
     return logits, acts
@@ -118,9 +124,9 @@ def _donor_side(job: Job, batch: TokenBatch, index: Tensor) -> tuple[Tensor, Rec
 def _patches(
     restoration: Restoration, donor: Anatomy, acts: Recording | None, batch: TokenBatch, rows: slice
 ) -> list[Patch]:
-    layers = restoration.window.layers
+    place = restoration.placement
     where = batch.where(for_prompts(restoration.positions, rows))
     return [
-        point.at(*layers).set(acts, where=where) if point.kind == "activation" else point.at(*layers).set(donor.model)
+        place.of(point).set(acts, where=where) if point.kind == "activation" else place.of(point).set(donor.model)
         for point in restoration.setting.points
     ]

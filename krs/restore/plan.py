@@ -10,14 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from operator import index
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from krs._typing import Positions
 from krs.errors import KrsError
 from krs.hooks.interventions import Intervention
-from krs.hooks.points import ATTN_OUT, MLP_COEF, VALUE_VECTORS, Each, Placement, Point, Setting, each
-from krs.hooks.points import setting as as_setting
+from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
+from krs.hooks.points import Each, Place, Placement, Point, Setting
+from krs.hooks.registry import each
+from krs.hooks.registry import setting as as_setting
 from krs.restore.axes import Axis, Column, HeadCount, columns, expanded
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
@@ -43,7 +49,11 @@ Settings: TypeAlias = Iterable[Named] | Named | None
 
 @dataclass(frozen=True)
 class Restoration:
-    """One setting restored in one window: one run of the unlearned model."""
+    """One setting restored in one window: one run of the unlearned model.
+
+    Points at the ends of the model are restored there, whatever the window: in `EMBEDDING + MLP_COEF` the embedding is
+    restored with every window of coefficients.
+    """
 
     setting: Setting
     window: Window
@@ -51,8 +61,15 @@ class Restoration:
 
     @property
     def interventions(self) -> frozenset[Intervention]:
-        """What is done in each layer of the window."""
+        """What is done, in the layers of the window and at the ends of the model."""
         return frozenset(Intervention(p, None if p.kind == "weight" else self.positions) for p in self.setting.points)
+
+    def at(self, where: int | Place) -> frozenset[Intervention]:
+        """What is done in a layer, or at an end of the model."""
+        if isinstance(where, int) and where not in self.window.layers:
+            return frozenset()
+        place = "layer" if isinstance(where, int) else where
+        return frozenset(i for i in self.interventions if i.point.place == place)
 
     @property
     def placement(self) -> Placement:
@@ -66,7 +83,8 @@ class Plan:
 
     Attributes:
         settings: the curves.
-        windows: the x axis.
+        windows: the x axis: the embedding before the first layer, if some setting is there, the windows of layers, the
+            unembedding behind the last one. A setting has the windows that it can be restored in.
         n_layers: of the models it is for.
         positions: which positions to restore activations at: `None` for all, `"prompt"`, `"answer"`, or indices into
             each prompt's tokens (see `TokenBatch.where`), `"scored"`, `"last_prompt"`, or indices for each prompt.
@@ -100,17 +118,31 @@ class Plan:
         _check_once(found)
         where = check_positions(positions)
         check_each(where, found)
-        return Plan(found, shape(windows).over(n_layers), n_layers, where, axes)
+        return Plan(found, _axis(found, shape(windows).over(n_layers)), n_layers, where, axes)
 
     def at_places(self, places: Iterable[int]) -> Plan:
         """The plan with these positions as its axis, if positions are an axis of it."""
         return replace(self, places=tuple(places)) if self.positions == EACH else self
 
+    @cached_property
+    def cells(self) -> tuple[tuple[int, int], ...]:
+        """The numbers of each setting and window that it can be restored in; a restoration each, or one a place."""
+        pairs = product(enumerate(self.settings), enumerate(self.windows))
+        return tuple((i, j) for (i, s), (j, w) in pairs if _fits(s, w))
+
+    def grid(self, values: Any) -> np.ndarray:
+        """Numbers of restorations, `[restoration, …]`, as `[setting, window, place, …]`; NaN where there is none."""
+        found = np.asarray(values, dtype=float)
+        found = found.reshape(len(self.cells), max(1, len(self.places)), *found.shape[1:])
+        whole = np.full((len(self.settings), len(self.windows), *found.shape[1:]), np.nan)
+        whole[tuple(np.array(self.cells).T)] = found
+        return whole
+
     def __iter__(self) -> Iterator[Restoration]:
-        return (Restoration(s, w, p) for s in self.settings for w in self.windows for p in self._where)
+        return (Restoration(self.settings[i], self.windows[j], p) for i, j in self.cells for p in self._where)
 
     def __len__(self) -> int:
-        return len(self.settings) * len(self.windows) * len(self._where)
+        return len(self.cells) * len(self._where)
 
     @property
     def _where(self) -> tuple[Positions, ...]:
@@ -149,7 +181,14 @@ class Plan:
 
         The second is what an engine has to do that does not repeat what lies below a window.
         """
-        return len(self) * self.n_layers, sum(self.n_layers - r.window.first for r in self)
+        return len(self) * self.n_layers, sum(self.n_layers - self._start(r) for r in self)
+
+    def _start(self, restoration: Restoration) -> int:
+        """How many layers run before something is restored."""
+        if "embedding" in restoration.setting.ends:
+            return 0
+        first = restoration.window.first
+        return self.n_layers if first is None else first
 
     def __repr__(self) -> str:
         full, needed = self.layer_runs
@@ -164,6 +203,19 @@ class Plan:
             f" = {counted(len(self), 'restoration')}{where}; "
             f"{full} layer runs as full forwards, {needed} from each window up"
         )
+
+
+def _axis(settings: Iterable[Setting], windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    """Windows of layers, if some setting has layers, and the ends that others are at: in the order of the model."""
+    ends = {s.ends for s in settings if not s.has_layers}
+    before = [Window("+".join(e), ()) for e in sorted(ends, key=len) if e[0] == "embedding"]
+    behind = [Window("+".join(e), ()) for e in ends if e[0] == "unembedding"]
+    return (*before, *(windows if any(s.has_layers for s in settings) else ()), *behind)
+
+
+def _fits(setting: Setting, window: Window) -> bool:
+    """Whether a setting can be restored in a window."""
+    return bool(window.layers) if setting.has_layers else window.name == "+".join(setting.ends) and not window.layers
 
 
 def chosen_columns(plan: Plan, setting: Named | None) -> list[int]:

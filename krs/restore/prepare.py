@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from krs._typing import Tokenizer
+from krs._typing import Positions, Tokenizer
 from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.points import Each, Point, Setting
+from krs.hooks.unwrap import core
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model
 from krs.models.resolve import resolve
-from krs.prompts import Ids, Scoring, TokenBatch, next_token_batch, paper_code_batch, subject_positions
+from krs.prompts import (
+    Ids,
+    Prompts,
+    Scoring,
+    TokenBatch,
+    check_aligned,
+    check_prompts,
+    next_token_batch,
+    paper_code_batch,
+    subject_positions,
+)
 from krs.restore.engines import check_engine, engine_names
+from krs.restore.plan import EACH, Plan
+from krs.wording import counted
 
 __all__ = ["Engine", "Model", "Offload", "batch_of", "check_choices", "check_targets", "check_tokens", "resolve"]
 
@@ -65,6 +79,46 @@ def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
             f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
             "the last one too, which predict none: use scoring='next-token'"
         )
+
+
+def check_donor_prompts(
+    prompts: Prompts | None, many: int, settings: Iterable[Setting | Each], positions: Positions
+) -> list[Any] | None:
+    """The donor's prompts, one for each of the recipient's; raises `KrsError` for another number of them."""
+    if prompts is None:
+        return None
+    found = list(check_prompts(prompts))
+    if len(found) != many:
+        raise KrsError(
+            f"donor_prompts= has {counted(len(found), 'prompt')} for {many} of the recipient: give one for each"
+        )
+    if positions == EACH:
+        raise KrsError("donor_prompts= does not go with positions='each': name the positions, or take them in turn")
+    points = [p for s in settings for p in (s.points if isinstance(s, Setting) else (s.point,))]
+    if all(p.kind == "weight" for p in points):
+        raise KrsError("donor_prompts= changes nothing where only weights are put: leave it out, or add an activation")
+    return found
+
+
+def donor_batch_of(plan: Plan, batch: TokenBatch, ids: tuple[Ids, ...] | None) -> TokenBatch | None:
+    """What the donor reads; raises `KrsError` where a position that is restored has no counterpart in it."""
+    if ids is None:
+        return None
+    found = batch.behind(ids)
+    check_aligned(plan.positions, batch, found)
+    return found
+
+
+def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for a weight at an end of the models that has other shapes in the two."""
+    for point in points:
+        if point.place != "layer":
+            ours, theirs = (core(body.modules(point, None)[0])._parameters.get("weight") for body in (a, b))
+            if ours is not None and theirs is not None and ours.shape != theirs.shape:
+                raise KrsError(
+                    f"the {point.name} is {list(ours.shape)} in one model and {list(theirs.shape)} in the other, so it "
+                    "cannot go from one to the other: leave that setting out"
+                )
 
 
 def batch_of(

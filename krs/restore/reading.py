@@ -35,7 +35,7 @@ def tokens(
         names = ", ".join(plan.settings[i // len(places)].name for i in columns)
         raise KrsError(f"one table is of one setting: name it with setting=, one of {names}")
     kept, there = result._measured(measure), mask[prompt]
-    values = kept.restored.reshape(len(plan.settings), len(plan.windows), len(places), *mask.shape)
+    values = plan.grid(kept.restored)
     found = values[columns[0] // len(places), :, places.index(position), prompt][:, there].T
     if prompt not in result._having(position):
         found = np.full_like(found, np.nan)
@@ -115,13 +115,12 @@ def to_xarray(result: SweepResult) -> Dataset:
 
     plan, mask = result.plan, result.losses.mask
     places = plan.places or (None,)
-    shape = (len(plan.settings), len(plan.windows), len(places), *mask.shape)
     dims = ("setting", "window", "position", "prompt", "token")
     absent = ~np.array([np.isin(np.arange(len(mask)), result._having(p)) for p in places])
     data: dict[str, Any] = {"scored": (dims[3:], mask)}
     for measure in result.measures:
         kept = result.losses.of(measure)
-        values = np.where(absent[:, :, None] | ~mask, np.nan, kept.restored.reshape(shape))
+        values = np.where(absent[:, :, None] | ~mask, np.nan, plan.grid(kept.restored))
         data[measure] = (dims, values) if plan.places else ((*dims[:2], *dims[3:]), values[:, :, 0])
         data[f"{measure}_recipient"] = (dims[3:], np.where(mask, kept.recipient, np.nan))
         data[f"{measure}_donor"] = (dims[3:], np.where(mask, kept.donor, np.nan))

@@ -22,6 +22,11 @@ from krs.restore.plan import Named, Plan, chosen_columns, names_of
 from krs.wording import counted
 
 _ESTIMATED = "these numbers are estimates, not computed: run the restorations that matter with engine='auto'"
+_DID = {
+    "transplant": "transplanted, it restored nothing",
+    "patch": "has a third model as its reference, or other prompts for its donor",
+}
+_HEAD = {"transplant": "transplanted, ", "patch": "patched, "}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -67,14 +72,17 @@ class SweepResult:
         """
         if self.direction != "restore":
             raise KrsError(
-                "this sweep transplanted, it restored nothing, so there is no Knowledge Recovery Score: "
-                "result.recovery() says how far the recipient has come to the donor"
+                f"this sweep {_DID[self.direction]}, so there is no Knowledge Recovery Score: result.recovery() says "
+                "how far the recipient has come to the donor"
             )
         return self._table([score.value for score in self.scores])
 
     @property
     def direction(self) -> str:
-        """`"restore"`: pieces of the vanilla model into the unlearned one; `"transplant"`: the other way round."""
+        """`"restore"`: pieces of the vanilla model into the unlearned one; `"transplant"`: the other way round.
+
+        `"patch"`: the reference is a third model, or the donor read other prompts.
+        """
         return str(self.provenance.get("direction", "restore"))
 
     @property
@@ -181,12 +189,11 @@ class SweepResult:
             yield self._having(place), np.arange(i, len(self.plan), len(places))
 
     def _table(self, values: Sequence[float] | np.ndarray) -> DataFrame:
-        """A number a restoration as a table, windows by settings and places."""
+        """A number a restoration as a table, windows by settings and places; NaN where a setting has no such window."""
         import pandas as pd
 
         plan = self.plan
-        by_window = np.array(values).reshape(len(plan.settings), len(plan.windows), -1).transpose(1, 0, 2)
-        table = by_window.reshape(len(plan.windows), -1)
+        table = plan.grid(values).transpose(1, 0, 2).reshape(len(plan.windows), -1)
         index = pd.Index([w.name for w in plan.windows], name="layer")
         return pd.DataFrame(table, index=index, columns=column_index(plan.columns, plan.part_name))
 
@@ -220,7 +227,7 @@ class SweepResult:
     def to_frame(self, per_prompt: bool = False) -> DataFrame:
         """Tidy: `setting, window, first_layer, last_layer, loss, baseline, krs`, a row a restoration.
 
-        Of a transplant, the last column is `recovery`.
+        Of a transplant, the last column is `recovery`. The ends of the model have no layers: `<NA>`.
 
         `loss` and `baseline` are mean logit MSEs. With `per_prompt=True` there is a row for each prompt of each
         restoration, a column `prompt` with its number, and each prompt's own score.
@@ -249,14 +256,17 @@ class SweepResult:
                         score: self._score(r, part).value if there else np.nan,
                     }
                 )
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        if not all(w.layers for w in self.plan.windows):
+            frame = frame.astype({"first_layer": "Int64", "last_layer": "Int64"})
+        return frame
 
     def _where(self, restoration: int) -> dict[str, Any]:
         """The place of a restoration on the axes there are, for the tidy table."""
         plan = self.plan
         places = max(1, len(plan.places))
-        _, axis = plan.by_setting[restoration // (len(plan.windows) * places)]
-        setting = restoration // (len(plan.windows) * places)
+        setting, _ = plan.cells[restoration // places]
+        _, axis = plan.by_setting[setting]
         found: dict[str, Any] = dict.fromkeys(dict.fromkeys(a.name for a in plan.axes))
         if axis is not None:
             found[axis.name] = axis.numbers[setting - axis.first]
@@ -266,7 +276,7 @@ class SweepResult:
         """The numbers of a table such as `krs` in the order of `to_frame()`'s rows."""
         plan = self.plan
         values = table.to_numpy(dtype=float).reshape(len(plan.windows), len(plan.settings), -1)
-        return values.transpose(1, 0, 2).ravel()
+        return np.concatenate([values[window, setting] for setting, window in plan.cells])
 
     def best(self) -> DataFrame:
         """The window that recovers most, for each setting: one row a setting, in the sweep's order."""
@@ -369,10 +379,10 @@ class SweepResult:
 
     def _headline(self) -> str:
         made = self.provenance
-        base = (self.losses.baseline if self.direction == "restore" else self.losses.donor)[self.losses.mask].mean()
+        base = (self.losses.donor if self.direction == "transplant" else self.losses.baseline)[self.losses.mask].mean()
         state = "" if self.complete else " (interrupted: not all restorations are there)"
         size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
-        kind = ("ESTIMATED, " if self.estimated else "") + ("transplanted, " if self.direction != "restore" else "")
+        kind = ("ESTIMATED, " if self.estimated else "") + _HEAD.get(self.direction, "")
         return (
             f"SweepResult: {kind}{size}, "
             f"{counted(len(self.losses.mask), 'prompt')}, {counted(int(self.losses.mask.sum()), 'scored token')}, "

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krs.errors import KrsError
-from krs.hooks.points import Setting, setting
+from krs.hooks.points import Setting
+from krs.hooks.registry import setting
 from krs.metrics.score import SCORINGS
 from krs.restore.axes import Axis
 from krs.restore.described import point_as_dict, setting_from
 from krs.restore.losses import Losses, Measured
 from krs.restore.plan import EACH, PARTS, Plan
-from krs.restore.windows import Window
+from krs.restore.windows import ENDS, Window
 from krs.writing import write_bytes
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def _plan(header: dict[str, Any]) -> Plan:
         name = _entry(window, "name", lambda v: _is_count(v) or isinstance(v, str))
         layers = _entry(window, "layers", _is_list_of(_is_count))
         ascending = all(a < b for a, b in pairwise(layers))
-        _need(layers and ascending and layers[-1] < n_layers, f"the window {name!r} has layers {layers} of {n_layers}")
+        fits = ascending and layers[-1] < n_layers if layers else name in ENDS
+        _need(fits, f"the window {name!r} has layers {layers} of {n_layers}")
         windows.append(Window(name, tuple(layers)))
     positions = _entry(header, "positions", _is_positions)
     positions = _frozen(positions)

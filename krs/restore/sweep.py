@@ -12,19 +12,19 @@ import torch
 from krs._typing import Tokenizer
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
+from krs.hooks.families import Family, with_family
 from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Setting
 from krs.metrics.measures import Measure, MeasureFunction
 from krs.metrics.measures import measures as as_measures
 from krs.models.lineage import check_roles
-from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
-from krs.models.provenance import NUMBERS, as_json, describe_model, machine, now, tokenizer_name, versions
+from krs.models.pair import Vocabulary
+from krs.models.provenance import NUMBERS, as_json, machine, now, tokenizer_name, versions
 from krs.prompts import (
     Answer,
     Prompts,
     Scoring,
     check_prompts,
-    check_reach,
     check_subjects,
     check_template_arguments,
     decode,
@@ -48,12 +48,14 @@ from krs.restore.prepare import (
     Offload,
     batch_of,
     check_choices,
+    check_donor_prompts,
+    check_ends,
     check_targets,
-    check_tokens,
+    donor_batch_of,
     of_subjects,
-    resolve,
 )
 from krs.restore.result import SweepResult
+from krs.restore.sides import load_sides
 from krs.restore.storage import size_of
 from krs.restore.windows import Shape, shape
 from krs.writing import check_writable
@@ -62,6 +64,7 @@ Measures: TypeAlias = Iterable[str | Measure | MeasureFunction] | str | Measure 
 Direction: TypeAlias = Literal["restore", "transplant"]
 
 
+@with_family
 def sweep(
     vanilla: Model,
     unlearned: Model,
@@ -87,6 +90,9 @@ def sweep(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
     device_map: Any = None,
+    reference: Model | None = None,
+    donor_prompts: Prompts | None = None,
+    family: Family | str | None = None,
 ) -> SweepResult:
     """Put pieces of the vanilla model back into the unlearned one and measure how much of its logits returns.
 
@@ -149,6 +155,10 @@ def sweep(
             `"xpu"`, `"mps"`, `"cpu"`.
         dtype: that they are loaded in; `"auto"` is their checkpoints' own.
         device_map: `"auto"` shares them out over all GPUs, as `accelerate` does.
+        reference: see `krs.patch_sweep`.
+        donor_prompts: see `krs.patch_sweep`.
+        family: for models whose `config.model_type` krs does not know, and whose layers are laid out as those of one
+            that it knows: that type (`"llama"`), or a `krs.hooks.Family`. All models of the call are taken to be of it.
 
     What is most likely not meant (a chat model asked without its template, given answers that the vanilla model would
     not give) is in the result's `notes`, and on stderr with one scored answer where bars are shown. A `KrsWarning` is
@@ -161,35 +171,37 @@ def sweep(
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     wanted = as_measures(measures)
     check_choices(scoring, engine, n_tokens, direction, wanted)
-    check_settings(settings)
     shape(windows)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
+    others = check_donor_prompts(donor_prompts, len(asked), check_settings(settings), where)
     file = _checked(checkpoint)
-    v_model, u_model, tokenizer = resolve(
+    sides, tokenizer = load_sides(
         vanilla,
         unlearned,
-        asked,
+        reference,
+        [*asked, *(others or ())],
         tokenizer,
         scoring,
         vocabulary,
+        direction,
         device=device,
         dtype=dtype,
         device_map=device_map,
         offload=offload,
     )
-    v, u = check_pair(v_model, u_model, vocabulary)
+    v, u, r = sides.vanilla, sides.unlearned, sides.reference
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)
-    ends = eos_ids(v.model)
+    check_ends(plan.points, v, u)
+    ends = eos_ids(r.model)
     reader = with_template_arguments(tokenizer, arguments)
     ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)
+    donor_ids = None if others is None else encode(others, reader, pads=pad_ids(v.model), ends=ends)
     given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
-    n_ids = shared_ids(v.model, u.model)
-    check_tokens(ids, n_tokens, v, given, n_ids)
     plan = replace(plan, positions=of_subjects(about, positions, asked, ids, reader) if about else where)
-    check_reach(plan.positions, ids, n_tokens)
+    sides.check_tokens(plan, ids, n_tokens, given, donor_ids)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
         check_writable(file, "checkpoint", size_of(plan, ids, n_tokens))
@@ -197,16 +209,16 @@ def sweep(
         "made_by": "krs.sweep",
         "time": now(),
         "engine": engine,
+        "family": family.name if isinstance(family, Family) else family,
         "n_tokens": n_tokens,
-        "answers": "vanilla, greedy" if given is None else "given",
+        "answers": f"{sides.reference_name}, greedy" if given is None else "given",
         "ends": sorted(ends),
         "measures": [m.identity for m in wanted],
-        "direction": direction,
         **({"positions": positions, "subjects": about} if about else {}),
+        "direction": "patch" if direction == "restore" and (sides.has_third or others is not None) else direction,
+        "donor_prompts": None if donor_ids is None else [list(row) for row in donor_ids],
         "seed": None,
-        "vocabulary_rows": shared_rows(v.model, u.model),
-        "vanilla": describe_model(vanilla, v.model),
-        "unlearned": describe_model(unlearned, u.model),
+        **sides.described(),
         "tokenizer": tokenizer_name(tokenizer),
         "numbers": NUMBERS,
         "chat_template_kwargs": as_json(arguments),
@@ -218,19 +230,19 @@ def sweep(
     found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
-            self_check(body.model, Setting(plan.points), side=side)
-    said = given
-    if said is None and found is not None:
-        said = tuple(answer for _, answer in found.token_ids)
+            self_check(body.model, Setting(plan.points), side=side, layers=plan.layers)
+    said = given if given is not None or found is None else tuple(answer for _, answer in found.token_ids)
     if said is None:
-        said = greedy(v.model, ids, n_tokens, progress=progress, doing="vanilla answers", n_ids=n_ids)
-    batch = batch_of(scoring, ids, said, tokenizer, v)
+        who, n_ids = sides.reference_name, sides.n_ids
+        said = greedy(r.model, ids, n_tokens, progress=progress, doing=f"{who} answers", side=who, n_ids=n_ids)
+    batch = batch_of(scoring, ids, said, tokenizer, r)
     plan = plan.at_places(batch.places)
     check_targets(batch, wanted)
+    donor_batch = donor_batch_of(plan, batch, donor_ids)
     notes = check_roles(v.model, u.model) + prompt_notes(asked, tokenizer, arguments)
     notes += answer_notes(said, tokenizer, ends, bare_texts(asked, tokenizer), "scored answers")
-    if given is not None and scoring == "next-token" and not is_offloaded(v.model):
-        notes += unlikely_answers(v.model, batch, given)
+    if given is not None and scoring == "next-token" and not is_offloaded(r.model):
+        notes += unlikely_answers(r.model, batch, given)
     show([example(ids[0], said[0], tokenizer), *(f"note: {note}" for note in notes)], progress)
     result = SweepResult(
         plan,
@@ -247,7 +259,7 @@ def sweep(
 
     def run(keeper: Any) -> None:
         recipient, donor = (u, v) if direction == "restore" else (v, u)
-        job = Job(plan, recipient, donor, v, batch, wanted, room, result.losses.computed)
+        job = Job(plan, recipient, donor, r, batch, wanted, room, result.losses.computed, donor_batch)
         execute(engine, job, result.losses, progress, keeper, result.provenance)
 
     return carried_out(result, file, run)

@@ -131,7 +131,7 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
     start_afresh(job.recipient.model)
     every = list(job.plan)
     restorations = [every[r] for r in todo]
-    rows_by_layer, last = schedule(job.plan, restorations)
+    rows_by_layer, last, start = schedule(job.plan, restorations)
     batch = job.batch.rows(rows.start, rows.stop)
     checked = _one_of_each(restorations, last)
     positions = _masks(restorations, rows)
@@ -142,12 +142,12 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
         done = 0
         try:
             with torch.no_grad():
-                made = Pass(job, batch, lay_out(batch, positions), rows_by_layer, checked, positions)
+                made = Pass(job, batch, lay_out(batch, positions), rows_by_layer, start, checked, positions)
             for step in _without_gradients(made.run()):
                 done += step
                 yield Progress(step)
             with torch.no_grad():
-                values, power = made.values(scorer, last)
+                values, power = made.values(scorer, last, [r.at("unembedding") for r in restorations])
             yield Chunk(WavefrontEngine.name, todo, rows, values, power)
             return
         except (CannotPackError, NotExactError):

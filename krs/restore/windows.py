@@ -14,34 +14,38 @@ from typing import Any, Literal
 from krs.errors import KrsError
 from krs.wording import counted
 
+ENDS = ("embedding", "unembedding", "embedding+unembedding")
+"""Names of the windows without layers."""
+
 
 @dataclass(frozen=True, repr=False)
 class Window:
-    """Layers that are restored together.
+    """Layers that are restored together, or an end of the model, which has none.
 
     Attributes:
-        name: what stands for it on the x axis and in tables: its centre layer, or a label.
-        layers: the layer numbers, ascending.
+        name: what stands for it on the x axis and in tables: its centre layer, or a label; `"embedding"`,
+            `"unembedding"` or `"embedding+unembedding"` at the ends.
+        layers: the layer numbers, ascending; empty at the ends.
     """
 
     name: int | str
     layers: tuple[int, ...]
 
     @property
-    def first(self) -> int:
-        """The lowest layer."""
-        return self.layers[0]
+    def first(self) -> int | None:
+        """The lowest layer; `None` at an end of the model."""
+        return self.layers[0] if self.layers else None
 
     @property
-    def last(self) -> int:
-        """The highest layer."""
-        return self.layers[-1]
+    def last(self) -> int | None:
+        """The highest layer; `None` at an end of the model."""
+        return self.layers[-1] if self.layers else None
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __repr__(self) -> str:
-        return f"Window({self.name}: layers {_label(self.layers)})"
+        return f"Window({self.name}: layers {_label(self.layers)})" if self.layers else f"Window({self.name})"
 
 
 @dataclass(frozen=True)

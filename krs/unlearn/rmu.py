@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from krs.errors import KrsError
-from krs.hooks.points import RESID
+from krs.hooks.library import RESID
 from krs.unlearn.config import Config, Parameters
 from krs.unlearn.losses import squared_distance
 from krs.unlearn.methods import Method, register

@@ -180,13 +180,13 @@ def test_ctrl_c_while_patches_are_taken_away(monkeypatch):
 
     module = sys.modules["krs.hooks.patch"]
 
-    real = module.replace_weight
+    real = module.replace_point
 
     def slow_undo(*args):
         undo = real(*args)
         return lambda: (_ctrl_c(0), undo())
 
-    monkeypatch.setattr(module, "replace_weight", slow_undo)
+    monkeypatch.setattr(module, "replace_point", slow_undo)
     with pytest.raises(KeyboardInterrupt):
         with patched(u, VALUE_VECTORS.at(0, 1).set(v)):
             pass

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from krs.instruments import Case, instrument
-from krs.instruments.uds import depth
+from krs.instruments.uds import UDS, InnerUDS, StateDrop, depth
 from tests.instruments.case import FACTS, logprobs, sequence, tiny_case
 from tests.noise import assert_same
 from tests.tiny import same_state, state
@@ -50,22 +50,22 @@ def test_the_depth_score_is_that_of_hooks_by_hand():
         counted = [(x, min(max(y / x, 0), 1)) for x, y in zip(a, b, strict=True) if x > 0.05]
         expected.append(sum(x * r for x, r in counted) / sum(x for x, _ in counted) if counted else np.nan)
     assert np.isfinite(expected).any()
-    found = instrument("uds").measure(case)
+    found = UDS(every=1, start=0.0).measure(case)
     assert_same(found.values, expected)
     assert_same(found.curves["drop"]["unlearned"], d2.mean(axis=1))
-    assert_same(instrument("uds_inner").measure(case).values, depth(d1[:-1], d2[:-1]))
-    assert_same(instrument("state_drop").measure(case).values, d2[:-1].mean(axis=0))
+    assert_same(InnerUDS(every=1, start=0.0).measure(case).values, depth(d1[:-1], d2[:-1]))
+    assert_same(StateDrop(every=1, start=0.0).measure(case).values, d2[:-1].mean(axis=0))
     assert same_state(case.vanilla, before[0])
     assert same_state(case.unlearned, before[1])
 
 
 def test_the_vanilla_model_scores_0_and_the_retain_model_1():
     case = tiny_case()
-    found = instrument("uds").read(case)
+    found = UDS(every=1, start=0.0).read(case)
     counts = np.isfinite(found.values)
     assert_same(found.nulls["same"][counts], np.zeros(counts.sum()))
     never = Case(case.vanilla, case.retain, case.target, retain=case.retain)
-    assert_same(instrument("uds").measure(never).values[counts], np.ones(counts.sum()))
+    assert_same(UDS(every=1, start=0.0).measure(never).values[counts], np.ones(counts.sum()))
 
 
 def test_no_layer_that_counts_is_no_number():

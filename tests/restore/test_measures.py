@@ -182,7 +182,5 @@ def test_patching_between_any_two_models(doubles):
     noised = krs.patch_sweep(v, u, PROMPTS, reference=v, **options)
     transplanted = krs.sweep(v, u, PROMPTS, direction="transplant", **options)
     assert noised.recovery("kl").equals(transplanted.recovery("kl"))
-    with pytest.raises(KrsError, match="neither the donor nor the recipient"):
-        krs.patch_sweep(v, u, PROMPTS, reference="smollm2", **options)
     with pytest.raises(KrsError, match="takes no direction="):
         krs.patch_sweep(v, u, PROMPTS, direction="restore")

@@ -15,7 +15,7 @@ from krs._typing import Tokenizer
 from krs.generation.forward import accepted, device_of
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import anatomy
-from krs.hooks.points import MLP_COEF, VALUE_VECTORS
+from krs.hooks.library import MLP_COEF, VALUE_VECTORS
 from krs.hooks.weights import read_weight, write_weight
 from krs.prompts import Ids
 from krs.unlearn.examples import Example, collate, to_examples

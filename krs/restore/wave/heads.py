@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 
 from krs.generation.forward import device_of
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.linear import LinearMap
 from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
 from krs.hooks.unwrap import core
+from krs.hooks.weights import own_bias
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.measures import LOGIT_MSE, ReferenceTokens, ScoredTokens
 from krs.models.devices import has_float64
 from krs.models.pair import shared_rows
 from krs.restore.job import Job, NotExactError, Values
+from krs.restore.wave.overrides import end_weight
+from krs.restore.wave.schedule import Interventions
 
 _LOGIT_BYTES = 64 * 2**20
 _FACTOR = 1e-5
@@ -32,19 +37,27 @@ class Heads:
 
     Attributes:
         linear: whether no logits are needed.
+
+    Args:
+        unlearned: whose head gets the states of rows.
+        vanilla: whose head gets those of the reference.
+        weight: `[vocab, d]` in place of the first head's own.
     """
 
-    def __init__(self, unlearned: Anatomy, vanilla: Anatomy) -> None:
-        self.unlearned, self.vanilla = unlearned, vanilla
+    def __init__(self, unlearned: Anatomy, vanilla: Anatomy, weight: Tensor | None = None) -> None:
+        self.unlearned, self.vanilla, self.weight = unlearned, vanilla, weight
         self.distance: HeadDistance | None = None
         self.rows = n = shared_rows(vanilla.model, unlearned.model)
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
         with materialised(ours), materialised(theirs):
             if our_scale is not None and their_scale is not None and _is_linear(ours) and _is_linear(theirs):
-                weight, bias = _parameters(ours)
+                own, bias = _parameters(ours)
+                weight = own if self.weight is None else self.weight
                 their_weight, their_bias = (x if x is None else x.to(weight.device) for x in _parameters(theirs))
                 assert their_weight is not None
+                if weight.shape[1] != their_weight.shape[1]:  # of two sizes: by logits
+                    return
                 bias, their_bias = (x if x is None else x[:n] for x in (bias, their_bias))
                 self.distance = HeadDistance(weight[:n], their_weight[:n], bias, their_bias, our_scale, their_scale)
 
@@ -62,7 +75,7 @@ class Heads:
                 stack.enter_context(materialised(_head(self.vanilla)))
             yield
 
-    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
+    def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token e"]) -> Float[Tensor, " token"]:
         """Logit MSE of each token, float64."""
         if self.distance is not None:
             at = self.distance.a.device
@@ -78,9 +91,18 @@ class Heads:
     def _by_logits(self, ours: Tensor, theirs: Tensor) -> Tensor:
         found = []
         for mine, other in zip(self._chunks(ours), self._chunks(theirs), strict=True):
-            a = self._logits(self.unlearned, mine)
+            a = self.logits(mine)
             found.append(logit_mse(a, self._logits(self.vanilla, other).to(a.device)))
         return torch.cat(found)
+
+    def logits(self, states: Float[Tensor, "token d"]) -> Float[Tensor, "token vocab"]:
+        """The logits of rows, of the vocabulary rows that both models have."""
+        if self.weight is None:
+            return self._logits(self.unlearned, states)
+        head = _head(self.unlearned)
+        run = LinearMap(self.weight.T, own_bias(head, head, states))
+        with override_forward({head: lambda _, x, *__: run(x)}):
+            return self._logits(self.unlearned, states)
 
     def _logits(self, body: Anatomy, states: Tensor) -> Tensor:
         """The logits of the vocabulary rows that both models have."""
@@ -102,6 +124,15 @@ class Scorer:
         self.job = job
         self.heads = Heads(job.recipient, job.reference)
         self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference)
+        wanted = {r.at("unembedding") for r in job.plan} - {frozenset()}
+        self.restored: dict[Interventions, Heads] = {frozenset(): self.heads} | {i: self._with_other(i) for i in wanted}
+
+    def _with_other(self, interventions: Interventions) -> Heads:
+        """The recipient's head with the donor's weight, or some rows of it, against the reference's."""
+        ours, theirs = self.job.recipient, self.job.donor
+        with materialised(_head(ours)), materialised(_head(theirs)):
+            _, weight = end_weight(ours, theirs, interventions)
+        return Heads(ours, self.job.reference, weight.T)
 
     @contextmanager
     def materialised(self) -> Iterator[None]:
@@ -118,15 +149,17 @@ class Scorer:
     def values(
         self,
         rows: Sequence[Callable[[], Tensor]],
+        heads: Sequence[Interventions],
         recipient: Float[Tensor, "token d"],
         donor: Float[Tensor, "token d"],
-        reference: Float[Tensor, "token d"],
+        reference: Float[Tensor, "token e"],
         target_ids: Int[Tensor, " token"],
     ) -> tuple[dict[str, Values], np.ndarray]:
         """Every measure, and the reference's power.
 
         Args:
             rows: for each row the states that the head gets, when they are called for.
+            heads: for each row what is done to the head.
             recipient: those of the recipient as it is.
             donor: those of the donor as it is.
             reference: those of the reference.
@@ -134,15 +167,17 @@ class Scorer:
         """
         own = self.heads.mse(recipient, reference)
         given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
-        restored = [self.heads.mse(row(), reference) for row in rows]
+        mine = [self.restored[h] for h in heads]
+        restored = [h.mse(row(), reference) for h, row in zip(mine, rows, strict=True)]
         found = {LOGIT_MSE.name: _values(restored, own, given)}
         if self.job.logit_measures:
-            found |= self._by_logits(rows, recipient, donor, reference, target_ids)
+            found |= self._by_logits(rows, mine, recipient, donor, reference, target_ids)
         return found, self.heads.power(reference).cpu().numpy()
 
     def _by_logits(
         self,
         rows: Sequence[Callable[[], Tensor]],
+        heads: Sequence[Heads],
         recipient: Tensor,
         donor: Tensor,
         reference: Tensor,
@@ -155,8 +190,13 @@ class Scorer:
             chunk = slice(int(part[0]), int(part[-1]) + 1)
             theirs = _logits(job.reference, reference[chunk])[..., : job.vocabulary_rows].to(recipient.device)
             against = ReferenceTokens(theirs, target_ids[chunk].to(theirs.device))
+            logits_of: list[Callable[[Tensor], Tensor]] = [
+                self.heads.logits,
+                partial(_logits, job.donor),
+                *(h.logits for h in heads),
+            ]
             for i, row in enumerate([lambda: recipient, lambda: donor, *rows]):
-                logits = _logits(job.donor if i == 1 else job.recipient, row()[chunk]).to(theirs.device)
+                logits = logits_of[i](row()[chunk]).to(theirs.device)
                 tokens = ScoredTokens(logits[..., : job.vocabulary_rows], against)
                 for m in job.logit_measures:
                     found[m.name][i].append(m(tokens))

@@ -53,7 +53,7 @@ class LayerInterventions:
         sites = [i for i in wanted if isinstance(i.point, ActivationPoint)]
         self.known = self._observe(donor, sites)
         self.own = self._observe(recipient, sites)
-        self.branches = {role: self._branch(role) for role in (ATTENTION, MLP) if role in recipient.body.family.roles}
+        self.branches = {role: self._branch(role) for role in (ATTENTION, MLP) if recipient.body.has_role(role, layer)}
         self._check_replay()
 
     def overrides(self, interventions: Interventions) -> dict[nn.Module, ForwardOverride]:
@@ -117,8 +117,9 @@ class LayerInterventions:
         body = runner.body
         paths = {path for i in sites for path in body.paths(i.point, self.layer)}
         for role in (ATTENTION, MLP):
-            if role in body.family.roles:
-                paths |= {*body.family.paths(role), *(p.rpartition(".")[0] for p in body.family.paths(role))} - {""}
+            if body.has_role(role, self.layer):
+                there = body.role_paths(role, self.layer)
+                paths |= {*there, *(p.rpartition(".")[0] for p in there)} - {""}
         if any(i.point.role == "." for i in sites):
             paths.add("")
         module = body.layers[self.layer]
@@ -132,7 +133,7 @@ class LayerInterventions:
         return seen
 
     def _branch(self, role: str) -> Branch:
-        (path,) = self.recipient.body.family.paths(role)
+        (path,) = self.recipient.body.role_paths(role, self.layer)
         terminal = self.own[path]
         if terminal.calls != 1:
             raise NotExactError(f"{path!r} in layer {self.layer} is called {terminal.calls} times a forward")
@@ -179,7 +180,7 @@ class LayerInterventions:
             (root,) = ours.paths(point, self.layer)
             for path, module in mine.get_submodule(root).named_modules(prefix=root):
                 if list(module.parameters(recurse=False)):
-                    if list(module.children()):
+                    if any(list(child.parameters()) for child in module.children()):
                         raise NotExactError(f"{path!r} in layer {self.layer} has parameters of its own beside modules")
                     found[path] = replaced(other.get_submodule(path))
             return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from krs.hooks.anatomy import Anatomy
+from krs.hooks.ends import read_point
 from krs.hooks.interventions import Intervention
 from krs.hooks.linear import LinearMap
 from krs.hooks.overrides import ForwardOverride
@@ -162,14 +164,33 @@ def swapped(theirs: nn.Module, ours: nn.Module, path: str, rows: Sequence[int] |
         return _other_norm(theirs)
     weight = linear_map(theirs, path).weight
     if rows is not None:
-        mixed = linear_map(ours, path).weight.detach().clone()
-        mixed[list(rows)] = weight[list(rows)].to(mixed)
-        weight = mixed
+        weight = mixed(linear_map(ours, path).weight, weight, rows)
 
     def other(forward: Callable[..., Tensor], value: Tensor, *rest: Any) -> Tensor:
         return LinearMap(weight, own_bias(ours, forward, value))(value).to(value.device)
 
     return other
+
+
+def mixed(own: Tensor, other: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """A weight with some rows, `None` for all, of another."""
+    if rows is None:
+        return other.detach().to(own)
+    new = own.detach().clone()
+    new[list(rows)] = other[list(rows)].to(new)
+    return new
+
+
+def end_weight(recipient: Anatomy, donor: Anatomy, interventions: Iterable[Intervention]) -> tuple[nn.Module, Tensor]:
+    """The recipient's token embedding or head, and its weight (`[in, out]`) after what is done to it."""
+    points = sorted((i.point for i in interventions), key=lambda p: p.name)
+    (module,), path = recipient.modules(points[0], None), recipient.path(points[0], None)
+    weight = read_point(points[0], module, path)
+    for point in points:
+        (theirs,) = donor.modules(point, None)
+        other = read_point(point, theirs, donor.path(point, None))
+        weight = mixed(weight, other, recipient.units(point, None))
+    return module, weight
 
 
 def _other_norm(theirs: nn.Module) -> ForwardOverride:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from krs._typing import Positions
 from krs.generation.forward import final_states
 from krs.hooks.anatomy import Anatomy
+from krs.hooks.ends import OtherTable
 from krs.hooks.offload import materialised
 from krs.hooks.overrides import override_forward
 from krs.prompts import TokenBatch
@@ -23,6 +24,7 @@ from krs.restore.plan import Restoration
 from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layer import LayerInterventions
 from krs.restore.wave.layout import Layout, alone
+from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.reference import ReferenceRun, RestoredReference
 from krs.restore.wave.runner import LayerwiseRunner
 from krs.restore.wave.schedule import Interventions, Row
@@ -40,18 +42,20 @@ class Pass:
         batch: TokenBatch,
         layout: Layout,
         rows_by_layer: Sequence[Sequence[Row]],
+        start: Sequence[Row],
         checked: Sequence[tuple[Restoration, int]],
         positions: Mapping[Positions, Positions],
     ) -> None:
         self.job, self.batch = job, batch
-        self.layout, self.rows_by_layer = layout, rows_by_layer
+        self.layout, self.rows_by_layer, self.start = layout, rows_by_layer, start
         longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
         (self.donor, self.recipient), self.references = zip(
             *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
         )
         donor, recipient = self.references
         where = dict(alone(batch, longest, positions).where)
-        self.restored = [(RestoredReference(r, recipient, donor, where), row) for r, row in checked]
+        with self._tables():
+            self.restored = [(RestoredReference(r, recipient, donor, where), row) for r, row in checked]
         self.slots: list[int] = [0]
         self.stack = self.recipient.states.new_empty(0)
         self.at_once = self._rows_at_once(job.budget)
@@ -59,7 +63,8 @@ class Pass:
     def run(self) -> Iterator[int]:
         """Go through the layers; yields how many rows each of them has moved on."""
         base = self.recipient.states
-        self.stack = base.new_empty(max(map(len, self.rows_by_layer)) - 1, *base.shape)
+        self.stack = base.new_empty(max(map(len, (self.start, *self.rows_by_layer))) - 1, *base.shape)
+        self._embed()
         for layer, step in enumerate(self.rows_by_layer):
             self._layer(layer, step)
             yield len(step)
@@ -67,8 +72,28 @@ class Pass:
             state = self.stack[self.slots[row]] if row else self.recipient.states
             reference.compare(state.reshape(self.layout.n_tokens, -1))
 
-    def values(self, scorer: Scorer, rows: Sequence[int]) -> tuple[dict[str, Values], np.ndarray]:
-        """Every measure of some rows of the last layer, and the reference's power; after `run`."""
+    def _embed(self) -> None:
+        """Give the rows that have another embedding what enters the first layer."""
+        self.slots = [0, *range(len(self.start) - 1)]
+        ours, theirs = self.recipient.body, self.donor.body
+        with self._tables():
+            for slot, row in zip(self.slots[1:], self.start[1:], strict=True):
+                own, weight = end_weight(ours, theirs, row.interventions)
+                table = OtherTable(own, weight)
+                self.stack[slot] = self.recipient.starting_with(lambda _, ids, table=table: table(ids))
+
+    @contextmanager
+    def _tables(self) -> Iterator[None]:
+        """Inside, both token embeddings are in memory, if they are needed."""
+        with ExitStack() as stack:
+            for body in (self.recipient.body, self.donor.body) if len(self.start) > 1 else ():
+                stack.enter_context(materialised(body.model.get_input_embeddings()))
+            yield
+
+    def values(
+        self, scorer: Scorer, rows: Sequence[int], heads: Sequence[Interventions]
+    ) -> tuple[dict[str, Values], np.ndarray]:
+        """Every measure of some rows of the last layer under some heads, and the reference's power; after `run`."""
         with ExitStack() as stack:
             stack.enter_context(scorer.materialised())
             for runner in (self.donor, self.recipient):
@@ -81,7 +106,7 @@ class Pass:
             else:
                 reference = final_states(self.job.reference.model, self.batch).to(donor.device)
             states = [partial(self._row, row) if row else lambda: recipient for row in rows]
-            return scorer.values(states, recipient, donor, reference, self.batch.target_ids)
+            return scorer.values(states, heads, recipient, donor, reference, self.batch.target_ids)
 
     def _row(self, row: int) -> Tensor:
         """What the head gets of a row."""

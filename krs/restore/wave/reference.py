@@ -17,7 +17,8 @@ from torch import Tensor
 from krs._typing import Positions
 from krs.hooks.interventions import Intervention
 from krs.hooks.listen import on_value
-from krs.hooks.points import ActivationPoint, WeightPoint
+from krs.hooks.patch import patched
+from krs.hooks.points import ActivationPoint, Setting, WeightPoint
 from krs.hooks.values import by_position
 from krs.hooks.weights import read_weight, replace_weight, replace_whole
 from krs.prompts import TokenBatch
@@ -110,16 +111,18 @@ class RestoredReference:
     ) -> None:
         self.restoration, self.recipient, self.donor, self.where = restoration, recipient, donor, where
         self.states = recipient.runner.states
+        if restoration.at("embedding"):
+            points = Setting(tuple(i.point for i in restoration.at("embedding")))
+            with patched(recipient.runner.body.model, points.at().set(donor.runner.body.model)):
+                self.states = LayerwiseRunner(recipient.runner.body, recipient.runner.layout).states
 
     def step(self, layer: int) -> None:
         """One layer on; to be called after the reference runs of both models have done theirs."""
-        inside = layer in self.restoration.window.layers
+        interventions = self.restoration.at(layer)
         with ExitStack() as stack:
-            if inside:
-                interventions = self.restoration.interventions
-                values = self._donor_values(layer, [i for i in interventions if isinstance(i.point, ActivationPoint)])
-                for i in interventions:
-                    self._apply(i, layer, values, stack)
+            values = self._donor_values(layer, [i for i in interventions if isinstance(i.point, ActivationPoint)])
+            for i in interventions:
+                self._apply(i, layer, values, stack)
             self.states = self.recipient.runner.call(layer, self.states.to(self.recipient.runner.states.device))
 
     def _donor_values(self, layer: int, wanted: Sequence[Intervention]) -> dict[Intervention, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from krs.generation.forward import accepted, device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.offload import materialised
-from krs.hooks.overrides import override_forward
+from krs.hooks.overrides import ForwardOverride, override_forward
 from krs.restore.job import NotExactError
 from krs.restore.wave.attention import attending, attending_eagerly, can_pack, switches
 from krs.restore.wave.layout import Layout, repeated
@@ -72,6 +72,21 @@ class LayerwiseRunner:
             else:
                 out = module(states, *call.args, **call.kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def starting_with(self, embedding: ForwardOverride) -> Float[Tensor, "sequence pos d"]:
+        """What the first layer gets where the token embedding computes something else."""
+        seen: list[Tensor] = []
+        own, self._embedded = self._embedded, None
+        try:
+            with override_forward({self._table: embedding}):
+                self._stubbed(1, [], seen)
+        finally:
+            self._embedded = own
+        return seen[0]
+
+    @property
+    def _table(self) -> nn.Module:
+        return self.body.model.get_input_embeddings()  # type: ignore[operator]
 
     def final(self, states: Float[Tensor, "*token d"]) -> Float[Tensor, "*token d"]:
         """What the head gets of a layer's output."""
@@ -134,8 +149,7 @@ class LayerwiseRunner:
 
         decoder, device = self.body.decoder, device_of(self.body.model)
         given = {name: value.to(device) for name, value in self.layout.repeated(rows).items()}
-        table: nn.Module = self.body.model.get_input_embeddings()  # type: ignore[operator]
-        with override_forward({**dict.fromkeys(self.body.layers, stub), table: embed}), self.attention():
+        with override_forward({**dict.fromkeys(self.body.layers, stub), self._table: embed}), self.attention():
             try:
                 out = decoder(**accepted(decoder, given), use_cache=False)[0]
             except NotImplementedError:

@@ -5,7 +5,7 @@ restored. Restorations that have restored the same things so far are one row, so
 its window, and windows that begin alike share their beginning.
 
 >>> from krs.restore.plan import Plan
->>> steps, last = schedule(Plan.make("attn_out", windows=1, n_layers=3))
+>>> steps, last, _ = schedule(Plan.make("attn_out", windows=1, n_layers=3))
 >>> [len(step) for step in steps], last
 ([2, 3, 4], (1, 2, 3))
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from krs.hooks.interventions import Intervention
+from krs.hooks.points import Place
 from krs.restore.plan import Plan, Restoration
 
 Interventions: TypeAlias = frozenset[Intervention]
@@ -24,7 +25,7 @@ Interventions: TypeAlias = frozenset[Intervention]
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it leaves a layer: the row that it was before, and what is put into it at this layer."""
+    """A row as it leaves a layer, or the embedding: the row that it was before, and what is put into it there."""
 
     parent: int
     interventions: Interventions
@@ -33,19 +34,22 @@ class Row:
 Step: TypeAlias = tuple[Row, ...]
 
 
-def schedule(plan: Plan, restorations: Sequence[Restoration] | None = None) -> tuple[tuple[Step, ...], tuple[int, ...]]:
-    """For each layer its rows, row 0 the base; and for each restoration the row that it is in the end.
+def schedule(
+    plan: Plan, restorations: Sequence[Restoration] | None = None
+) -> tuple[tuple[Step, ...], tuple[int, ...], Step]:
+    """For each layer its rows, row 0 the base; for each restoration the row that it is in the end; and the rows that
+    there are before the first layer, which have another embedding.
 
     Args:
         plan: what is to be restored; all of it, unless `restorations` names a part.
     """
     wanted = list(plan) if restorations is None else list(restorations)
     at = [0] * len(wanted)
-    steps = []
-    for layer in range(plan.n_layers):
+    steps: list[Step] = []
+    places: list[int | Place] = ["embedding", *range(plan.n_layers)]
+    for place in places:
         rows: dict[Row, int] = {Row(0, frozenset()): 0}
         for i, restoration in enumerate(wanted):
-            here = restoration.interventions if layer in restoration.window.layers else frozenset()
-            at[i] = rows.setdefault(Row(at[i], here), len(rows))
+            at[i] = rows.setdefault(Row(at[i], restoration.at(place)), len(rows))
         steps.append(tuple(rows))
-    return tuple(steps), tuple(at)
+    return tuple(steps[1:]), tuple(at), steps[0]

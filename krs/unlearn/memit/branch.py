@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from krs.generation.forward import accepted, device_of
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.interrupts import interrupt_deferred
-from krs.hooks.points import VALUE_VECTORS
+from krs.hooks.library import VALUE_VECTORS
 from krs.prompts import TokenBatch
 from krs.unlearn.memit.forward import added, at_positions, frozen
 

@@ -13,8 +13,8 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.library import MLP_COEF, VALUE_VECTORS
 from krs.hooks.linear import widths
-from krs.hooks.points import MLP_COEF, VALUE_VECTORS
 from krs.progress import bar
 from krs.unlearn.config import EditConfig
 from krs.unlearn.memit.moments import check_size, count_tokens, covariance

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.library import MLP_COEF
 from krs.hooks.linear import widths
-from krs.hooks.points import MLP_COEF
 from krs.models.cache import build_once, cache_root, is_cached
 from krs.models.identity import combined, config_that_counts, named_digests
 from krs.models.pair import dtype_of

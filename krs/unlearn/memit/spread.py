@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.points import MLP_COEF, VALUE_VECTORS
+from krs.hooks.library import MLP_COEF, VALUE_VECTORS
 from krs.hooks.weights import read_weight, write_weight
 from krs.unlearn.memit.branch import projection_change
 from krs.unlearn.memit.forward import BLOCK_OUT, read_at
