@@ -45,7 +45,7 @@ def _blocks(page, language):
 
 @pytest.fixture(scope="module")
 def models():
-    return pair("llama", num_hidden_layers=30)
+    return pair("llama", num_hidden_layers=30, max_position_embeddings=128)
 
 
 @pytest.fixture
@@ -215,3 +215,23 @@ def test_the_page_on_troubleshooting_has_every_error():
 def test_every_row_on_troubleshooting_has_cause_and_remedy():
     rows = re.findall(r"^\|.*\|$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
     assert all(len(row.replace("\\|", "").split(" | ")) == 3 and "|  |" not in row for row in rows)
+
+
+def _anchors(page):
+    """Of headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    words = (re.sub(r"[^\w\- ]", "", h.strip().lower()) for h in re.findall(r"^#+ (.+)$", text, re.M))
+    return {heading.replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere_and_pictures_say_what_they_show(page):
+    text = page.read_text(encoding="utf-8")
+    for picture, told, target in re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text):
+        place, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        file = page if not place else (page.parent / place).resolve()
+        assert file.exists(), target
+        assert not anchor or anchor in _anchors(file), target
+        assert not picture or len(told.split()) > 4, f"{target} has the alternative text {told!r}"
