@@ -10,6 +10,7 @@ import importlib
 import json
 import random
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -158,6 +159,19 @@ def test_every_line_of_krs_in_a_table_or_a_sentence_parses():
             parse(re.sub(r"[\[\]…]", "", command))
             seen += 1
     assert seen > 10
+
+
+def test_the_page_on_commands_has_every_command_and_option():
+    found = runpy.run_path(str(ROOT / "docs/commands.py"))
+    page = found["on_page_markdown"]((ROOT / "docs/commands.md").read_text(encoding="utf-8"))
+    assert found["MARK"] not in page
+    for name, command in typer.main.get_command(app).commands.items():
+        (section,) = re.findall(rf"^## krs {name}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+        assert command.help.splitlines()[0] in section
+        options = [o for p in command.params if p.name != "help" for o in p.opts if o.startswith("-")]
+        assert all(f"`{option}`" in section for option in options)
+    assert re.search(r"^\| `--n-tokens` \| .+ \| `30` \|$", page, re.M)
+    assert re.search(r"^\| `--output`, `-o` \| .+ \| needed \|$", page, re.M)
 
 
 def test_an_unknown_option_would_be_found():
