@@ -48,6 +48,8 @@ def place(tmp_path_factory):
     second = krs.sweep(*names, QUESTIONS[:1], settings=["attn_out"], windows=1, **ask)
     first.save(folder / "a.krs")
     second.save(folder / "b_50%.krs")
+    third = krs.sweep(*names, QUESTIONS[:1], settings="attn_out", windows=krs.windows.of([[1]]), measures="kl", **ask)
+    third.save(folder / "kl.krs")
     krs.mean([first, first], ["one", "two"]).save(folder / "mean.krs")
     krs.sweep(*names, QUESTIONS[:1], settings="resid", windows=1, positions="each", **ask).save(folder / "map.krs")
     krs.metrics.answers(v, u, QUESTIONS[:1], QUESTIONS[1:], **ask).save(folder / "answers.json")
@@ -73,6 +75,14 @@ def test_a_sweep_in_words(place):
     assert f"- MLP coefficients (mlp_coef): at most {best.krs:.3f}, at layer {best.first_layer:.0f}\n" in said
     assert "2 prompts, " in said
     assert f"{result.answers[0]!r}" in said
+
+
+def test_other_measures_are_told_of_and_drawn(place, tmp_path):
+    peak = krs.load_result(place / "kl.krs").recovery("kl").iat[0, 0]
+    assert f"Measured beside it: kl, whose recovery is at most attn_out {peak:.3f}." in _shown(place / "kl.krs")
+    done = _krs("plot", place / "kl.krs", "--measure", "kl", "-o", tmp_path / "kl.svg")
+    assert done.exit_code == 0, done.exception
+    assert "Recovery: KL" in (tmp_path / "kl.svg").read_text()
 
 
 def test_every_other_kind_of_result_in_words(place):
@@ -104,6 +114,7 @@ def test_a_directory_shows_what_is_in_it_and_an_unlearned_models_report(place, t
             "drift.csv",
             "a.krs",
             "b_50%.krs",
+            "kl.krs",
             "map.krs",
             "mean.krs",
         )
@@ -196,7 +207,8 @@ def test_tables_instead_of_a_figure(place, tmp_path):
         (["a.krs", "-o", "there.pdf"], "is there already: give another name, or --overwrite"),
         (["a.krs", "map.krs", "-o", "f.pdf"], "'map' is a map of layers and an axis, which no other lies on"),
         (["a.krs", "b_50%.krs", "--setting", "resid", "-o", "f.pdf"], "'resid' was not swept in any of these"),
-        (["a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured"),
+        (["a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured: this result has logit_mse; ask for more"),
+        (["kl.krs", "a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured in 'a': sweep that one again"),
     ],
 )
 def test_figures_that_cannot_be_are_refused(place, monkeypatch, args, says):

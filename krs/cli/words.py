@@ -38,6 +38,10 @@ def _sweep(result: Any) -> Iterator[str]:
         place = "".join(f", {axis} {row[axis]:.0f}" for axis in axes)
         peak = "no number" if np.isnan(value) else f"at most {value:.3f}, at {where}{place}"
         yield f"- {column} ({name}): {peak}"
+    for measure in result.measures[1:]:
+        peaks = result.recovery(measure).max()
+        told = ", ".join(f"{_named(name)} {peak:.3f}" for name, peak in peaks.items())
+        yield f"Measured beside it: {measure}, whose recovery is at most {told}."
     if result.prompts and result.answers and isinstance(result.prompts[0], str):
         yield f"Scored, for one: … {result.prompts[0][-60:]!r} -> {result.answers[0]!r}"
     yield from _end(made, result.notes)

@@ -45,6 +45,10 @@ class Compared:
 
         Raises `KrsError` for maps, which cannot lie on each other, and for windows that have other names.
         """
+        if lacking := [name for name, result in self.results.items() if measure not in result.measures]:
+            raise KrsError(
+                f"{measure!r} was not measured in {lacking[0]!r}: sweep that one again with measures=[{measure!r}]"
+            )
         tables = {name: result.recovery(measure) for name, result in self.results.items()}
         if maps := [name for name, table in tables.items() if table.columns.nlevels > 1]:
             raise KrsError(f"{maps[0]!r} is a map of layers and an axis, which no other lies on: plot each alone")
