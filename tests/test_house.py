@@ -13,6 +13,7 @@ MODULES = sorted(
     for path in ROOT.rglob("*.py")
 )
 FLOORS = {
+    "__main__": 10,
     "errors": 0,
     "reach": 0,
     "writing": 0,
@@ -39,7 +40,6 @@ FLOORS = {
     "study": 7,
     "demo": 7,
     "cli": 8,
-    "__main__": 9,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas", "xarray")
 
