@@ -186,6 +186,7 @@ _PHRASES = {
 _OPTIONS = {
     "answers": "--answers",
     "bleu": "--bleu",
+    "budget": "--budget",
     "chat_template_kwargs": "--template-arg",
     "corpus": "--corpus",
     "device": "--device",

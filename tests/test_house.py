@@ -37,9 +37,9 @@ FLOORS = {
     "plots_account": 1,
     "plots_compared": 2,
     "instruments": 7,
-    "study": 7,
-    "demo": 7,
-    "cli": 8,
+    "study": 8,
+    "demo": 8,
+    "cli": 9,
 }
 HEAVY = ("transformer_lens", "matplotlib", "datasets", "peft", "ray", "accelerate", "pandas", "xarray")
 
