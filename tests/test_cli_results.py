@@ -1,5 +1,6 @@
 """`krs show`, `krs plot` and `krs doctor`; results side by side; what `--overwrite` does."""
 
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import krs
-from krs import KrsError
+from krs import KrsError, files
 from krs.cli import app
 from krs.files import in_options, windows
 from krs.instruments.dissection import Dissection
@@ -24,6 +25,7 @@ from krs.instruments.facts import as_facts
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import Verdict
 from krs.restore import plain
+from krs.unlearn.methods import method
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -243,6 +245,22 @@ def test_the_doctor_finds_both_engines_alike_and_says_so_where_they_are_not(monk
     wrong = _krs("doctor")
     assert wrong.exit_code == 1
     assert "self-test on cpu in float64: FAILED" in wrong.stdout
+
+
+def test_methods_and_their_settings_with_defaults_and_what_they_mean():
+    listed = _krs("methods").stdout.splitlines()
+    assert [line.split(":")[0] for line in listed] == krs.unlearn.methods()
+    for name in krs.unlearn.methods():
+        said = _krs("methods", name).stdout
+        assert "see its documentation" not in said, name
+        for setting in dataclasses.fields(method(name).config_class):
+            shown = re.search(rf"^- ({setting.name}=.*?): ", said, re.M)[1]
+            default = files.setting(shown)[1]  # as --set would read it
+            assert method(name).config_class(**{setting.name: default}) == method(name).config_class()
+    said = _krs("methods", "npo_kl").stdout
+    assert "needs --forget and --retain; settings" in said
+    assert "\n- retain_weight=100.0: w of the retain term." in said
+    assert "unknown unlearning method 'npoo'" in str(_krs("methods", "npoo").exception)
 
 
 def test_without_an_extra_the_doctor_says_how_to_get_it(monkeypatch):

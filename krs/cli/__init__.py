@@ -1,6 +1,21 @@
 """The `krs` command: thin, a file a sub-command."""
 
-from krs.cli import account, answers, corpus, demo, doctor, drift, plot, prepare, show, speak, study, sweep, unlearn
+from krs.cli import (
+    account,
+    answers,
+    corpus,
+    demo,
+    doctor,
+    drift,
+    methods,
+    plot,
+    prepare,
+    show,
+    speak,
+    study,
+    sweep,
+    unlearn,
+)
 from krs.cli.shell import app, main
 
 __all__ = [
@@ -12,6 +27,7 @@ __all__ = [
     "doctor",
     "drift",
     "main",
+    "methods",
     "plot",
     "prepare",
     "show",
