@@ -47,7 +47,19 @@ if TYPE_CHECKING:
     from krs.instruments.dissect import dissect
     from krs.metrics import Account, account
     from krs.models import load
-    from krs.restore import MeanResult, Plan, SweepResult, concat, load_result, mean, patch_sweep, sweep, windows
+    from krs.restore import (
+        Compared,
+        MeanResult,
+        Plan,
+        SweepResult,
+        compare,
+        concat,
+        load_result,
+        mean,
+        patch_sweep,
+        sweep,
+        windows,
+    )
 
 __version__ = version("krs")
 
@@ -74,6 +86,7 @@ __all__ = [
     "VALUE_VECTORS",
     "WEIGHTS",
     "Account",
+    "Compared",
     "Generated",
     "KrsError",
     "KrsWarning",
@@ -82,6 +95,7 @@ __all__ = [
     "Spoken",
     "SweepResult",
     "account",
+    "compare",
     "concat",
     "data",
     "dissect",
@@ -111,7 +125,7 @@ __getattr__, __dir__ = on_demand(
         "dissect": "krs.instruments:",
         **dict.fromkeys(("Account", "account"), "krs.metrics:"),
         "load": "krs.models:",
-        **dict.fromkeys(("MeanResult", "Plan", "SweepResult"), "krs.restore:"),
-        **dict.fromkeys(("concat", "load_result", "mean", "patch_sweep", "sweep"), "krs.restore:"),
+        **dict.fromkeys(("Compared", "MeanResult", "Plan", "SweepResult"), "krs.restore:"),
+        **dict.fromkeys(("compare", "concat", "load_result", "mean", "patch_sweep", "sweep"), "krs.restore:"),
     },
 )

@@ -68,6 +68,40 @@ def positions(given: str | None) -> str | list[int] | None:
     return [int(n) for n in given.split(",")]
 
 
+_WINDOWS = "5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
+
+
+def windows(given: str) -> tuple[str, tuple[Any, ...]]:
+    """Windows as an option has them: the function of `krs.windows` and what it gets.
+
+    >>> windows("5"), windows("sliding:4"), windows("each"), windows("7-9,17")
+    (('centred', (5,)), ('sliding', (4,)), ('each', ()), ('of', ([[7, 8, 9], [17]],)))
+
+    Raises `KrsError` for anything else.
+    """
+    name, _, size = given.strip().partition(":")
+    if name in ("each", "from_layer_on", "up_to_layer") and not size:
+        return name, ()
+    if name.isdigit() and "," not in given and not size:
+        name, size = "centred", name
+    if name in ("centred", "sliding", "last") and size.isdigit() and int(size) > 0:
+        if name == "centred" and int(size) % 2 == 0:
+            raise KrsError(
+                f"--window {given}: a centred window is as wide on either side, so its size is odd: give "
+                f"{int(size) + 1}, or sliding:{size}"
+            )
+        return name, (int(size),)
+    return "of", ([_run(part, given) for part in given.split(",")],)
+
+
+def _run(part: str, given: str) -> list[int]:
+    """The layers of `7-9`, or of `7`."""
+    first, dash, last = part.strip().partition("-")
+    if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        raise KrsError(f"--window {given!r}: give {_WINDOWS}")
+    return list(range(int(first), int(last or first) + 1))
+
+
 def template_arguments(given: list[str] | None) -> dict[str, Any] | None:
     """`name=value` arguments of the chat template, `None` for none."""
     pairs = [setting(one, "--template-arg", "enable_thinking=false") for one in given or []]
@@ -142,41 +176,62 @@ def _parsed(text: str, path: Path, first: int) -> Any:
         raise KrsError(f"{str(path)!r} is not valid JSON: {reason.msg} in {where}") from None
 
 
-_OPTIONS = {
+_PHRASES = {
+    "krs.sweep(…, measures=[…])": "krs sweep --measure",
     "overwrite=True": "--overwrite",
-    "output_dir=": "--output ",
-    "krs.load('smollm2')": "'smollm2'",
-    "retain=": "--retain",
-    "corpus=": "--corpus",
-    "text_field=": "--text-field",
     "chat=True": "--chat",
-    "chat_template_kwargs=": "--template-arg",
-    "reuse=": "--reuse",
-    "device=": "--device ",
-    "device_map=": "--device-map ",
-    "dtype=": "--dtype ",
-    "offload=": "--offload ",
-    "vocabulary=": "--vocabulary ",
-    "tokenizer=": "--tokenizer ",
-    "positions=": "--positions ",
-    "measures=": "--measure ",
-    "direction=": "--direction ",
-    "answers=": "--answers",
-    "budget=": "--budget ",
-    "parameters=": "--set parameters=",
-    "precision=": "--set precision=",
-    "subjects=": "--set subjects=",
-    "ridge=": "--set ridge=",
-    "min_tokens=": "--set min_tokens=",
+    "krs.load('smollm2')": "'smollm2'",
+    "checkpoint=": "",
 }
+_OPTIONS = {
+    "answers": "--answers",
+    "bleu": "--bleu",
+    "budget": "--budget",
+    "chat_template_kwargs": "--template-arg",
+    "corpus": "--corpus",
+    "device": "--device",
+    "device_map": "--device-map",
+    "direction": "--direction",
+    "dtype": "--dtype",
+    "engine": "--engine",
+    "forget": "--forget",
+    "measures": "--measure",
+    "memory": "--memory",
+    "n_tokens": "--n-tokens",
+    "offload": "--offload",
+    "output_dir": "--output",
+    "points": "--points",
+    "positions": "--positions",
+    "prompts": "--prompts",
+    "retain": "--retain",
+    "reuse": "--reuse",
+    "scoring": "--scoring",
+    "setting": "--setting",
+    "settings": "--settings",
+    "subjects": "--subjects",
+    "target": "--target",
+    "text_field": "--text-field",
+    "tokenizer": "--tokenizer",
+    "unrelated": "--unrelated",
+    "vocabulary": "--vocabulary",
+    "windows": "--window",
+    **{name: f"--set {name}=" for name in ("parameters", "precision", "ridge", "min_tokens")},
+}
+"""Keyword arguments by the options that stand for them."""
 
 
-def in_options(message: str) -> str:
-    """A message as the shell needs it: keyword arguments by the names of their options.
+def in_options(message: str, command: str = "") -> str:
+    """A message as the shell needs it: keyword arguments by the names of their options (`--set` of `krs unlearn`).
 
     >>> in_options("grad_diff needs a retain set: pass retain=, texts that the model is to keep")
     'grad_diff needs a retain set: pass --retain, texts that the model is to keep'
     """
-    for keyword, option in _OPTIONS.items():
-        message = re.sub(rf"(?<![\w-]){re.escape(keyword)}", option, message)
-    return message
+    for phrase, said in _PHRASES.items():
+        message = message.replace(phrase, said)
+
+    def option(found: re.Match[str]) -> str:
+        name, alone = found[1], found[2] is not None
+        said = f"--set {name}=" if (command, name) == ("unlearn", "subjects") else _OPTIONS[name]
+        return said if said.endswith("=") or alone else f"{said} "
+
+    return re.sub(rf"(?<![\w.-])({'|'.join(_OPTIONS)})=((?=[\s,.;:)]|$))?", option, message)

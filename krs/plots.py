@@ -393,11 +393,11 @@ def save_points(table: DataFrame, path: Path) -> None:
 
 
 def _drawn(draw: Callable[[Axes], object], path: Path) -> None:
-    _saved(lambda figure: draw(figure.add_subplot()), path)
+    save_drawn(lambda figure: draw(figure.add_subplot()), path)
 
 
-def _saved(draw: Callable[[Any], object], path: Path) -> None:
-    """Draw into a figure of no window, and write it; text stays text in SVG and PDF."""
+def save_drawn(draw: Callable[[Any], object], path: Path) -> None:
+    """Have something drawn into an empty figure, without touching pyplot, and write it; in SVG and PDF text is text."""
     require("matplotlib", "plot", "a figure")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -417,7 +417,7 @@ def save_figure(result: Drawn | Mapping[str, Sequence[HasTable]], path: Path) ->
     if isinstance(result, Mapping):
         _drawn(lambda axes: plot_tradeoff(result, axes), path)
     else:
-        _saved(lambda figure: result.plot(ax=figure), path)
+        save_drawn(lambda figure: result.plot(ax=figure), path)
 
 
 def save_figure_or_say(result: Drawn | Mapping[str, Sequence[HasTable]], path: Path) -> list[str]:

@@ -11,6 +11,9 @@ from krs._typing import Axes
 from krs.extras import require
 from krs.writing import replacing
 
+_SHOWN = 98
+"""Percent of the cells, by size, that the colours reach: a single large one does not make all others pale."""
+
 
 def draw_account(
     shares: np.ndarray, components: Sequence[str], layers: Sequence[int], title: str = "", ax: Axes | None = None
@@ -29,7 +32,9 @@ def draw_account(
         ax: axes to draw on; new ones if not given.
     """
     axes = ax if ax is not None else _new_axes()
-    size = float(np.nanmax(np.abs(shares), initial=0.0)) or 1.0
+    sizes = np.abs(shares[np.isfinite(shares)])
+    size = (float(np.percentile(sizes, _SHOWN, method="lower")) if len(sizes) else 0.0) or float(sizes.max(initial=0.0))
+    size = size or 1.0
     image = axes.imshow(shares, aspect="auto", cmap="RdBu_r", vmin=-size, vmax=size, interpolation="nearest")
     axes.set_yticks(range(len(components)), [c.replace("_", " ") for c in components])
     shown = [i for i, layer in enumerate(layers) if layer < 0 or i % max(1, len(layers) // 10) == 0]
@@ -39,7 +44,10 @@ def draw_account(
     axes.set_xlabel("Layer")
     if title:
         axes.set_title(title, fontsize=9)
-    axes.figure.colorbar(image, ax=axes, label="share of the logit MSE")
+    beyond = [bool((values > size).any()) for values in (-shares, shares)]
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((beyond[0], beyond[1]), "neither")
+    said = f"\ncolours end at ± {size:.2g}, percentile {_SHOWN}" if any(beyond) else ""
+    axes.figure.colorbar(image, ax=axes, label=f"share of the logit MSE{said}", extend=extend)
     return axes
 
 
@@ -48,16 +56,18 @@ def save_account(
 ) -> None:
     """Draw `draw_account` into a file, without touching pyplot."""
     require("matplotlib", "plot", "a figure")
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    draw_account(shares, components, layers, title, figure.add_subplot())
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text stays text
+        draw_account(shares, components, layers, title, figure.add_subplot())
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, dpi=150)
 
 
 def _new_axes() -> Axes:
     require("matplotlib", "plot", "a figure")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(7.2, 3.8), layout="constrained")[1]
+    return plt.subplots(figsize=(6.4, 3.8), layout="constrained")[1]

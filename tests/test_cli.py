@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import krs
@@ -157,8 +159,25 @@ def test_answers_are_not_written_over_unasked(tmp_path):
     refused = CliRunner().invoke(app, run)
     assert "holds what an earlier call wrote: give another directory, or overwrite=True" in str(refused.exception)
     done = CliRunner().invoke(app, [*run, "--overwrite"])
-    assert done.output.rstrip().endswith("said/: answers.json, answers.csv")
-    assert {p.name for p in (tmp_path / "said").iterdir()} == {"answers.json", "answers.csv"}
+    assert done.output.rstrip().endswith("said/: answers.json, answers.csv, answers.md")
+    assert {p.name for p in (tmp_path / "said").iterdir()} == {"answers.json", "answers.csv", "answers.md"}
+    answer = " ".join(krs.metrics.load_answers(tmp_path / "said" / "answers.json").frame.unlearned[0].split())
+    assert f"- who wrote the book\n  vanilla:   {answer}\n  unlearned: {answer}\n" in done.output
+    assert f"**who wrote the book**\n\n- vanilla: {answer}\n" in (tmp_path / "said" / "answers.md").read_text()
+
+
+def test_errors_name_options_and_not_pythons_keywords():
+    """Every argument of a call that the command hands on, in the words in which a message names it."""
+    calls = {"sweep": krs.sweep, "answers": krs.metrics.answers, "account": krs.account, "drift": krs.metrics.drift}
+    for name, call in calls.items():
+        options = {o for p in typer.main.get_command(app).commands[name].params for o in p.opts}
+        for argument in inspect.signature(call).parameters:
+            option = {"windows": "--window", "measures": "--measure", "chat_template_kwargs": "--template-arg"}
+            option = option.get(argument, f"--{argument.replace('_', '-')}")
+            if option in options:
+                assert in_options(f"{argument}='x': not so").startswith(f"{option} "), argument
+    assert in_options("give subjects=, one each") == "give --subjects, one each"
+    assert in_options("give subjects=, one each", "unlearn") == "give --set subjects=, one each"
 
 
 def test_arguments_of_the_chat_template_reach_the_answers(tmp_path):
@@ -296,7 +315,7 @@ def test_interrupted_questions_keep_the_vanilla_answers_for_the_same_command(sav
     assert [p.name for p in out.iterdir()] == ["answers.part.json"]
     assert CliRunner().invoke(app, run).exit_code == 0
     assert asked == ["answers (vanilla)", "answers (unlearned)", "answers (unlearned)"]
-    assert {p.name for p in out.iterdir()} == {"answers.json", "answers.csv"}
+    assert {p.name for p in out.iterdir()} == {"answers.json", "answers.csv", "answers.md"}
 
 
 def test_a_command_that_could_not_write_says_so_first_and_one_that_fails_leaves_no_folder(saved_pair):

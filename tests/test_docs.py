@@ -10,6 +10,7 @@ import importlib
 import json
 import random
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def _blocks(page, language):
 
 @pytest.fixture(scope="module")
 def models():
-    return pair("llama", num_hidden_layers=30)
+    return pair("llama", num_hidden_layers=30, max_position_embeddings=128)
 
 
 @pytest.fixture
@@ -160,6 +161,19 @@ def test_every_line_of_krs_in_a_table_or_a_sentence_parses():
     assert seen > 10
 
 
+def test_the_page_on_commands_has_every_command_and_option():
+    found = runpy.run_path(str(ROOT / "docs/commands.py"))
+    page = found["on_page_markdown"]((ROOT / "docs/commands.md").read_text(encoding="utf-8"))
+    assert found["MARK"] not in page
+    for name, command in typer.main.get_command(app).commands.items():
+        (section,) = re.findall(rf"^## krs {name}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+        assert command.help.splitlines()[0] in section
+        options = [o for p in command.params if p.name != "help" for o in p.opts if o.startswith("-")]
+        assert all(f"`{option}`" in section for option in options)
+    assert re.search(r"^\| `--n-tokens` \| .+ \| `30` \|$", page, re.M)
+    assert re.search(r"^\| `--output`, `-o` \| .+ \| needed \|$", page, re.M)
+
+
 def test_an_unknown_option_would_be_found():
     with pytest.raises(Exception, match="No such option: --promts"):
         _parse("krs sweep a b --promts c -o d")
@@ -215,3 +229,23 @@ def test_the_page_on_troubleshooting_has_every_error():
 def test_every_row_on_troubleshooting_has_cause_and_remedy():
     rows = re.findall(r"^\|.*\|$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
     assert all(len(row.replace("\\|", "").split(" | ")) == 3 and "|  |" not in row for row in rows)
+
+
+def _anchors(page):
+    """Of headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    words = (re.sub(r"[^\w\- ]", "", h.strip().lower()) for h in re.findall(r"^#+ (.+)$", text, re.M))
+    return {heading.replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere_and_pictures_say_what_they_show(page):
+    text = page.read_text(encoding="utf-8")
+    for picture, told, target in re.findall(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", text):
+        place, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        file = page if not place else (page.parent / place).resolve()
+        assert file.exists(), target
+        assert not anchor or anchor in _anchors(file), target
+        assert not picture or len(told.split()) > 4, f"{target} has the alternative text {told!r}"

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_missing_figure_is_no_failure(without, tmp_path):
     answers = ["--target", question, "--unrelated", question, "--n-tokens", "2", "--quiet"]
     for command, options, figure, files in [
         ("sweep", sweep, "fig1.png", {"sweep.krs", "krs.csv"}),
-        ("answers", answers, "fig2.png", {"answers.json", "answers.csv"}),
+        ("answers", answers, "fig2.png", {"answers.json", "answers.csv", "answers.md"}),
         ("drift", [], "drift.png", {"drift.csv"}),
     ]:
         done = CliRunner().invoke(app, [command, *models, *options, "-o", str(tmp_path / command)])
@@ -70,4 +71,15 @@ def test_the_hints_name_extras_that_there_are():
         for extra in re.findall(r"krs\[(\w+)\]", source.read_text(encoding="utf-8")):
             assert f"\n{extra} = [" in text
     require("torch", "unlearn", "training")
-    assert missing("ray", "cluster", "a cluster").startswith("a cluster needs ray, which is not installed")
+    assert missing("peft", "unlearn", "lora").startswith("lora needs peft, which is not installed")
+
+
+def test_no_extra_brings_a_library_that_krs_does_not_speak_of():
+    """Tools (docs, test, bench) are run."""
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = Path(krs.__file__).parent.rglob("*.py")
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    for extra, needed in extras["optional-dependencies"].items():
+        for requirement in needed if extra not in ("docs", "test", "bench") else ():
+            library = re.split(r"[\[>=]", requirement)[0]
+            assert {"pyyaml": "yaml"}.get(library, library.replace("-", "_")) in words, f"{extra}: {library}"

@@ -13,6 +13,7 @@ MODULES = sorted(
     for path in ROOT.rglob("*.py")
 )
 FLOORS = {
+    "__main__": 10,
     "errors": 0,
     "reach": 0,
     "writing": 0,
@@ -34,6 +35,7 @@ FLOORS = {
     "unlearn": 6,
     "plots": 1,
     "plots_account": 1,
+    "plots_compared": 2,
     "instruments": 7,
     "study": 8,
     "demo": 8,

@@ -1,6 +1,23 @@
 """The `krs` command: thin, a file a sub-command."""
 
-from krs.cli import account, answers, calibrate, corpus, demo, dissect, drift, prepare, speak, study, sweep, unlearn
+from krs.cli import (
+    account,
+    answers,
+    calibrate,
+    corpus,
+    demo,
+    dissect,
+    doctor,
+    drift,
+    methods,
+    plot,
+    prepare,
+    show,
+    speak,
+    study,
+    sweep,
+    unlearn,
+)
 from krs.cli.shell import app, main
 
 __all__ = [
@@ -11,9 +28,13 @@ __all__ = [
     "corpus",
     "demo",
     "dissect",
+    "doctor",
     "drift",
     "main",
+    "methods",
+    "plot",
     "prepare",
+    "show",
     "speak",
     "study",
     "sweep",

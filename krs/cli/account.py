@@ -19,7 +19,7 @@ from krs.cli.options import (
     Unlearned,
     Vanilla,
 )
-from krs.cli.outcome import interruptible, writable, write_table
+from krs.cli.outcome import check_unwritten, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
 
 
@@ -34,6 +34,7 @@ def account(
     points: Annotated[int, typer.Option(help="points of the line between the weights; more are more exact")] = 6,
     n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
     chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
     device: Device = "auto",
@@ -44,6 +45,7 @@ def account(
     """Which weights make the difference, by component, layer and unit; writes account.krs, account.csv and a figure."""
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
+    check_unwritten(output, "account.krs", overwrite)
     others = None if unrelated is None else files.questions(unrelated, chat)
     given = None if answers is None else files.read_prompts(answers)
 

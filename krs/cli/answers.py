@@ -20,9 +20,12 @@ from krs.cli.options import (
     Vanilla,
     VocabularyOption,
 )
-from krs.cli.outcome import draw, interruptible, writable, write_table
+from krs.cli.outcome import check_unwritten, draw, interruptible, writable, write_table
 from krs.cli.shell import app, check_at_hand, check_names
-from krs.errors import KrsError
+from krs.writing import write_text
+
+_SHOWN = 2
+"""So many answers to questions of each side are printed."""
 
 
 @app.command()
@@ -45,20 +48,20 @@ def answers(
     device_map: DeviceMap = None,
     quiet: Quiet = False,
 ) -> None:
-    """Ask both models the same; writes answers.json (everything), answers.csv and, with --unrelated, fig2.png.
+    """Ask both models the same; writes answers.json (everything), .csv and .md and, with --unrelated, fig2.png.
 
     Interrupted, the same command goes on from answers.part.json.
     """
     check_names(vanilla, unlearned)
     asked = [files.questions(target, chat), files.questions(unrelated, chat) if unrelated is not None else []]
-    names = ["answers.json", "answers.csv", "fig2.png"]
-    if (output / names[0]).exists() and not overwrite:
-        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    names = ["answers.json", "answers.csv", "answers.md", "fig2.png"]
+    check_unwritten(output, names[0], overwrite)
     check_at_hand(vanilla, unlearned)
 
     import krs
+    from krs.cli.words import page, said
 
-    names = writable(output, names[:2], names[2] if unrelated is not None else None)
+    names = writable(output, names[:3], names[3] if unrelated is not None else None)
     unfinished = output / "answers.part.json"
     with interruptible():
         found = krs.metrics.answers(
@@ -80,7 +83,9 @@ def answers(
     found.save(output / "answers.json")
     unfinished.unlink()
     write_table(found.frame, output / "answers.csv")
+    write_text(output / "answers.md", page(found))
     print(found)
+    print("\n".join(said(found.frame.groupby("side", sort=False).head(_SHOWN))))
     (output / "fig2.png").unlink(missing_ok=True)  # of an earlier call
     draw({"": [found]}, output, "fig2.png", names)
     print(f"written to {output}/: {', '.join(names)}")

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from krs.cli.options import Device, DeviceMap, Dtype, Unlearned, Vanilla
-from krs.cli.outcome import draw, writable, write_table
+from krs.cli.outcome import check_unwritten, draw, writable, write_table
 from krs.cli.shell import app, check_at_hand, check_names
-from krs.errors import KrsError
 
 
 @app.command()
@@ -25,8 +24,8 @@ def drift(
 ) -> None:
     """How far the weights of two models are apart, by component (and by layer in the files)."""
     check_names(vanilla, unlearned)
-    if output is not None and (output / "drift.csv").exists() and not overwrite:
-        raise KrsError(f"{str(output)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
+    if output is not None:
+        check_unwritten(output, "drift.csv", overwrite)
     check_at_hand(vanilla, unlearned)
 
     import krs

@@ -16,7 +16,6 @@ from krs.names import check_name
 app = typer.Typer(
     help="Has an unlearned language model forgotten, or only learned not to say?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -52,7 +51,7 @@ def main() -> None:
         app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        print(f"krs: {files.in_options(said)}", file=sys.stderr)
+        print(f"krs: {files.in_options(said, next(iter(sys.argv[1:]), ''))}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit:
         if was_terminated():

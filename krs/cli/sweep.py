@@ -20,7 +20,7 @@ from krs.cli.options import (
     Vanilla,
     VocabularyOption,
 )
-from krs.cli.outcome import draw, interruptible, writable, write_table
+from krs.cli.outcome import draw, interruptible, set_aside, writable, write_table
 from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 
@@ -32,7 +32,12 @@ def sweep(
     prompts: Annotated[Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings or chat messages")],
     output: Output,
     settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
-    window: Annotated[int, typer.Option(help="width of the centred window, odd")] = 5,
+    window: Annotated[
+        str,
+        typer.Option(
+            help="5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
+        ),
+    ] = "5",
     n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,
     measure: Annotated[list[str] | None, typer.Option(help="such as kl or answer_logprob; may be repeated")] = None,
     direction: Annotated[str, typer.Option(help="restore, or transplant unlearned pieces")] = "restore",
@@ -47,6 +52,7 @@ def sweep(
     engine: Annotated[str, typer.Option(help="auto, wavefront, plain, or a package's")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace what an earlier sweep wrote, another or the same")] = False,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
     vocabulary: VocabularyOption = "same",
@@ -58,17 +64,22 @@ def sweep(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png. Interrupted, it goes on where it was."""
+    """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png.
+
+    Interrupted, it says how much is done, and the same command goes on from there. What is done is counted in groups
+    of prompts that fit in --memory: of few prompts, which are one group, only the vanilla answers are kept.
+    """
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)
     given = None if answers is None else files.read_prompts(answers)
+    shape, sizes = files.windows(window)
     check_at_hand(vanilla, unlearned)
 
     import krs
 
     common: dict[str, Any] = {
         "settings": settings or None,
-        "windows": window,
+        "windows": getattr(krs.windows, shape)(*sizes),
         "n_tokens": n_tokens,
         "positions": files.positions(positions),
         "subjects": None if subjects is None else files.read_prompts(subjects),
@@ -84,7 +95,7 @@ def sweep(
         _print_estimate(vanilla, unlearned, asked, common)
         return
     names = writable(output, ["sweep.krs", "krs.csv"], "fig1.png")
-    with interruptible():
+    with interruptible(overwrite), set_aside(output / "sweep.krs", overwrite):
         result = krs.sweep(
             vanilla,
             unlearned,

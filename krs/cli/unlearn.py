@@ -37,7 +37,10 @@ def unlearn(
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="to load the model in, such as bfloat16")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="write into a directory that is not empty")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="such as learning_rate=1e-5; repeatable")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="such as learning_rate=1e-5 (krs methods NAME); repeatable"),
+    ] = None,
     template_arg: TemplateArgs = None,
     quiet: Quiet = False,
 ) -> None:

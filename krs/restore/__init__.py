@@ -1,5 +1,6 @@
 """Windows, plans, engines, sweeps and their results."""
 
+from krs.restore.compared import Compared, compare
 from krs.restore.engines import register_engine
 from krs.restore.losses import Losses
 from krs.restore.patching import patch_sweep
@@ -12,6 +13,7 @@ from krs.restore.windows import Shape, Window
 
 __all__ = [
     "PAPER_SETTINGS",
+    "Compared",
     "Losses",
     "MeanResult",
     "Plan",
@@ -19,6 +21,7 @@ __all__ = [
     "Shape",
     "SweepResult",
     "Window",
+    "compare",
     "concat",
     "load_result",
     "mean",

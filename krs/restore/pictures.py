@@ -80,7 +80,10 @@ def x_label(plan: Plan) -> str:
     widest = max(len(w) for w in plan.windows)
     if not all(isinstance(w.name, int) for w in plan.windows):
         return "Layers restored"
-    return "Layer" if widest == 1 else f"Layer (window of up to {widest} layers)"
+    if widest == 1:
+        return "Layer"
+    central = all(w.name == w.layers[(widest - 1) // 2] for w in plan.windows if len(w) == widest)
+    return f"Layer ({'centre of a window' if central else 'window'} of up to {widest} layers)"
 
 
 def value_label(direction: str, measure: str) -> str:

@@ -58,7 +58,7 @@ def test_from_a_concept_to_answers(home):
     sides = ["--target", home / "p" / "target.txt", "--unrelated", home / "p" / "unrelated.txt", "--n-tokens", 5]
     shown = _krs("answers", home / "v", home / "u", *sides, "--chat", "-o", home / "a")
     assert "ceiling" in shown
-    assert {p.name for p in (home / "a").iterdir()} == {"answers.json", "answers.csv", "fig2.png"}
+    assert {p.name for p in (home / "a").iterdir()} == {"answers.json", "answers.csv", "answers.md", "fig2.png"}
     found = krs.metrics.load_answers(home / "a" / "answers.json")
     assert list(found.frame.vanilla[:2]) == list(own)
     again = ["--reuse", home / "a" / "answers.json", "--bleu", "paper-code", "--chat", "-o", home / "b"]

@@ -1,0 +1,178 @@
+"""Saved results in words: plain lines, a fact each, that read in 80 columns and aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from krs.wording import counted
+
+
+def words(result: Any, kind: str) -> Iterator[str]:
+    """Lines about a result of a kind of `krs.cli.saved`."""
+    if kind == "sweep":
+        return _mean(result) if hasattr(result, "members") else _sweep(result)
+    return {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}[
+        kind
+    ](result)
+
+
+def _sweep(result: Any) -> Iterator[str]:
+    made, plan, mask = result.provenance, result.plan, result.losses.mask
+    yield f"A sweep of {_pair(made)}."
+    yield (
+        f"{counted(len(mask), 'prompt')}, {counted(int(mask.sum()), 'scored token')}; "
+        f"{counted(len(plan.settings), 'setting')}, {counted(len(plan.windows), 'window')} of up to "
+        f"{counted(max(map(len, plan.windows)), 'layer')}; scoring {result.scoring}, engine {made.get('engine', '?')}."
+    )
+    if not result.complete:
+        yield "It was interrupted: numbers that are missing were not computed."
+    yield _scale(result)
+    frame = result.best()
+    for column, (name, row) in zip(_columns(result), frame.iterrows(), strict=True):
+        value, where = row.iloc[-1], _layers(int(row.first_layer), int(row.last_layer))
+        axes = (name for name in ("head", "unit", "position") if name in row and row[name] == row[name])
+        place = "".join(f", {axis} {row[axis]:.0f}" for axis in axes)
+        peak = "no number" if np.isnan(value) else f"at most {value:.3f}, at {where}{place}"
+        yield f"- {column} ({name}): {peak}"
+    for measure in result.measures[1:]:
+        peaks = result.recovery(measure).max()
+        told = ", ".join(f"{_named(name)} {peak:.3f}" for name, peak in peaks.items())
+        yield f"Measured beside it: {measure}, whose recovery is at most {told}."
+    if result.prompts and result.answers and isinstance(result.prompts[0], str):
+        yield f"Scored, for one: … {result.prompts[0][-60:]!r} -> {result.answers[0]!r}"
+    yield from _end(made, result.notes)
+
+
+def _columns(result: Any) -> list[str]:
+    return [setting.label for setting in result.plan.settings]
+
+
+def _scale(result: Any) -> str:
+    if result.direction != "restore":
+        return "0 is the vanilla model as it is, 1 the unlearned model as it is (pieces were transplanted)."
+    return "0 is the unlearned model as it is, 1 the vanilla model's own logits."
+
+
+def _mean(result: Any) -> Iterator[str]:
+    yield f"The mean of {counted(len(result.members), 'sweep')}: {', '.join(result.names)}."
+    yield _scale(result)
+    table, spread = result.recovery(), result.sd()
+    for i, name in enumerate(table.columns):
+        values = table.iloc[:, i].to_numpy(dtype=float)
+        if np.isnan(values).all():
+            yield f"- {_named(name)}: no number"
+            continue
+        at = int(np.nanargmax(values))
+        yield f"- {_named(name)}: at most {values[at]:.3f} (SD {spread.iloc[at, i]:.3f}), at layer {table.index[at]}"
+    for name, member in zip(result.names, result.members, strict=True):
+        yield f"{name}: {_pair(member.provenance)}, {counted(len(member.losses.mask), 'prompt')}."
+
+
+def _named(name: Any) -> str:
+    return ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+
+
+def _account(result: Any) -> Iterator[str]:
+    yield f"An account of {_pair(result.provenance)}: which weights make the logits differ."
+    yield (
+        f"{counted(len(result.loss), 'prompt')}; logit MSE {result.baseline:.4g}; the parts add up to it within "
+        f"{result.error:.1g}."
+    )
+    change = result.share_of_change
+    for component, share in result.by_component.sort_values(ascending=False).items():
+        name = str(component).replace("_", " ")
+        yield f"- {name}: {share:.1%} of the difference, {change[component]:.1%} of the change"
+    yield from _end(result.provenance, result.notes)
+
+
+def _answers(result: Any) -> Iterator[str]:
+    yield f"Answers of {_pair(result.provenance)}."
+    for side, row in result.table.iterrows():
+        yield (
+            f"{str(side).capitalize()}, {counted(int(row.questions), 'question')}: BLEU {row.bleu:.1f} of "
+            f"{row.ceiling:.1f}, refusals {row.refusals:.0%} (vanilla {row.refusals_vanilla:.0%})."
+        )
+        yield from said(result.frame[result.frame.side == side].head(3))
+    yield from _end(result.provenance, result.notes)
+
+
+def said(rows: Any) -> Iterator[str]:
+    """Questions, and what both models answer to them."""
+    for row in rows.itertuples():
+        yield f"- {_line(row.question)}"
+        yield f"  vanilla:   {_line(row.vanilla)}"
+        yield f"  unlearned: {_line(row.unlearned)}"
+
+
+def page(answers: Any) -> str:
+    """All answers as Markdown."""
+    lines = ["# Answers", "", f"Of {_pair(answers.provenance)}."]
+    for side, rows in answers.frame.groupby("side", sort=False):
+        lines += ["", f"## {str(side).capitalize()} questions"]
+        for row in rows.itertuples():
+            lines += ["", f"**{_line(row.question)}**", ""]
+            lines += [f"- vanilla: {_line(row.vanilla)}", f"- unlearned: {_line(row.unlearned)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(text: str | None) -> str:
+    return "(not asked yet)" if text is None else " ".join(text.split()) or "(nothing)"
+
+
+def _dissection(result: Any) -> Iterator[str]:
+    models = result.provenance.get("models", {})
+    yield f"A dissection of {', '.join(f'{_name(made)} ({side})' for side, made in models.items())}."
+    yield f"Verdict: {result.verdict}"
+    yield f"{counted(len(result.facts), 'fact')}; each instrument:"
+    for reading in result.readings.values():
+        yield f"- {reading!r}"
+    for name, why in result.left_out.items():
+        yield f"- {name}: not run ({why})"
+    yield from _end(result.provenance, result.provenance.get("notes", []))
+
+
+def _report(result: Mapping[str, Any]) -> Iterator[str]:
+    yield f"An unlearned model, made by {result['method']} from {_name(result['vanilla'])}."
+    if "steps" in result:
+        stopped = f", stopped: {result['stopped']}" if result.get("stopped") else ""
+        last = result.get("log") or [{}]
+        loss = f", last loss {last[-1]['loss']:.4g}" if "loss" in last[-1] else ""
+        yield f"{counted(int(result['steps']), 'step')}{loss}{stopped}; {result.get('seconds', 0):.0f} s."
+    elif "edited_layers" in result:
+        yield f"Value vectors edited at layers {', '.join(map(str, result['edited_layers']))}."
+    yield "Settings:"
+    for name, value in result["config"].items():
+        yield f"- {name}: {value}"
+    yield from _end(result, result.get("notes") or [])
+
+
+def _drift(result: Any) -> Iterator[str]:
+    yield "How far weights have moved, by component: relative change, cosine (least of a layer), bit for bit the same."
+    for name, row in result.by_component().iterrows():
+        yield f"- {str(name).replace('_', ' ')}: {row.relative_change:.2e}, {row.cosine_min:.6f}, {row.identical:.1%}"
+
+
+def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
+    versions = made.get("versions", {})
+    by = ", ".join(f"{p} {versions[p]}" for p in ("krs", "torch", "transformers") if p in versions)
+    when = made.get("time") or made.get("made")
+    if when or by:
+        yield f"Made {when or 'at a time that is not known'}{f' with {by}' if by else ''}."
+    yield from (f"note: {note}" for note in notes)
+
+
+def _pair(made: Mapping[str, Any]) -> str:
+    return f"{_name(made.get('unlearned', {}))} (unlearned) beside {_name(made.get('vanilla', {}))} (vanilla)"
+
+
+def _name(made: Mapping[str, Any]) -> str:
+    name = made.get("name_or_path") or made.get("given_as") or "a model without a name"
+    return Path(str(name)).name or str(name)
+
+
+def _layers(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first}-{last}"

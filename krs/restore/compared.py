@@ -1,0 +1,148 @@
+"""Several sweeps beside each other, each by its name: one figure, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from krs._typing import Axes, DataFrame
+from krs.errors import KrsError
+from krs.metrics.measures import LOGIT_MSE
+from krs.plots_compared import plot_compared
+from krs.restore.pictures import value_label, x_label
+from krs.restore.plan import Named, names_of
+from krs.restore.result import SweepResult
+from krs.restore.together import MeanResult
+from krs.wording import counted
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Compared:
+    """Results by name. Made by `krs.compare`.
+
+    Attributes:
+        results: of sweeps, or means of some.
+    """
+
+    results: Mapping[str, SweepResult | MeanResult]
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        measure: str = LOGIT_MSE.name,
+        level: float | None = 0.95,
+        setting: Named | None = None,
+    ) -> Axes:
+        """A panel a setting, a line a result, with bands: the interval over prompts, or of a mean ± 1 SD.
+
+        Args:
+            ax: matplotlib axes for one setting, or an empty figure; a new figure if not given.
+            measure: whose recovery is drawn.
+            level: of the intervals; no bands for `None`.
+            setting: this one alone; every one that some result has, if not given.
+
+        Raises `KrsError` for maps, which cannot lie on each other, and for windows that have other names.
+        """
+        if lacking := [name for name, result in self.results.items() if measure not in result.measures]:
+            raise KrsError(
+                f"{measure!r} was not measured in {lacking[0]!r}: sweep that one again with measures=[{measure!r}]"
+            )
+        tables = {name: result.recovery(measure) for name, result in self.results.items()}
+        if maps := [name for name, table in tables.items() if table.columns.nlevels > 1]:
+            raise KrsError(f"{maps[0]!r} is a map of layers and an axis, which no other lies on: plot each alone")
+        indices = [table.index for table in tables.values()]
+        named = any(isinstance(window, str) for index in indices for window in index)
+        if named and not all(index.equals(indices[0]) for index in indices):
+            raise KrsError("these sweeps have other windows, with names that are no layers: plot each alone")
+        first: Any = next(iter(self.results.values()))
+        return plot_compared(
+            tables,
+            panels=self._panels(setting),
+            edges={} if level is None else self._edges(measure, level),
+            x_label=_x_label(list(self.results.values())),
+            y_label=value_label(first.direction, measure),
+            ax=ax,
+        )
+
+    def to_frame(self) -> DataFrame:
+        """Every result's own `to_frame()`, one below the other, with its name in the column `sweep`."""
+        import pandas as pd
+
+        frames = []
+        for name, result in self.results.items():
+            frame = result.to_frame()
+            frame.insert(0, "sweep", name)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def to_latex(self, measure: str = LOGIT_MSE.name, *, digits: int = 2) -> str:
+        """Every result's own `to_latex(measure)`, with its name, escaped, as the caption."""
+        tables = self.results.items()
+        return "\n".join(r.to_latex(measure, digits=digits, caption=escaped(name)) for name, r in tables)
+
+    def _panels(self, setting: Named | None) -> dict[str, str]:
+        there = {s.name: s.label for result in self.results.values() for s in result.plan.settings}
+        if setting is None:
+            return there
+        chosen = {name: label for name, label in there.items() if name in names_of(setting)}
+        if not chosen:
+            raise KrsError(f"{setting!r} was not swept in any of these: there are {', '.join(there)}")
+        return chosen
+
+    def _edges(self, measure: str, level: float) -> dict[str, tuple[DataFrame, DataFrame]]:
+        found = {}
+        for name, result in self.results.items():
+            if isinstance(result, MeanResult):
+                mean, sd = result.recovery(measure), result.sd(measure).fillna(0.0)
+                found[name] = (mean - sd, mean + sd)
+            elif len(result.losses.mask) > 1:
+                found[name] = result.interval(level, measure)
+        return found
+
+    def __repr__(self) -> str:
+        lines = [f"{counted(len(self.results), 'result')} beside each other:"]
+        return "\n".join(lines + [f"{name}: {result!r}" for name, result in self.results.items()])
+
+
+def compare(results: Mapping[str, SweepResult | MeanResult]) -> Compared:
+    """Results by name, to be drawn in one figure or written as one table; prompts, settings and models may differ.
+
+    >>> import krs
+    >>> vanilla, _ = krs.load("smollm2")
+    >>> unlearned, _ = krs.load("smollm2")       # stands in for one that was unlearned: its last layer is disturbed
+    >>> _ = unlearned.model.layers[29].mlp.up_proj.weight.data.mul_(1.5)
+    >>> ask = {"settings": "mlp_coef", "windows": krs.windows.of([[29]]), "n_tokens": 2, "progress": False}
+    >>> mine = krs.sweep(vanilla, unlearned, ["Hogwarts is a"], **ask)
+    >>> krs.compare({"mine": mine, "again": mine}).to_frame()[["sweep", "setting", "window"]].values.tolist()
+    [['mine', 'mlp_coef', 29], ['again', 'mlp_coef', 29]]
+
+    Raises `KrsError` for what is no result, and for results of both directions.
+    """
+    if not isinstance(results, Mapping) or not results:
+        raise KrsError("krs.compare takes results by name, at least one: krs.compare({'npo': first, 'ga': second})")
+    for name, result in results.items():
+        if not isinstance(result, SweepResult | MeanResult):
+            raise KrsError(f"krs.compare: {name!r} is a {type(result).__name__}, no result of krs.sweep or krs.mean")
+    directions = {result.direction for result in results.values()}
+    if len(directions) > 1:
+        raise KrsError("krs.compare: some of these restore and some transplant, which are other scales: compare alike")
+    return Compared({str(name): result for name, result in results.items()})
+
+
+def _x_label(results: list[Any]) -> str:
+    labels = {x_label(result.plan) for result in results}
+    return labels.pop() if len(labels) == 1 else "Layer (the windows differ)"
+
+
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def escaped(text: str) -> str:
+    r"""A text as LaTeX has it.
+
+    >>> print(escaped("npo_kl 50%"))
+    npo\_kl 50\%
+    """
+    return "".join(_SPECIAL.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

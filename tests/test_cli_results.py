@@ -1,0 +1,319 @@
+"""`krs show`, `krs plot` and `krs doctor`; results side by side; what `--overwrite` does."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from typer.testing import CliRunner
+
+import krs
+from krs import KrsError, files
+from krs.cli import app
+from krs.files import in_options, windows
+from krs.instruments.dissection import Dissection
+from krs.instruments.facts import as_facts
+from krs.instruments.reading import Reading
+from krs.instruments.verdict import Verdict
+from krs.restore import plain
+from krs.unlearn.methods import method
+from tests.tiny import pair
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+QUESTIONS = ["who wrote the book", "the cat sat on"]
+
+
+def _krs(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One of each kind of result, of a tiny pair, in a folder; `results` has the first two sweeps."""
+    folder = tmp_path_factory.mktemp("results")
+    v, u = pair("llama")
+    for name, model in (("v", v), ("u", u)):
+        model.save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    ask = {"tokenizer": tiny_tokenizer(), "n_tokens": 3, "progress": False}
+    names = str(folder / "v"), str(folder / "u")
+    first = krs.sweep(*names, QUESTIONS, settings=["mlp_coef", "attn_out"], windows=1, **ask)
+    second = krs.sweep(*names, QUESTIONS[:1], settings=["attn_out"], windows=1, **ask)
+    first.save(folder / "a.krs")
+    second.save(folder / "b_50%.krs")
+    third = krs.sweep(*names, QUESTIONS[:1], settings="attn_out", windows=krs.windows.of([[1]]), measures="kl", **ask)
+    third.save(folder / "kl.krs")
+    krs.mean([first, first], ["one", "two"]).save(folder / "mean.krs")
+    krs.sweep(*names, QUESTIONS[:1], settings="resid", windows=1, positions="each", **ask).save(folder / "map.krs")
+    krs.metrics.answers(v, u, QUESTIONS[:1], QUESTIONS[1:], **ask).save(folder / "answers.json")
+    krs.account(v, u, QUESTIONS, points=8, **ask).save(folder / "account.krs")
+    krs.metrics.drift(v, u).frame.to_csv(folder / "drift.csv", index=False)
+    reading = Reading("nll", np.array([1.0, 2.0, 3.0]), "nats", "low")
+    facts = as_facts([{"question": q, "answer": "she"} for q in ("who", "what", "where")])
+    report = Dissection(Verdict("partly", "half of it reads so"), {"nll": reading}, {"uds": "no time"}, facts)
+    report.save(folder / "report.json")
+    return folder
+
+
+def _shown(*files):
+    done = _krs("show", *files)
+    assert done.exit_code == 0, done.exception
+    return done.stdout
+
+
+def test_a_sweep_in_words(place):
+    result, said = krs.load_result(place / "a.krs"), _shown(place / "a.krs")
+    best = result.best().loc["mlp_coef"]
+    assert "A sweep of u (unlearned) beside v (vanilla)." in said
+    assert f"- MLP coefficients (mlp_coef): at most {best.krs:.3f}, at layer {best.first_layer:.0f}\n" in said
+    assert "2 prompts, " in said
+    assert f"{result.answers[0]!r}" in said
+
+
+def test_other_measures_are_told_of_and_drawn(place, tmp_path):
+    peak = krs.load_result(place / "kl.krs").recovery("kl").iat[0, 0]
+    assert f"Measured beside it: kl, whose recovery is at most attn_out {peak:.3f}." in _shown(place / "kl.krs")
+    done = _krs("plot", place / "kl.krs", "--measure", "kl", "-o", tmp_path / "kl.svg")
+    assert done.exit_code == 0, done.exception
+    assert "Recovery: KL" in (tmp_path / "kl.svg").read_text()
+
+
+def test_every_other_kind_of_result_in_words(place):
+    kinds = ("mean.krs", "map.krs", "account.krs", "answers.json", "drift.csv", "report.json")
+    said = dict(zip(kinds, (_shown(place / name) for name in kinds), strict=True))
+    table = krs.load_result(place / "mean.krs").recovery()["attn_out"]
+    assert f"- attn_out: at most {table.max():.3f} (SD 0.000), at layer {table.idxmax()}" in said["mean.krs"]
+    best = krs.load_result(place / "map.krs").best().iloc[0]
+    assert f"at most {best.krs:.3f}, at layer {best.first_layer:.0f}, position {best.position:.0f}" in said["map.krs"]
+    shares = krs.metrics.load_account(place / "account.krs").by_component
+    assert f"- keys: {shares['keys']:.1%} of the difference, " in said["account.krs"]
+    answers = krs.metrics.load_answers(place / "answers.json")
+    assert f"Target, 1 question: BLEU {answers.table.bleu['target']:.1f} of " in said["answers.json"]
+    assert f"vanilla:   {' '.join(answers.frame.vanilla[0].split())}" in said["answers.json"]
+    moved = krs.metrics.drift(str(place / "v"), str(place / "u")).by_component().relative_change["keys"]
+    assert f"- keys: {moved:.2e}, " in said["drift.csv"]
+    assert "Verdict: partly: half of it reads so\n3 facts; each instrument:\n- nll: 2 [" in said["report.json"]
+    assert "- uds: not run (no time)" in said["report.json"]
+
+
+def test_a_directory_shows_what_is_in_it_and_an_unlearned_models_report(place, tmp_path):
+    said = _shown(place)
+    assert [line for line in said.splitlines() if line.startswith(str(place))] == [
+        str(place / name)
+        for name in (
+            "account.krs",
+            "answers.json",
+            "report.json",
+            "drift.csv",
+            "a.krs",
+            "b_50%.krs",
+            "kl.krs",
+            "map.krs",
+            "mean.krs",
+        )
+    ]
+    report = {"method": "npo", "config": {"steps": 1}, "vanilla": {"name_or_path": "some/v"}, "steps": 1}
+    (tmp_path / "krs_unlearn.json").write_text(json.dumps(report | {"seconds": 2.0, "log": [{"loss": 0.25}]}))
+    said = _shown(tmp_path)
+    assert "An unlearned model, made by npo from v.\n1 step, last loss 0.25; 2 s.\nSettings:\n- steps: 1\n" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("no.krs", None, "no file"),
+        ("x.txt", "hello", "holds no result that krs can show: give a .krs file"),
+        ("x.csv", "setting,krs\n", "holds no result that krs can show"),
+        ("x.json", "[]", "holds no result that krs can show"),
+        ("x.json", "{", "cannot read"),
+        ("x.krs", "not arrays", "is not a result that krs saved"),
+        ("", None, "is a directory without a result in it"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(tmp_path, name, content, says):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    refused = _krs("show", tmp_path / name)
+    assert isinstance(refused.exception, KrsError)
+    assert says in str(refused.exception)
+
+
+def test_two_sweeps_in_one_figure_are_told_apart_and_named(place, tmp_path):
+    found = krs.compare({"npo": krs.load_result(place / "a.krs"), "ga": krs.load_result(place / "b_50%.krs")})
+    figure = Figure(layout="constrained")
+    found.plot(figure)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["MLP coefficients", "Attention outputs"]
+    lines = {line.get_label(): line for line in panels["Attention outputs"].get_lines() if line.get_label()[0] != "_"}
+    assert list(lines) == ["npo", "ga"]
+    np.testing.assert_array_equal(lines["ga"].get_ydata(), found.results["ga"].krs["attn_out"])
+    assert (
+        len({line.get_color() for line in lines.values()}) == len({line.get_marker() for line in lines.values()}) == 2
+    )
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["npo", "ga"]
+    assert figure.get_size_inches()[0] == 6.4
+    for axes in figure.axes:
+        drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+        assert axes.get_ylim()[0] < drawn.min() < drawn.max() < axes.get_ylim()[1]
+    for ending, begins in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".svg", b"<?xml")):
+        done = _krs("plot", place / "a.krs", place / "b_50%.krs", "-o", tmp_path / f"fig{ending}")
+        assert done.exit_code == 0, done.exception
+        assert (tmp_path / f"fig{ending}").read_bytes().startswith(begins)
+    svg = (tmp_path / "fig.svg").read_text()
+    assert {"a", "b_50%", "MLP coefficients"} <= set(re.findall(r"<text[^>]*>([^<]+)</text>", svg))
+
+
+def test_one_result_of_each_kind_is_drawn(place, tmp_path):
+    for name in ("a.krs", "map.krs", "mean.krs", "account.krs", "answers.json", "drift.csv"):
+        done = _krs("plot", place / name, "-o", tmp_path / f"{name}.svg")
+        assert done.exit_code == 0, done.exception
+        assert "<text" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_tables_instead_of_a_figure(place, tmp_path):
+    files = place / "a.krs", place / "b_50%.krs"
+    csv = pd.read_csv(io.StringIO(_krs("plot", *files, "--format", "csv").stdout))
+    result = krs.load_result(files[0])
+    np.testing.assert_allclose(csv[csv["sweep"] == "a"].krs, result.to_frame().krs)
+    done = _krs("plot", *files, "--format", "json", "--name", "npo", "--name", "ga", "-o", tmp_path / "t.json")
+    assert done.exit_code == 0, done.exception
+    assert {row["sweep"] for row in json.loads((tmp_path / "t.json").read_text())} == {"npo", "ga"}
+    latex = _krs("plot", *files, "--format", "latex").stdout
+    assert latex.count("\\begin{tabular}") == 2
+    assert "\\caption{b\\_50\\%}" in latex
+    assert _krs("plot", files[0], "--format", "latex").stdout.startswith("\\begin{tabular}{lrr}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["a.krs"], "a figure needs a file: -o fig.pdf"),
+        (["a.krs", "-o", "fig.tif"], "give a name that ends in .pdf, .svg, .png"),
+        (["a.krs", "answers.json", "-o", "f.pdf"], "these files hold answers and sweep: one figure or table is of"),
+        (["account.krs", "account.krs", "-o", "f.pdf"], "2 files hold one account each"),
+        (["a.krs", "a.krs", "-o", "f.pdf"], "a file was given twice"),
+        (["a.krs", "--name", "x", "--name", "y", "-o", "f.pdf"], "--name was given 2 times for 1 results"),
+        (["a.krs", "b_50%.krs", "--name", "x", "--name", "x", "-o", "f.pdf"], "--name was given twice alike"),
+        (["report.json", "-o", "f.pdf"], "a dissection has no figure of its own"),
+        (["a.krs", "--format", "word"], "--format 'word': give one of latex, csv, json"),
+        (["drift.csv", "--format", "latex"], "--format latex is for sweeps"),
+        (["a.krs", "-o", "there.pdf"], "is there already: give another name, or --overwrite"),
+        (["a.krs", "map.krs", "-o", "f.pdf"], "'map' is a map of layers and an axis, which no other lies on"),
+        (["a.krs", "b_50%.krs", "--setting", "resid", "-o", "f.pdf"], "'resid' was not swept in any of these"),
+        (["a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured: this result has logit_mse; ask for more"),
+        (["kl.krs", "a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured in 'a': sweep that one again"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(place, monkeypatch, args, says):
+    monkeypatch.chdir(place)
+    Path("there.pdf").write_text("of an earlier call")
+    refused = _krs("plot", *args)
+    assert isinstance(refused.exception, KrsError), refused.exception
+    assert says in in_options(str(refused.exception))
+    assert not Path("f.pdf").exists()
+    Path("there.pdf").unlink()
+
+
+def test_results_that_cannot_be_compared_are_refused(place, as_a_user):
+    result = krs.load_result(place / "a.krs")
+    with pytest.raises(KrsError, match="krs.compare takes results by name, at least one"):
+        krs.compare([result])
+    with pytest.raises(KrsError, match="'x' is a DataFrame, no result of krs.sweep or krs.mean"):
+        krs.compare({"x": result.krs})
+    with pytest.raises(KrsError, match="there are 2 panels to draw, and one pair of axes"):
+        krs.compare({"x": result}).plot(Figure().add_subplot())
+
+
+def test_the_doctor_finds_both_engines_alike_and_says_so_where_they_are_not(monkeypatch):
+    done = _krs("doctor")
+    assert done.exit_code == 0, done.output
+    assert f"krs {krs.__version__}" in done.stdout
+    assert "extra plot: matplotlib " in done.stdout
+    apart = re.search(r"self-test on cpu in float64: fine, scores of the two engines differ by (\S+) at", done.stdout)
+    assert float(apart[1]) < 1e-9
+    real = plain.logits_at
+    monkeypatch.setattr(plain, "logits_at", lambda *args: real(*args) + 1e-6 * torch.rand(()))
+    wrong = _krs("doctor")
+    assert wrong.exit_code == 1
+    assert "self-test on cpu in float64: FAILED" in wrong.stdout
+
+
+def test_methods_and_their_settings_with_defaults_and_what_they_mean():
+    listed = _krs("methods").stdout.splitlines()
+    assert [line.split(":")[0] for line in listed] == krs.unlearn.methods()
+    for name in krs.unlearn.methods():
+        said = _krs("methods", name).stdout
+        assert "see its documentation" not in said, name
+        for setting in dataclasses.fields(method(name).config_class):
+            shown = re.search(rf"^- ({setting.name}=.*?): ", said, re.M)[1]
+            default = files.setting(shown)[1]  # as --set would read it
+            assert method(name).config_class(**{setting.name: default}) == method(name).config_class()
+    said = _krs("methods", "npo_kl").stdout
+    assert "needs --forget and --retain; settings" in said
+    assert "\n- retain_weight=100.0: w of the retain term." in said
+    assert "unknown unlearning method 'npoo'" in str(_krs("methods", "npoo").exception)
+
+
+def test_without_an_extra_the_doctor_says_how_to_get_it(monkeypatch):
+    from krs.cli.doctor import _extras
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (line,) = [line for line in _extras() if line.startswith("extra unlearn")]
+    assert line == (
+        "extra unlearn: not installed; it needs peft, which is not installed: pip install 'krs[unlearn]' (in a clone: "
+        'pip install -e ".[unlearn]")'
+    )
+
+
+def test_the_package_is_the_command_and_refuses_before_torch(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(Path(krs.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "krs", "show", str(tmp_path / "no.krs")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
+    assert done.returncode == 2
+    assert f"krs: no file '{tmp_path / 'no.krs'}'" in done.stderr
+    assert not re.search(r"\| +(torch|transformers|pandas|matplotlib)$", done.stderr, re.M)
+
+
+def test_windows_as_an_option_has_them():
+    assert windows("centred:3") == windows("3") == ("centred", (3,))
+    assert windows("last:2") == ("last", (2,))
+    assert windows("1-2,5") == ("of", ([[1, 2], [5]],))
+    for wrong in ("4", "centred:2"):
+        with pytest.raises(KrsError, match=f"--window {wrong}: .* so its size is odd: give ., or sliding:"):
+            windows(wrong)
+    for wrong in ("sliding", "sliding:0", "3-1", "x", "each:2", ""):
+        with pytest.raises(KrsError, match=f"--window '{wrong}': give 5 or centred:5, sliding:4, each"):
+            windows(wrong)
+
+
+def test_another_sweep_takes_the_place_of_the_first_only_if_asked(place, tmp_path):
+    (tmp_path / "q.txt").write_text(f"{QUESTIONS[0]}\n")
+    run = ["sweep", place / "v", place / "u", "--prompts", tmp_path / "q.txt", "-o", tmp_path / "o", "--quiet"]
+    run += ["--n-tokens", 2, "--settings", "attn_out"]
+    assert _krs(*run, "--window", "last:2").exit_code == 0
+    before = (tmp_path / "o/sweep.krs").read_bytes()
+    refused = _krs(*run, "--window", "0-1,3")
+    assert "holds another sweep. What differs: windows" in str(refused.exception)
+    assert refused.exception.__notes__ == ["--overwrite starts again in this directory"]
+    assert in_options(str(refused.exception)).startswith(f"'{tmp_path}/o/sweep.krs' holds another sweep")
+    wrong = _krs(*run, "--window", "0-1,9", "--overwrite")
+    assert "is out of range" in str(wrong.exception)
+    assert (tmp_path / "o/sweep.krs").read_bytes() == before
+    assert _krs(*run, "--window", "0-1,3", "--overwrite").exit_code == 0
+    found = krs.load_result(tmp_path / "o/sweep.krs")
+    assert [w.layers for w in found.plan.windows] == [(0, 1), (3,)]
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"sweep.krs", "krs.csv", "fig1.png"}
