@@ -114,7 +114,9 @@ def plot_lines(
             axes.fill_between(x, below, above, color=colour, alpha=0.18, linewidth=0, zorder=2)
         style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 3.5, "linewidth": 1.6}
         numbers = table.iloc[:, i].to_numpy(dtype=float)
-        axes.plot(x, numbers, label=label, color=colour, zorder=3, **style)
+        there = np.flatnonzero(~np.isnan(numbers))
+        span = slice(there[0], there[-1] + 1) if len(there) else slice(0)  # a line has the windows of its setting
+        axes.plot(x[span], numbers[span], label=label, color=colour, zorder=3, **style)
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
     if len(layers) == len(names):

@@ -160,7 +160,7 @@ def _watch(v, u):
     return [np.array(list(looks(u, 0).values()))]
 
 
-BACKWARD = ("account", "check_account", "dissect")
+BACKWARD = ("sweep", "account", "check_account", "dissect")
 
 CASES = {
     "account": _account,

@@ -152,7 +152,7 @@ def file_identity(path: Path, name: str) -> dict[str, Any]:
             file.seek(max(0, about.st_size - _ENDS))
             ends.update(file.read(_ENDS))
     except OSError as reason:
-        raise KrsError(f"{str(path)!r} cannot be read ({reason.strerror}): leave it out, or mend that") from None
+        raise unreadable(path, reason) from None
     return {"name": name, "bytes": about.st_size, "modified_ns": about.st_mtime_ns, "sha256_ends": ends.hexdigest()}
 
 
@@ -190,3 +190,8 @@ def _known(path: Path) -> Path:
     if not path.name.lower().endswith(ENDINGS):
         raise KrsError(f"{str(path)!r} has an ending that krs does not know: it reads {', '.join(ENDINGS)}")
     return path
+
+
+def unreadable(path: Path, reason: OSError) -> KrsError:
+    """What to say of a file that the system does not give out."""
+    return KrsError(f"{str(path)!r} cannot be read ({reason.strerror}): leave it out, or mend that")

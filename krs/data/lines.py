@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from krs.data.documents import Place, Query, Record, Step, file_identity
+from krs.data.documents import Place, Query, Record, Step, file_identity, unreadable
 from krs.data.sieve import Sieve
 from krs.errors import KrsError
 
@@ -50,12 +50,13 @@ class LineFile:
 
     def check(self, query: Query) -> None:
         """Raise `KrsError` for a file in UTF-16 or UTF-32; what else is wrong with a line shows when it is read."""
-        with self.path.open("rb", buffering=0) as file:
-            blocks = _inflated(file) if _is_packed(self.path) else _plain(file, 0)
-            try:
-                first = next(blocks, (b"", 0, 0))[0]
-            except _DamageError:
-                return
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                first = next(_inflated(file) if _is_packed(self.path) else _plain(file, 0), (b"", 0, 0))[0]
+        except _DamageError:
+            return
+        except OSError as reason:
+            raise unreadable(self.path, reason) from None
         if first.startswith(_WIDE) or b"\0" in first[:4]:
             raise KrsError(f"{str(self.path)!r} is UTF-16 or UTF-32 text: save it as UTF-8, which lines of JSON are in")
 

@@ -21,7 +21,7 @@ def _take(name: str, point: Any) -> None:
 
 REGISTRY: Registry[Point] = Registry("point", "krs.points", take=_take)
 for _point in BUILT_IN:
-    REGISTRY.add(_point.name, _point, __name__)
+    REGISTRY.add(_point.name, _point, "krs.hooks.library")
 
 
 def register_point(point: Point) -> Point:

@@ -43,12 +43,12 @@ def check_account(
     >>> import krs
     >>> vanilla, tokenizer = krs.load("smollm2")
     >>> unlearned, _ = krs.load("smollm2")
-    >>> _ = unlearned.model.layers[20].mlp.down_proj.weight.data[:, :200].mul_(1.5)
+    >>> _ = unlearned.model.layers[20].mlp.down_proj.weight.data[:, 79].mul_(3)
     >>> _ = unlearned.model.layers[5].mlp.up_proj.weight.data.mul_(1.01)
     >>> found = krs.account(vanilla, unlearned, ["Hogwarts is a"], n_tokens=3, points=2, progress=False)
-    >>> table = krs.metrics.check_account(found, vanilla, unlearned, shares=[0.004])
-    >>> bool(table.account[0.004] > table.random[0.004])
-    True
+    >>> table = krs.metrics.check_account(found, vanilla, unlearned, shares=[0.0001])
+    >>> round(float(table.account[0.0001]), 2), round(float(table.random[0.0001]), 2)
+    (1.0, 0.0)
 
     Args:
         account: of this pair, scored `"next-token"`.
@@ -62,7 +62,7 @@ def check_account(
 
     Returns a table: a row a share, and the Knowledge Recovery Score of restoring those with the largest parts in the
     `account`, those whose weights moved most (`change`), and `random` ones. Restored together they act on each other,
-    so a score is not the sum of the parts.
+    so a score is not the sum of the parts: where large parts of either sign cancel, the largest ones alone can do harm.
 
     Raises `KrsError` for an account without value vectors, of other models, or scored in another way.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -56,6 +57,12 @@ def pick_dtype(given: torch.dtype | str) -> torch.dtype | str:
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64 (Apple's does not, nor do some of Intel's)."""
     return device.type == "cpu" or _takes_float64(str(device))
+
+
+def on_host(values: Sequence[Tensor]) -> Tensor:
+    """Several of one shape, stacked on the host; those of one device wait for it once."""
+    together = len({value.device for value in values}) == 1
+    return torch.stack(list(values) if together else [value.cpu() for value in values]).cpu()
 
 
 def summable(values: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from krs.hooks.points import Patch, Setting
 from krs.hooks.record import Recording, record
 from krs.metrics.logits import logit_power
 from krs.metrics.measures import Measure, ReferenceTokens, ScoredTokens
+from krs.models.devices import on_host
 from krs.prompts import TokenBatch
 from krs.restore.job import Chunk, Job, Progress, Values
 from krs.restore.plan import Plan, Restoration, for_prompts
@@ -101,7 +102,7 @@ def _run_of_prompts(job: Job, rows: slice, todo: list[int]) -> Iterator[Chunk | 
 def _measured(measures: tuple[Measure, ...], logits: Tensor, reference: ReferenceTokens) -> dict[str, np.ndarray]:
     """Each measure of each token; all of them come to the host at once."""
     tokens = ScoredTokens(logits, reference)
-    found = torch.stack([m(tokens) for m in measures]).cpu().double().numpy()
+    found = on_host([m(tokens) for m in measures]).double().numpy()
     return {m.name: values for m, values in zip(measures, found, strict=True)}
 
 

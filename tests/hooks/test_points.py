@@ -63,7 +63,7 @@ def test_bad_placements(make, message):
 
 def test_a_point_name_is_taken_once():
     with pytest.raises(
-        KrsError, match="the point 'mlp_coef' is registered already, by krs.hooks.points: choose another"
+        KrsError, match="the point 'mlp_coef' is registered already, by krs.hooks.library: choose another"
     ):
         register_point(ActivationPoint("mlp_coef", role="attn_out_proj", label="x", side="input"))
     assert register_point(MLP_COEF) is MLP_COEF

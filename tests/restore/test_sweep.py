@@ -264,7 +264,7 @@ def _same_storage(v, u):
         (lambda v, u: {"scoring": "mine"}, "scoring='mine': choose one of"),
         (lambda v, u: {"engine": "fast"}, "engine='fast': choose one of 'auto', 'wavefront', 'plain'"),
         (lambda v, u: {"offload": "disk"}, "offload= is for models given by name"),
-        (lambda v, u: {"answers": [[3]]}, "answers= has 1 answers for 3 prompts"),
+        (lambda v, u: {"answers": [[3]]}, "answers= has 1 answer for 3 prompts"),
         (lambda v, u: {"answers": [[3], [], [4]]}, "answer 1 is empty"),
         (lambda v, u: {"answers": ["a", "b", "c"]}, "answers= has text, and no tokenizer was found"),
         (lambda v, u: {"answers": [[3], [VOCAB], [4]]}, f"answer 1 has the token id {VOCAB}"),

@@ -15,7 +15,7 @@ from torch import nn
 import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.generation.greedy import greedy
-from krs.hooks import ActivationPoint, WeightPoint, anatomy, family_of, patched, register_family
+from krs.hooks import ActivationPoint, WeightPoint, anatomy, families, family_of, patched, register_family
 from krs.metrics.measures import LOGIT_MSE
 from krs.prompts import next_token_batch
 from krs.restore.engines import write
@@ -160,17 +160,14 @@ def test_further_points_of_both_kinds():
         ("opt", {"mlp_in": "fc1", "attn_in": ("self_attn.q_proj", "self_attn.k_proj")}),
     ],
 )
-def test_weights_before_the_values_that_they_make(name, roles):
+def test_weights_before_the_values_that_they_make(name, roles, monkeypatch):
+    monkeypatch.setattr(families, "BY_TYPE", families.BY_TYPE.copy())
     family = family_of(name)
     keys = WeightPoint("keys", role="mlp_in", label="")
     queries = WeightPoint("qkv", role="attn_in", label="")
     register_family(dataclasses.replace(family, roles={**family.roles, **roles}), replace=True)
-    try:
-        _compare(*_pair(name), Plan.make(
-            [keys, queries, keys + VALUE_VECTORS, queries + MLP_COEF, keys + ATTN_OUT], 3, n_layers=4
-        ))  # fmt: skip
-    finally:
-        register_family(family, replace=True)
+    settings = [keys, queries, keys + VALUE_VECTORS, queries + MLP_COEF, keys + ATTN_OUT]
+    _compare(*_pair(name), Plan.make(settings, 3, n_layers=4))
 
 
 def test_mixture_of_experts_by_attention():

@@ -84,9 +84,9 @@ def test_the_reference_of_an_adapter_is_the_model_without_it():
     logs = {}
     for parameters in ("lora", "all"):
         made = make("npo_kl", {"parameters": parameters} | FAST)
-        sides = [to_examples(t, tiny_tokenizer(), 50, "t") for t in (FORGET, RETAIN)]
+        sides = {s: to_examples(t, tiny_tokenizer(), 50, s) for s, t in (("forget", FORGET), ("retain", RETAIN))}
         _, logs[parameters], _ = train(
-            made, vanilla, *sides, decoded=str, folder=None, resume=None, options={}, progress=False
+            made, vanilla, sides, decoded=str, folder=None, resume=None, options={}, progress=False
         )
     assert logs["lora"][0]["loss_retain"] == logs["all"][0]["loss_retain"] == 0.0
     assert logs["lora"][2]["loss_retain"] > 0
