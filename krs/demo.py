@@ -82,7 +82,8 @@ def meaning(result: SweepResult) -> str:
     both, values = peak["mlp_coef+attn_out"], peak["value_vectors"]
     kept = both[0] > 0.5 and both[0] > 3 * max(values[0], 0.01)
     verdict = (
-        "So what the training changed is mostly how the knowledge is called up, and much of it is still there."
+        "The paper reads this as knowledge that is still there and called up differently; a model that was never "
+        "taught can score as high, so the page in dissect/ asks further."
         if kept
         else "So activations put back recover little here, and the curves do not show that knowledge is still there."
     )

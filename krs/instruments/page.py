@@ -60,7 +60,8 @@ def page(found: Dissection) -> str:
 
 def _models(found: Dissection) -> str:
     models = found.provenance.get("models", {})
-    names = "; ".join(f"{side}: {told.get('name', '?')}" for side, told in models.items())
+    called = {s: told.get("given_as") or told.get("name_or_path") or "?" for s, told in models.items()}
+    names = "; ".join(f"{side}: {name}" for side, name in called.items())
     asked = counted(len(found.facts), "fact")
     return escape(f"{names}. {asked} asked about, {found.provenance.get('time', '')}.")
 

@@ -127,6 +127,8 @@ def verdict(readings: Mapping[str, Reading], by: Mapping[str, Threshold] | None 
     spoken = readings.get("recall")
     if spoken is not None and spoken.interval()[0] > 1 / 2:
         return Verdict("knows", f"it answers {spoken.mean:.0%} of the questions rightly when asked")
+    if not by:
+        return Verdict("cannot tell", "this version has no thresholds that readings could be held against")
     votes = tuple(_vote(name, readings[name], by[name]) for name in by if name in readings)
     return Verdict(*_weighed(votes, by), votes)
 
