@@ -13,6 +13,8 @@ from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
 
+_BOTH = "mlp_coef+attn_out"
+
 
 @register("krs")
 class KRS(Instrument):
@@ -24,6 +26,7 @@ class KRS(Instrument):
     unit, knows = "KRS", "high"
     nulls = ("never_knew", "unrelated", "random_effect")
     passes = 60.0
+    version = 2
 
     def measure(self, case: Case) -> Reading:
         """Each fact's own score at the window that is best over all; the curves are those of all four settings."""
@@ -36,8 +39,7 @@ class KRS(Instrument):
             n_tokens=case.target.n_tokens,
             progress=False,
         )
-        both = result.plan.settings[2].name
-        best = result.best().loc[both, "window"]
+        best = result.best().loc[_BOTH, "window"]
         rows = result.to_frame(per_prompt=True)
-        mine = rows[(rows.setting == both) & (rows.window == best)].sort_values("prompt")
+        mine = rows[(rows.setting == _BOTH) & (rows.window == best)].sort_values("prompt")
         return self.reading(np.asarray(mine.krs, dtype=np.float64), {"krs": result.krs}, tuple(result.notes))

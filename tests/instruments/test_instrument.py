@@ -122,3 +122,20 @@ def test_a_user_adds_an_instrument():
             return self.reading([len(a) for a in case.target.answers])
 
     assert instrument(Length()).read(tiny_case()).values.tolist() == [6, 5, 6, 5]
+
+
+def test_the_score_is_that_of_coefficients_and_attention_together_at_their_best_window():
+    case = tiny_case()
+    found = instrument("krs").measure(case)
+    result = krs.sweep(
+        case.vanilla,
+        case.unlearned,
+        case.target.prompts,
+        answers=case.target.answers,
+        tokenizer=case.target.wording.tokenizer,
+        settings=["mlp_coef+attn_out"],
+        progress=False,
+    )
+    rows = result.to_frame(per_prompt=True)
+    best = rows[rows.window == result.best()["window"].iloc[0]]
+    np.testing.assert_allclose(found.values, best.krs, atol=1e-9)
