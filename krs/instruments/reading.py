@@ -56,7 +56,7 @@ class Reading:
     def against(self, null: str, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
         """The mean difference to a null with its interval; paired, fact by fact, where both have the same facts."""
         theirs = self.nulls[null]
-        if len(theirs) == len(self.values):
+        if null != "unrelated" and len(theirs) == len(self.values):
             paired = self.values - theirs
             return (mean(paired), *interval(paired, level, seed))
         both = [draws(v, 2000, seed + i) for i, v in enumerate((self.values, theirs))]

@@ -89,6 +89,8 @@ def test_a_difference_is_paired_where_facts_are_the_same():
     assert found.against("same") == (1, 1, 1)
     mean, low, high = found.against("unrelated")
     assert low < mean < high
+    as_many = Reading("x", values, "", "high", {"unrelated": values - 1})  # other facts, though there are as many
+    assert as_many.against("unrelated")[1] < 0
 
 
 def test_facts_come_as_pairs_objects_and_files(tmp_path):
