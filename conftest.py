@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for each other sleep, in processes that tests start too. By default they spin, and on a machine that
@@ -31,6 +32,14 @@ def _seeded_and_threaded(request) -> None:
     torch.manual_seed(0)
     real = request.node.get_closest_marker("real") or _is_doctest_of_the_bundled_model(request.node)
     torch.set_num_threads(_THREADS if real else _TINY_THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed():
+    """Left open they add up over a worker's tests, and matplotlib warns at the twenty-first."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture(scope="session")

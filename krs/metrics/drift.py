@@ -19,8 +19,8 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import REMEDY
-from krs.hooks.unwrap import is_adapter, outside, plain_modules
-from krs.hooks.weights import effective_parameters
+from krs.hooks.unwrap import is_adapter, outside
+from krs.metrics.paired_weights import paired_weights
 from krs.models.devices import summable
 from krs.models.given import Model, load_given
 from krs.models.lineage import check_roles
@@ -116,7 +116,10 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
     import pandas as pd
 
     sums: dict[tuple[str, int], Tensor] = {}
-    for name, theirs, ours in _pairs(v.model, u.model):
+    for pair in paired_weights(v.model, u.model):
+        if pair.tied_to != pair.full:
+            continue
+        name, theirs, ours = pair.full, pair.vanilla, pair.unlearned
         key = component_of(v, name)
         shared = min(len(theirs), len(ours)) if theirs.dim() else None
         found = _sums(theirs[:shared], ours[:shared])
@@ -141,30 +144,6 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
     order = {c: i for i, c in enumerate(COMPONENTS)}
     frame = frame.sort_values(["component", "layer"], key=lambda s: s.map(order) if s.name == "component" else s)
     return Drift(frame.reset_index(drop=True), tied)
-
-
-def _pairs(v: nn.Module, u: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Each weight of both models by name, one that is tied to another in both of them once."""
-    theirs, ours = dict(plain_modules(v)), dict(plain_modules(u))
-    live = {id(p) for model in (v, u) for p in model.parameters()}
-    seen: set[tuple[int, int]] = set()
-    for path in dict.fromkeys([*theirs, *ours]):
-        a, b = (effective_parameters(m[path], path) if path in m else {} for m in (theirs, ours))
-        for mine, other in ((a, b), (b, a)):
-            if "weight" in mine and "bias" in other:
-                mine.setdefault("bias", torch.zeros_like(other["bias"]))
-        for name in dict.fromkeys([*a, *b]):
-            full = f"{path}.{name}" if path else name
-            if name not in a or name not in b or a[name].shape[1:] != b[name].shape[1:]:
-                raise KrsError(
-                    f"{full!r} is not a weight of both models, in one shape: compare a model with one that was made "
-                    "from it"
-                )
-            key = (id(a[name]), id(b[name]))
-            if key not in seen:
-                yield full, a[name], b[name]
-            if live.issuperset(key):
-                seen.add(key)
 
 
 def _is_tied(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from krs.hooks.linear import asked_map, is_packed, is_transposed
 from krs.hooks.offload import is_offloaded
 from krs.hooks.rope import start_afresh
 from krs.hooks.unwrap import plain_modules
-from krs.hooks.weights import effective_parameters
+from krs.metrics.paired_weights import paired_weights
 from krs.models.pair import shared_rows
 from krs.prompts import TokenBatch
 
@@ -128,24 +128,13 @@ def weight_path(v: Anatomy, u: Anatomy) -> WeightPath:
             )
     model = merged(u.model)
     _unpack(model)
-    theirs, ours, copied = (dict(plain_modules(m)) for m in (v.model, u.model, model))
-    made: dict[tuple[int, int], Weight] = {}
-    for path in dict.fromkeys([*theirs, *ours]):
-        a, b = (effective_parameters(m[path], path) if path in m else {} for m in (theirs, ours))
-        for mine, other in ((a, b), (b, a)):
-            if "weight" in mine and "bias" in other:
-                mine.setdefault("bias", torch.zeros_like(other["bias"]))
-        for name in dict.fromkeys([*a, *b]):
-            full = f"{path}.{name}" if path else name
-            if name not in a or name not in b or a[name].shape[1:] != b[name].shape[1:]:
-                raise KrsError(
-                    f"{full!r} is not a weight of both models, in one shape, so no line leads from one to the other: "
-                    "give a model with one that was made from it"
-                )
-            key = id(a[name]), id(b[name])
-            if key not in made:
-                made[key] = _weight(full, a[name], b[name], is_transposed(copied[path]))
-            copied[path].register_parameter(name, made[key].held)
+    copied = dict(plain_modules(model))
+    made: dict[str, Weight] = {}
+    for pair in paired_weights(v.model, u.model):
+        if pair.tied_to not in made:
+            transposed = is_transposed(copied[pair.module])
+            made[pair.full] = _weight(pair.full, pair.vanilla, pair.unlearned, transposed)
+        copied[pair.module].register_parameter(pair.name, made[pair.tied_to].held)
     for module in model.modules():
         for name, held in module._buffers.items():
             if held is not None and held.dtype in _NARROW:
