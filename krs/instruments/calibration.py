@@ -230,8 +230,7 @@ def _readings(
     base = _base(truth.folder, retain)
     own = {"full": base.vanilla, "retain": base.retain}.get(model.name)
     case = replace(base, unlearned=own if own is not None else model.load()[0], kept={})
-    place = truth.folder / "readings" / f"{model.name}{'' if retain else ' without retain'}"
-    kept = Kept(place, subject_of(case))
+    kept = Kept(truth.folder / "readings" / model.name, subject_of(case))
     for tool in tools:
         if tool.lacks(case) is None:
             reading = kept.find(tool, nulls=False)

@@ -35,7 +35,8 @@ class Instrument(ABC):
     Attributes:
         unit: of its numbers.
         knows: whether a model that knows the facts reads `"high"` or `"low"`; `None` for what only describes.
-        needs: of `"retain"`, `"unrelated"`, `"paraphrases"`, `"wrong"`: without them it does not apply.
+        needs: of `"retain"`, `"unrelated"`, `"paraphrases"`, `"wrong"`: without them it does not apply. Without
+            `"retain"` it never sees the retain model, so that a reading is the same whether one is given or not.
         nulls: names of nulls (`krs.instruments.nulls`) that it is read under as well.
         passes: what it costs, in forward passes of one model over the target; a training step counts three. Of nulls,
             each costs as much again.
@@ -74,6 +75,10 @@ class Instrument(ABC):
         missing = [need for need in self.needs if not there[need]]
         return f"needs {' and '.join(missing)}" if missing else None
 
+    def follows_retain(self, nulls: bool) -> bool:
+        """Whether its reading follows from the retain model."""
+        return "retain" in self.needs or (nulls and "never_knew" in self.nulls)
+
     def read(self, case: Case, nulls: bool = True) -> Reading:
         """`measure`, and the same under each of its nulls that the case allows."""
         if (lack := self.lacks(case)) is not None:
@@ -83,15 +88,18 @@ class Instrument(ABC):
 
     def _read(self, case: Case, nulls: bool) -> Reading:
         start = time.perf_counter()
-        found = self.measure(case)
+        found = self._measured(case)
         others = dict(found.nulls)
         notes = list(found.notes)
         for name, stand_in in null_cases(self.nulls, case) if nulls else ():
             if self.lacks(stand_in) is None:
-                other = self.measure(stand_in)
+                other = self._measured(stand_in)
                 others[name] = other.values
                 notes += [f"null {name}: {note}" for note in other.notes]
         return replace(found, nulls=others, notes=tuple(notes), seconds=time.perf_counter() - start)
+
+    def _measured(self, case: Case) -> Reading:
+        return self.measure(case if "retain" in self.needs else replace(case, retain=None))
 
 
 def _take(name: str, found: Any) -> None:

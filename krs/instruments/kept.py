@@ -57,7 +57,10 @@ class Kept:
     def _key(self, instrument: Instrument, nulls: bool) -> str:
         settings: dict[str, Any] = asdict(instrument) if is_dataclass(instrument) else {}
         under = list(instrument.nulls) if nulls else []
-        return combined(self.subject, [instrument.name, instrument.version, settings, under])
+        subject = self.subject
+        if not instrument.follows_retain(nulls):
+            subject = subject | {"models": subject["models"] | {"retain": None}}
+        return combined(subject, [instrument.name, instrument.version, settings, under])
 
 
 def _told(asked: Asked) -> list[Any]:
