@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,17 +206,13 @@ def answers(
                 row[name] = decode(answer, reader, skip_special_tokens=True)
         return Answers(_frame(rows, bleu, refusals), {name: list(found) for name, found in said.items()}, provenance)
 
-    keeper = answers_file.Keeper(file, so_far)
+    keeper = answers_file.Keeper(file, said, len(prompts), so_far)
     try:
         for name, model in (("vanilla", v), ("unlearned", u)):
             if len(done := said.get(name, ())) < len(prompts):
                 options: dict[str, Any] = {"doing": f"answers ({name})", "side": name, "n_ids": n_ids, "eos": ends}
-
-                def kept(found: tuple[Ids, ...], name: str = name) -> None:
-                    said[name] = found
-                    keeper.note(whole=len(found) == len(prompts))
-
-                greedy(model, prompts, n_tokens, progress=progress, done=done, kept=kept, **options)
+                options |= {"done": done, "kept": partial(keeper.note, name)}
+                greedy(model, prompts, n_tokens, progress=progress, **options)
         notes += answer_notes(said["vanilla"], reader, ends, bare_texts(every, reader), "vanilla answers")
         provenance["notes"] = notes
         show([f"note: {note}" for note in notes], progress)

@@ -126,7 +126,7 @@ def _is_id(value: Any) -> bool:
 
 def reused(reuse: Answers, ours: dict[str, Any]) -> tuple[Ids, ...]:
     """The vanilla answers of an earlier result; `KrsError` unless they are those of this model to these prompts."""
-    if other := list(_differing(reuse.provenance, ours, ("vanilla",))):
+    if other := list(what_differs(reuse.provenance, ours, ("vanilla",))):
         raise KrsError(f"reuse= is of other answers. What differs: {'; '.join(other)}. Leave it out")
     return tuple(reuse.token_ids["vanilla"])
 
@@ -136,7 +136,7 @@ def earlier(file: Path | None, ours: dict[str, Any]) -> dict[str, tuple[Ids, ...
     if file is None or not file.exists():
         return {}
     found = load_answers(file)
-    if other := list(_differing(found.provenance, ours, _MODELS, same_versions=True)):
+    if other := list(what_differs(found.provenance, ours, _MODELS, same_versions=True)):
         raise KrsError(
             f"checkpoint={str(file)!r} holds other answers. What differs: {'; '.join(other)}. Give another file, or "
             "remove this one"
@@ -144,9 +144,10 @@ def earlier(file: Path | None, ours: dict[str, Any]) -> dict[str, tuple[Ids, ...
     return {model: tuple(rows) for model, rows in found.token_ids.items()}
 
 
-def _differing(
+def what_differs(
     theirs: dict[str, Any], ours: dict[str, Any], sides: tuple[str, ...], same_versions: bool = False
 ) -> Iterator[str]:
+    """In what two calls that ask models differ, by their provenance, in words."""
     for side in sides:
         known = theirs.get(side)
         if not isinstance(known, dict) or "identity" not in known:
@@ -173,16 +174,21 @@ class Keeper:
 
     Attributes:
         file: the checkpoint, if there is one.
+        said: token ids of the answers so far, by model.
+        many: how many there will be of each.
         so_far: makes the answers of what has been said.
     """
 
     file: Path | None
+    said: dict[str, tuple[Ids, ...]]
+    many: int
     so_far: Callable[[], Answers]
     saved: float = field(default_factory=time.monotonic)
 
-    def note(self, whole: bool) -> None:
+    def note(self, model: str, found: tuple[Ids, ...]) -> None:
         """A batch was answered; where saving fails, say so and go on."""
-        if self.file is None or not (whole or time.monotonic() - self.saved > _SAVE_EVERY):
+        self.said[model] = found
+        if self.file is None or not (len(found) == self.many or time.monotonic() - self.saved > _SAVE_EVERY):
             return
         try:
             save(self.so_far(), self.file)

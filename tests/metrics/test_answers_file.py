@@ -103,7 +103,7 @@ def _stops_at(model, forward, stop):
 def test_an_interruption_inside_a_side_keeps_its_whole_batches(models, tmp_path, monkeypatch, side, stop):
     monkeypatch.setattr(GREEDY, "_BATCH", 2)
     v, u = models
-    model, file, asked = dict(vanilla=v, unlearned=u)[side], tmp_path / "part.json", {"target": MANY, "n_tokens": 6}
+    model, file, asked = {"vanilla": v, "unlearned": u}[side], tmp_path / "part.json", {"target": MANY, "n_tokens": 6}
     ran, handle = _stops_at(model, 10**6, stop)
     begun, real = [], GREEDY._lockstep
     with monkeypatch.context() as noting:
