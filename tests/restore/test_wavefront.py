@@ -85,13 +85,85 @@ def _compare(v, u, plan, **options):
     positions=st.sampled_from([None, None, None, "prompt", "answer", (-1, 0)]),
     chunk=st.sampled_from([1, 40, 3200]),
     budget=st.sampled_from([1, 2**14, 2**30]),
+    long=st.booleans(),
 )
-def test_equals_the_plain_engine_for_any_plan_family_chunk_and_budget(name, chosen, listed, positions, chunk, budget):
+def test_equals_the_plain_engine_for_any_plan_family_chunk_and_budget(
+    name, chosen, listed, positions, chunk, budget, long
+):
     v, u = _pair(name)
     plan = Plan.make([SETTINGS[i] for i in sorted(chosen)], windows.of(listed), n_layers=4, positions=positions)
     with pytest.MonkeyPatch.context() as patch:
+        if long:
+            _take_for_long(patch)
         patch.setattr(passes, "_CHUNK_TOKENS", {"cpu": chunk, "cuda": chunk})
         _compare(v, u, plan, budget=budget)
+
+
+def _take_for_long(patch, tokens=1):
+    """Any pass gives numbers on the way, once there are rows of so many tokens with nothing left to restore."""
+    patch.setattr(passes, "_CHUNK_TOKENS", {"cpu": tokens, "cuda": tokens})
+    patch.setattr(passes, "_LONG", 0)
+    patch.setattr(passes, "_SHARE", 0)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_long_pass_gives_numbers_on_the_way_and_they_are_the_plain_engines(name, monkeypatch):
+    _take_for_long(monkeypatch)
+    ends = ["embedding", "embedding+attn_out"] if name == "llama" else []
+    plan = Plan.make([*SETTINGS[:4], *ends], windows.sliding(2), n_layers=4)
+    chunks = []
+    real = wavefront.run
+    engine = types.SimpleNamespace(run=lambda job: (chunks.append(s) or s for s in real(job)))
+    v, u = _pair(name)
+    before = state(v), state(u)
+    with float64_throughout(v.config.model_type):
+        ours, twin = (_run(e, v, u, plan) for e in (engine, plain))
+    assert_same(_scores(ours), _scores(twin))
+    assert_same(ours.baseline[ours.mask], twin.baseline[twin.mask])
+    assert_same(ours.power[ours.mask], twin.power[twin.mask])
+    found = [c for c in chunks if isinstance(c, Chunk)]
+    every = [r for chunk in found for r in chunk.restorations]
+    assert len(found) > 2
+    assert sorted(every) == list(range(len(plan)))  # each of them once
+    steps = sum(s.steps for s in chunks if not isinstance(s, Chunk))
+    assert steps == wavefront.steps(_job(v, u, plan))
+    assert same_state(v, before[0])
+    assert same_state(u, before[1])
+
+
+def test_nothing_is_given_on_the_way_before_the_pass_has_checked_itself(monkeypatch):
+    """A restoration that is wrong in the pass alone is found before any of its numbers are out."""
+    _take_for_long(monkeypatch)
+    real = passes.Pass._to_the_end
+    monkeypatch.setattr(passes.Pass, "_to_the_end", lambda *args: real(*args) * 1.001)
+    v, u = _pair("llama")
+    given = []
+    steps = wavefront.run(_job(v, u, Plan.make(None, windows.sliding(2), n_layers=4)))
+    with pytest.raises(NotExactError, match="restored is not what hooks make of a prompt by itself"):
+        given.extend(step for step in steps)
+    assert given
+    assert not any(isinstance(step, Chunk) for step in given)
+
+
+def test_a_short_pass_and_one_in_which_it_would_cost_much_give_their_numbers_in_the_end(monkeypatch):
+    v, u = _pair("llama")
+
+    def chunks(*settings):
+        found = wavefront.run(_job(v, u, Plan.make(list(settings) or None, windows.sliding(2), n_layers=4)))
+        return sum(isinstance(step, Chunk) for step in found)
+
+    assert chunks() == 1  # short
+    _take_for_long(monkeypatch)
+    assert chunks() > 2
+    assert chunks("unembedding") == 1  # nothing to move on
+    monkeypatch.setattr(passes, "_SHARE", 25)
+    assert chunks() == 1  # both models once more through a layer, of four: not worth it
+
+
+def _job(v, u, plan, prompts=PROMPTS):
+    v, u = anatomy(v), anatomy(u)
+    batch = next_token_batch(prompts, greedy(v.model, prompts, 6, progress=False))
+    return Job(plan, u, v, v, batch, (LOGIT_MSE,), 2**30, np.zeros((len(plan), len(batch)), dtype=bool))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
