@@ -16,6 +16,7 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.generation.greedy import greedy
 from krs.hooks import ActivationPoint, WeightPoint, anatomy, families, family_of, patched, register_family
+from krs.hooks.overrides import override_forward
 from krs.metrics.measures import LOGIT_MSE
 from krs.prompts import next_token_batch
 from krs.restore.engines import write
@@ -23,6 +24,7 @@ from krs.restore.job import Chunk, Job, NotExactError
 from krs.restore.losses import Losses
 from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
+from krs.restore.wave import attention as wave_attention
 from krs.restore.wave import passes
 from krs.restore.wave.attention import can_pack
 from krs.restore.wave.heads import Heads
@@ -192,6 +194,58 @@ def test_half_precision(name, dtype):
         exact = _run(plain, v.double(), u.double(), plan, answers=answers)
     assert_rounds_alike(_scores(ours), _scores(exact), [_scores(twin)])
     assert_rounds_alike(ours.power[ours.mask], exact.power[exact.mask], [twin.power[twin.mask]])
+
+
+def _off_by_a_twentieth(value):
+    return (value[0] * 1.05, *value[1:]) if isinstance(value, tuple) else value * 1.05
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),  # where a norm follows the attention, a factor is no error at all
+    [("llama", torch.float16), *((name, torch.bfloat16) for name in ("llama", "qwen3", "gpt2", "gpt_neox", "mistral"))],
+)
+def test_attention_that_is_off_by_a_twentieth_is_found_in_half_precision(name, dtype, monkeypatch):
+    """A fixed bound that rounding of half precision fits in hides it; noise measured on the spot does not."""
+    v, u = (copy.deepcopy(m).to(dtype) for m in _pair(name))
+    options = {"settings": ["mlp_coef", "value_vectors"], "windows": 3, "n_tokens": 6, "progress": False}
+    right = krs.sweep(v, u, list(PROMPTS), engine="wavefront", **options)  # nothing is found in what is right
+    layouts, real = [], passes.Pass.__init__
+
+    def spy(self, job, batch, layout, *rest):
+        layouts.append("padded" if layout.tree is None else "packed")
+        real(self, job, batch, layout, *rest)
+
+    monkeypatch.setattr(passes.Pass, "__init__", spy)
+    with monkeypatch.context() as packed:  # over the tree of tokens alone
+        own = wave_attention._attend
+        packed.setattr(wave_attention, "_attend", lambda *args: own(*args) * 1.05)
+        found = krs.sweep(v, u, list(PROMPTS), **options)
+        assert layouts == ["packed", "padded"]
+        assert found.provenance["engine"] == "wavefront"
+    layouts.clear()
+    runners, pair_of = [], passes._with_reference
+    monkeypatch.setattr(passes, "_with_reference", lambda *a: [runners.append(r := pair_of(*a)), r][1])
+    call = LayerwiseRunner.call
+
+    def broken(self, layer, states, rows=1):
+        if not any(self is runner for runner, _ in runners):
+            return call(self, layer, states, rows)
+        (path,) = self.body.role_paths("attn_out_proj", layer)
+        attention = self.body.layers[layer].get_submodule(path.rpartition(".")[0])
+        with override_forward({attention: lambda own, *a, **k: _off_by_a_twentieth(own(*a, **k))}):
+            return call(self, layer, states, rows)
+
+    monkeypatch.setattr(LayerwiseRunner, "call", broken)
+    found = krs.sweep(v, u, list(PROMPTS), **options)
+    assert layouts == ["packed", "padded"]
+    assert found.provenance["engine"] == "plain"
+    assert "are not those of a prompt by itself" in found.provenance["engine_note"]
+    with pytest.raises(KrsError, match="engine='wavefront' is not exact here: states after layer"):
+        krs.sweep(v, u, list(PROMPTS), engine="wavefront", **options)
+    monkeypatch.undo()
+    assert right.provenance["engine"] == "wavefront"
+    plain_one = krs.sweep(v, u, list(PROMPTS), engine="plain", **options)
+    np.testing.assert_array_equal(found.losses.restored, plain_one.losses.restored)
 
 
 def test_families_with_attention_of_their_own_run_padded():
