@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 import krs
 from krs import KrsError
-from krs.restore import engines, plain
+from krs.restore import engines, plain, storage
 from krs.restore.wave import passes
 from tests.noise import assert_same
 from tests.test_writing import full_disk
@@ -317,3 +318,21 @@ def test_a_small_sweep_that_is_interrupted_goes_on_in_its_middle(tmp_path, monke
         assert_same(ours[~np.isnan(ours)], theirs[~np.isnan(theirs)])
     assert_same(resumed.krs.to_numpy(float), whole.krs.to_numpy(float))
     assert [p["engine"] for p in resumed.provenance["parts"]] == ["wavefront", "wavefront"]
+
+
+def test_room_for_the_whole_result_is_asked_for_before_any_model_runs(models, tmp_path, monkeypatch):
+    many = PROMPTS * 20
+    options = {"windows": krs.windows.each(), "settings": None, "measures": ["kl", "rank", "top1"]}
+    asked, real = [], storage.size_of
+    sweep = importlib.import_module("krs.restore.sweep")
+    monkeypatch.setattr(sweep, "size_of", lambda *args: asked.append(real(*args)) or asked[-1])
+    _sweep(*models, many, checkpoint=tmp_path / "part.krs", **options)
+    size = (tmp_path / "part.krs").stat().st_size - 200_000
+    assert asked[0] - 200_000 > size  # the header is what those bytes more are for
+    (tmp_path / "part.krs").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=asked[0] - 1))
+    ran = models[0].register_forward_pre_hook(lambda *_: pytest.fail("ran"))
+    with pytest.raises(KrsError, match=r"checkpoint: '.*' will take .* MB, and .* MB are free there: free some space"):
+        _sweep(*models, many, checkpoint=tmp_path / "part.krs", **options)
+    ran.remove()
+    assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from krs.restore.losses import Losses
 from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
 from krs.restore.wave import attention as wave_attention
-from krs.restore.wave import passes
+from krs.restore.wave import heads, passes
 from krs.restore.wave.attention import can_pack
 from krs.restore.wave.heads import Heads
 from krs.restore.wave.runner import LayerwiseRunner
@@ -268,6 +268,17 @@ def test_soft_capped_logits_are_compared_as_logits():
     heads = Heads(anatomy(u), anatomy(v))
     assert not heads.linear
     assert Heads(anatomy(_pair("cohere")[1]), anatomy(_pair("cohere")[0])).linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "option", "value"), [("cohere", "logit_scale", 0.0627), ("granite", "logits_scaling", 3)]
+)
+def test_the_scale_of_logits_is_the_configurations_whatever_the_models_dtype(name, option, value, dtype):
+    """A factor that is asked of the model in bf16 would be the one that bf16 has a number for: 0.2 % off."""
+    model = build(name, **{option: value}).to(dtype)
+    wanted = value if name == "cohere" else 1 / value
+    assert abs(heads._scale(anatomy(model)) / wanted - 1) < 1e-6
 
 
 def test_further_points_of_both_kinds():
