@@ -104,19 +104,21 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, names):
 
 
 @pytest.mark.long
-def test_the_engine_of_worker_processes_gives_the_plain_engines_numbers(models, tmp_path, monkeypatch):
-    (code,) = [c for c, _, _ in _blocks(ROOT / "docs/extending.md", "python") if "ProcessPoolExecutor" in c]
-    (tmp_path / "krs_doc_workers.py").write_text(code)
+@pytest.mark.parametrize("name", ["forked", "workers"])
+def test_the_engines_of_worker_processes_give_the_plain_engines_numbers(name, models, tmp_path, monkeypatch):
+    written = [c for c, _, _ in _blocks(ROOT / "docs/extending.md", "python") if "ProcessPoolExecutor" in c]
+    (code,) = [c for c in written if f'name, exact = "{name}", True' in c]
+    (tmp_path / f"krs_doc_{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(engines, "ENGINES", engines.ENGINES.copy())
-    importlib.import_module("krs_doc_workers")
-    for name, model in zip("vu", models, strict=True):
-        model.save_pretrained(tmp_path / name)
+    importlib.import_module(f"krs_doc_{name}")
+    for side, model in zip("vu", models, strict=True):
+        model.save_pretrained(tmp_path / side)
     asked = {"windows": krs.windows.of([[3]]), "settings": "resid_pre", "positions": [[0], [2, 3]], "measures": "kl"}
     prompts = [[5, 9, 11], [7, 3, 22, 8]]
     ours, plain = (
         krs.sweep(str(tmp_path / "v"), str(tmp_path / "u"), prompts, engine=engine, n_tokens=3, progress=False, **asked)
-        for engine in ("workers", "plain")
+        for engine in (name, "plain")
     )
     for measure in plain.measures:
         np.testing.assert_allclose(ours.table(measure), plain.table(measure), rtol=1e-4, atol=1e-6)

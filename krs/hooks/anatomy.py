@@ -209,8 +209,13 @@ class Anatomy:
         except AttributeError:
             raise KrsError(
                 f"no module {path!r} for {point.name} in this {type(self.model).__name__}: its layout differs "
-                f"from the family {self.family.name!r}. Register a family that fits (krs.hooks.register_family)"
+                f"from the family {self.family.name!r}. {self._remedy(point)}"
             ) from None
+
+    def _remedy(self, point: Point) -> str:
+        if point.role.startswith("."):
+            return f"The point's role {point.role!r} is a path inside a layer: correct it"
+        return "Register a family that fits (krs.hooks.register_family)"
 
     def require(self, points: Iterable[Point], layers: Iterable[int]) -> None:
         """Raise `KrsError` unless every point exists at every one of these layers."""

@@ -72,6 +72,12 @@ class Point:
     place: Place = field(default="layer", kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]]
 
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise KrsError(
+                f"the point {self.name!r} has place={self.place!r}: choose one of {', '.join(map(repr, PLACES))}"
+            )
+
     def __add__(self, other: Point | Setting) -> Setting:
         return Setting((self,)) + other
 
@@ -151,6 +157,13 @@ class ActivationPoint(Point):
     side: Literal["input", "output"]
     heads_of: Literal["query", "key"] | None = field(default=None, kw_only=True)
     kind: ClassVar[Literal["activation", "weight"]] = "activation"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side not in ("input", "output"):
+            raise KrsError(f"the point {self.name!r} has side={self.side!r}: choose 'input' or 'output'")
+        if self.heads_of not in (None, "query", "key"):
+            raise KrsError(f"the point {self.name!r} has heads_of={self.heads_of!r}: choose 'query' or 'key'")
 
     def heads(self: A, *heads: int) -> A:
         """This point at some attention heads only, as a point of its own.

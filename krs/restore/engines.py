@@ -40,6 +40,8 @@ def register_engine(engine: Engine) -> Engine:
     A notebook's cell that registers one may be run again, changed. Raises `KrsError` for a name that another engine
     has, and for what is no engine.
     """
+    if isinstance(engine, type):
+        raise KrsError(f"{engine.__name__} is a class: register an engine, register_engine({engine.__name__}())")
     if not isinstance(engine, Engine):
         raise KrsError(f"{type(engine).__name__} is no engine: it needs a name, exact, run(job) and steps(job)")
     if engine.name == "auto":
@@ -136,7 +138,8 @@ def _execute(
 
 def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
     """Put the numbers of an engine's chunks where they belong."""
-    with closing(engine.run(job)) as steps:  # type: ignore[type-var]
+    mine = replace(job, done=job.done.copy())  # what is done when the engine begins, whatever it cuts out of it
+    with closing(engine.run(mine)) as steps:  # type: ignore[type-var]
         for step in steps:
             if isinstance(step, Chunk):
                 write(step, job, losses)
@@ -146,15 +149,21 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
                 if step.what:
                     shown.set_postfix_str(step.what)
                 shown.update(step.steps)
+    if missing := int((~job.done).any(axis=1).sum()):
+        raise KrsError(
+            f"the engine {engine.name!r} has ended, and {missing} of {counted(len(job.plan), 'restoration')} have no "
+            "numbers: it has to yield a Chunk for all that job.done leaves open"
+        )
 
 
 def write(chunk: Chunk, job: Job, losses: Losses) -> None:
     """One chunk's numbers into the arrays; what was done already stays as it is.
 
-    Raises `KrsError` for an engine that leaves out a measure.
+    Raises `KrsError` for an engine that leaves out a measure, or whose numbers are not those of its prompts' tokens.
     """
     if missing := [m.name for m in job.measures if m.name not in chunk.values]:
         raise KrsError(f"the engine {chunk.engine!r} gave no {missing[0]}, which was asked for")
+    _require_sizes(chunk, int(losses.mask[chunk.prompts].sum()))
     rows, mask = chunk.prompts, losses.mask[chunk.prompts]
     fresh = np.logical_not(np.logical_and.reduce(job.done[:, rows], axis=1))
     for name, values in chunk.values.items():
@@ -166,3 +175,17 @@ def write(chunk: Chunk, job: Job, losses: Losses) -> None:
                 into.restored[r, rows][mask] = computed(found) if name == LOGIT_MSE.name else found
     losses.power[rows][mask] = chunk.power
     job.done[list(chunk.restorations), rows] = True
+
+
+def _require_sizes(chunk: Chunk, tokens: int) -> None:
+    """Raise `KrsError` unless there is a number for each restoration and scored token that a chunk is about."""
+    wanted = {"restored": (len(chunk.restorations), tokens), "recipient": (tokens,), "donor": (tokens,)}
+    for name, values in chunk.values.items():
+        for side, shape in wanted.items():
+            found = np.shape(getattr(values, side))
+            if found != shape:
+                raise KrsError(
+                    f"the engine {chunk.engine!r} gave {side} {name} of shape {list(found)} for {chunk.prompts} of the "
+                    f"job's prompts, which have to be {list(shape)}: chunk.prompts counts in the whole job, also where "
+                    "an engine has cut it"
+                )

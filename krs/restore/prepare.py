@@ -46,7 +46,8 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, meas
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
     if engine not in engine_names():
-        raise KrsError(f"engine={engine!r}: choose one of {', '.join(map(repr, engine_names()))}")
+        names = ", ".join(map(repr, engine_names()))
+        raise KrsError(f"engine={engine!r}: choose one of {names}, or register yours (krs.restore.register_engine)")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
     check_engine(engine, measures)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
-from krs.hooks import ActivationPoint, Setting, register_point, setting
+from krs.hooks import ActivationPoint, Setting, anatomy, register_point, setting
+from tests.tiny import build
 
 
 def test_settings_are_sums_in_the_order_written():
@@ -26,6 +27,18 @@ def test_settings_from_strings(as_a_user):
         setting("mlp+attn_out")
     with pytest.raises(KrsError, match="not int"):
         setting(3)
+
+
+def test_a_side_or_a_place_that_there_is_not(as_a_user):
+    with pytest.raises(KrsError, match="the point 'gate' has side='out': choose 'input' or 'output'"):
+        ActivationPoint("gate", role=".mlp.gate_proj", label="Gates", side="out")
+    with pytest.raises(KrsError, match="the point 'gate' has heads_of='value': choose 'query' or 'key'"):
+        ActivationPoint("gate", role=".mlp.gate_proj", label="Gates", side="output", heads_of="value")
+    with pytest.raises(KrsError, match="the point 'table' has place='head': choose one of 'layer', 'embedding'"):
+        ActivationPoint("table", role=".mlp.gate_proj", label="Gates", side="output", place="head")
+    mistyped = ActivationPoint("gate", role=".mlp.gate", label="Gates", side="output")
+    with pytest.raises(KrsError, match="The point's role '.mlp.gate' is a path inside a layer: correct it"):
+        anatomy(build("llama")).modules(mistyped, 0)
 
 
 def test_placements_print_as_they_are_written():

@@ -1,5 +1,7 @@
 """Engines that are written outside krs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,9 @@ import krs
 from krs import KrsError
 from krs.restore import engines
 from krs.restore.engines import register_engine
-from krs.restore.job import NotExactError
+from krs.restore.job import Chunk, NotExactError
 from krs.restore.plain import PlainEngine
+from tests.noise import assert_same
 from tests.tiny import pair
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8]]
@@ -83,9 +86,54 @@ def test_an_engine_that_gives_up_says_why(registry):
         _sweep(*pair("llama"), engine="never")
 
 
+class Idle(Backwards):
+    """One that says it is through, and is not."""
+
+    name = "idle"
+
+    def run(self, job):
+        yield from list(PlainEngine().run(job))[:2]
+
+
+class Cutting(Backwards):
+    """A prompt at a time, by hand: `done` is left as it is; `shift` is whether chunks count in the whole job."""
+
+    name = "cutting"
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def run(self, job):
+        for n in range(len(job.batch)):
+            for step in PlainEngine().run(replace(job, batch=job.batch.rows(n, n + 1))):
+                if isinstance(step, Chunk):
+                    yield replace(step, prompts=slice(n, n + 1) if self.shift else slice(0, len(job.batch)))
+
+
+def test_an_engine_that_leaves_something_out_is_no_result(registry):
+    register_engine(Idle())
+    with pytest.raises(KrsError, match="the engine 'idle' has ended, and [0-9]+ of 8 restorations have no numbers"):
+        _sweep(*pair("llama"), engine="idle")
+
+
+def test_what_is_done_is_what_was_done_when_an_engine_began(registry):
+    v, u = pair("llama")
+    register_engine(Cutting(shift=True))
+    found, twin = (_sweep(v, u, engine=engine) for engine in ("cutting", "plain"))
+    assert_same(found.losses.restored, twin.losses.restored)
+
+
+def test_numbers_of_other_prompts_are_refused(registry):
+    register_engine(Cutting(shift=False))
+    with pytest.raises(KrsError, match=r"gave restored logit_mse of shape \[[0-9]+, [0-9]+\] for slice\(0, 2, None\)"):
+        _sweep(*pair("llama"), engine="cutting")
+
+
 def test_what_is_no_engine_and_names_that_are_taken(registry, as_a_user):
     with pytest.raises(KrsError, match="object is no engine: it needs a name, exact, run"):
         register_engine(object())
+    with pytest.raises(KrsError, match=r"Never is a class: register an engine, register_engine\(Never\(\)\)"):
+        register_engine(Never)
     other = Backwards()
     other.name = "plain"
     with pytest.raises(KrsError, match="the engine 'plain' is registered already, by krs.restore.plain: choose"):
