@@ -84,7 +84,7 @@ def _row(block: Table, columns: list[str], marks: Marks) -> Callable[[tuple[Any,
     """A function from a row's cells to its HTML. End tags are left out where HTML has no need of them."""
     places = {axis: columns.index(name) for axis, name in block.keys.items()}
     label = [f' data-head="{html(name)}"' if block.texts else "" for name in columns]
-    isolated = ' dir="auto"' if block.texts else ""
+    words = ' class="t" dir="auto"' if block.texts else ' class="t"'
 
     def write(row: tuple[Any, ...]) -> str:
         cells = []
@@ -93,7 +93,7 @@ def _row(block: Table, columns: list[str], marks: Marks) -> Callable[[tuple[Any,
             if i < block.heads:
                 cells.append(f'<th scope="row"{label[i]}>{shown}')
             else:
-                kind = isolated if isinstance(value, str) else ' class="n"'
+                kind = words if isinstance(value, str) else ""
                 cells.append(f"<td{kind}{label[i]}>{shown}")
         return f"<tr{marks.of({axis: str(row[i]) for axis, i in places.items()})}>{''.join(cells)}"
 

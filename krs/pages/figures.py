@@ -29,11 +29,10 @@ class Figures:
         number_ = self.number(figure)
         self.data.append({"id": number_, **_DATA[type(figure)](self, figure)})
         keys = self.marks.of(getattr(figure, "keys", {}))
-        return (
-            f'<figure{keys}><div class="plot" id="f{number_}" role="img" aria-label="{html(figure.told)}"></div>'
-            f'<figcaption>{html(figure.caption)} <button type="button" data-save="{number_}" '
-            f'aria-label="{html(f"Save as SVG: {figure.caption}")}">SVG</button></figcaption></figure>'
-        )
+        save = html(f"Save as SVG: {figure.caption}")
+        button = f'<button type="button" data-save="{number_}" aria-label="{save}">SVG</button>'
+        place = f'<div class="plot" id="f{number_}" role="img" aria-label="{html(figure.told)}"></div>'
+        return f"<figure{keys}><figcaption>{html(figure.caption)} {button}</figcaption>{place}</figure>"
 
     def legend(self, figure: Any) -> tuple[Any, str]:
         """What tells figures with one legend from others, and that legend."""
@@ -60,6 +59,8 @@ class Figures:
             for key, found in (("low", figure.low), ("high", figure.high), ("n", figure.n), ("sd", figure.sd))
             if found is not None and not bool(found.isna().to_numpy().all())
         }
+        if figure.n is not None and len(set(figure.n.to_numpy().ravel())) == 1:
+            several["n"] = int(figure.n.to_numpy().flat[0])
         return {
             "kind": "lines",
             "axis": figure.axis,

@@ -31,10 +31,10 @@
       x.forEach((_, i) => {
         let n = 0, sum = 0;
         const there = of.filter((f) => f.v[s]?.[i] != null && f.x[i] === x[i]);
-        for (const f of there) { n += f.n[s][i]; sum += f.n[s][i] * f.v[s][i]; }
+        for (const f of there) { n += countOf(f, s, i); sum += countOf(f, s, i) * f.v[s][i]; }
         const mean = n ? sum / n : null;
         let squares = 0;
-        for (const f of there) squares += (f.n[s][i] - 1) * (f.sd?.[s]?.[i] ?? 0) ** 2 + f.n[s][i] * (f.v[s][i] - mean) ** 2;
+        for (const f of there) squares += (countOf(f, s, i) - 1) * (f.sd?.[s]?.[i] ?? 0) ** 2 + countOf(f, s, i) * (f.v[s][i] - mean) ** 2;
         const sd = n > 1 ? Math.sqrt(squares / (n - 1)) : null;
         made.v[s].push(mean);
         made.low[s].push(sd === null ? null : mean - sd);
@@ -50,13 +50,22 @@
   function tip(lines) { return lines.filter((line) => line !== null).join("\n"); }
   function shown(value) { return value === null ? "–" : String(Number(value.toPrecision(DIGITS))); }
 
+  const countOf = (figure, s, i) => (typeof figure.n === "number" ? figure.n : figure.n?.[s]?.[i] ?? 0);
+
+  /** The edge of a band: as given, else a standard deviation away where there are several. */
+  function edge(figure, given, sign, s, i) {
+    if (given) return given[s]?.[i] ?? null;
+    const sd = figure.sd?.[s]?.[i] ?? null;
+    return sd === null || countOf(figure, s, i) < 2 ? null : figure.v[s][i] + sign * sd;
+  }
+
   function linesRows(given) {
     const figure = given.of ? averaged(given) : given;
     const on = seriesOn(figure), rows = [], every = Math.max(1, Math.ceil(figure.x.length / 8));
     figure.series.forEach((name, s) => {
       if (!on(name)) return;
       figure.x.forEach((x, i) => {
-        const v = figure.v[s][i], low = figure.low?.[s]?.[i] ?? null, high = figure.high?.[s]?.[i] ?? null;
+        const v = figure.v[s][i], low = edge(figure, figure.low, -1, s, i), high = edge(figure, figure.high, 1, s, i);
         const band = low === null ? null : `${shown(low)} … ${shown(high)}`;
         const n = figure.of ? `mean of ${figure.n[s][i]}` : null;
         rows.push({ x, i, s: name, v, low, high, mark: (i + s) % every === 0, tip: tip([name, `${figure.labels[0]}: ${x}`, shown(v), band, n]) });
@@ -98,7 +107,7 @@
       params: [{ name: "near", select: { type: "point", on: "pointerover", clear: "pointerout", nearest: true, fields: ["i", "s"] } }],
       encoding: { x, y, color, tooltip: { field: "tip" }, opacity: { condition: { param: "near", empty: false, value: 1 }, value: 0 } },
     };
-    const bands = figure.of || figure.low ? [band] : [];
+    const bands = figure.of || figure.low || figure.sd ? [band] : [];
     return { height: 230, layer: [...rules, ...bands, { mark: { type: "line", strokeWidth: 2 }, encoding: { x, y, color, strokeDash } }, points, hover] };
   }
 
@@ -283,7 +292,7 @@
     const table = button.closest(".table").querySelector("table"), rows = cellsOf(table);
     if (button.dataset.copy === "csv") return asCsv(rows);
     const first = [...table.tBodies[0].rows].find((row) => !row.hidden);
-    const numeric = first ? [...first.cells].filter((c) => !c.hidden).map((c) => c.classList.contains("n")) : rows[0].map(() => false);
+    const numeric = first ? [...first.cells].filter((c) => !c.hidden).map((c) => c.tagName === "TD" && !c.classList.contains("t")) : rows[0].map(() => false);
     return asLatex(rows, table.caption.textContent, numeric);
   }
   function copiedByHand(text) {

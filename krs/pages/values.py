@@ -88,10 +88,10 @@ class Lines:
         caption: below it.
         told: for a screen reader, in the place of the picture.
         table: rows by their place on the x axis, in order; columns by the names of the lines.
-        low: lower edges of bands, as `table`.
+        low: lower edges of bands, as `table`; a standard deviation below if not given.
         high: upper edges.
-        n: of how many the numbers are means, as `table`; for `Average`.
-        sd: their standard deviations, as `table`; for `Average`.
+        n: of how many the numbers are means, as `table`; for `Average`, and for bands.
+        sd: their standard deviations, as `table`; likewise.
         x_label: what rows are.
         y_label: what the numbers are.
         axis: of the switch whose values the columns are.

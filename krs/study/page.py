@@ -31,7 +31,7 @@ from krs.study.spec import Spec
 from krs.study.store import Store
 from krs.wording import counted
 
-_CURVES = 60_000
+_CURVES = 50_000
 """Numbers of curves on a page, at most: strengths, then methods, are put together where there are more."""
 _ROWS = 1_500
 _WAYS = (AXES, AXES[:3], AXES[:2])
@@ -46,6 +46,11 @@ def page_of(study: Study) -> Page:
     found = collect(study.spec, Store(study.folder))
     if not any(group.cells for group in found.groups.values()):
         raise KrsError(f"the study in {str(study.folder)!r} has no results yet: run it first, with krs study")
+    return page_from(study, found)
+
+
+def page_from(study: Study, found: Collected) -> Page:
+    """The page of what was collected."""
     panels = _panels(found)
     sections = [
         Section("Summary", _summary(found)),
@@ -188,17 +193,12 @@ def _lines(found: Collected, model: str, group: Group, caption: str, about: str,
 
         return pd.DataFrame(values.T, index=[str(w) for w in windows], columns=[label_of(s) for s in settings])
 
-    mean, sd = pool.mean, pool.sd
-    low, high = mean - np.nan_to_num(sd), mean + np.nan_to_num(sd)
-    several = bool((pool.n > 1).any())
     return Lines(
         caption,
-        f"Score over {counted(len(windows), 'window')}, {about}: {peaks(table(mean))}",
-        table(mean),
-        table(np.where(pool.n > 1, low, np.nan)) if several else None,
-        table(np.where(pool.n > 1, high, np.nan)) if several else None,
+        f"Score over {counted(len(windows), 'window')}, {about}: {peaks(table(pool.mean))}",
+        table(pool.mean),
         n=table(pool.n.astype(float)),
-        sd=table(sd),
+        sd=table(pool.sd),
         x_label="Layer (centre of the window)",
         axis="setting",
         keys=keys,
