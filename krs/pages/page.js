@@ -186,7 +186,7 @@
     legend: { labelColor: "currentColor", titleColor: "currentColor", titleFontWeight: "normal", titleLimit: 300 },
   };
 
-  const OPTIONS = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: (_, event, __, value) => showTip(event, value) };
+  const OPTIONS = { logLevel: 1, mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: (_, event, item, value) => showTip(event, value == null ? null : item?.datum?.tip ?? item?.datum?.datum?.tip) };
 
   function draw(figure) {
     const place = document.getElementById(`f${figure.id}`);
@@ -200,7 +200,7 @@
       const whole = { ...spec(figure), width: "container", data: { name: "rows", values: found }, config: CONFIG };
       drawing = { inner, empty, made: vegaEmbed(inner, whole, OPTIONS).then(({ view }) => view) };
       views.set(figure.id, drawing);
-    } else drawing.made.then((view) => view.data("rows", found).runAsync());
+    } else if (found.length) drawing.made.then((view) => view.data("rows", found).runAsync());
     drawing.inner.style.visibility = found.length ? "visible" : "hidden";
     drawing.empty.hidden = found.length > 0;
     return drawing.made;
@@ -211,7 +211,7 @@
   document.body.append(tipBox);
   function showTip(event, value) {
     if (value == null || value === "") { tipBox.hidden = true; return; }
-    tipBox.textContent = typeof value === "object" ? Object.values(value).join("\n") : String(value);
+    tipBox.textContent = value;
     tipBox.hidden = false;
     const { width, height } = tipBox.getBoundingClientRect();
     tipBox.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - width - 4))}px`;
