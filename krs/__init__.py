@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from krs.instruments.dissect import dissect
     from krs.metrics import Account, account
     from krs.models import load
+    from krs.reports import report
     from krs.restore import (
         Compared,
         MeanResult,
@@ -108,6 +109,7 @@ __all__ = [
     "metrics",
     "patch_sweep",
     "plots",
+    "report",
     "speak",
     "study",
     "sweep",
@@ -125,6 +127,7 @@ __getattr__, __dir__ = on_demand(
         "dissect": "krs.instruments:",
         **dict.fromkeys(("Account", "account"), "krs.metrics:"),
         "load": "krs.models:",
+        "report": "krs.reports:",
         **dict.fromkeys(("Compared", "MeanResult", "Plan", "SweepResult"), "krs.restore:"),
         **dict.fromkeys(("compare", "concat", "load_result", "mean", "patch_sweep", "sweep"), "krs.restore:"),
     },

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from krs.cli import saved
+from krs import saved
 from krs.cli.shell import app
 from krs.errors import KrsError
 from krs.extras import require

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from krs.cli import saved
+from krs import saved
 from krs.cli.shell import app
 
 

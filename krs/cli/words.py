@@ -12,7 +12,7 @@ from krs.wording import counted
 
 
 def words(result: Any, kind: str) -> Iterator[str]:
-    """Lines about a result of a kind of `krs.cli.saved`."""
+    """Lines about a result of a kind of `krs.saved`."""
     if kind == "sweep":
         return _mean(result) if hasattr(result, "members") else _sweep(result)
     return {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from html import escape
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,48 +14,40 @@ from krs.instruments.instrument import instrument
 from krs.instruments.pictures import Line, curves, evidence, heat
 from krs.instruments.reading import Reading, mean
 from krs.instruments.verdict import thresholds
+from krs.pages import Block, Code, Intervals, Lines, Listed, Map, Page, Picture, Section, Table, Text, document, peaks
 from krs.wording import counted
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --line: #ccc; --soft: #f4f4f1 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e4; --paper: #16181a; --line: #444; --soft: #22262a } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; padding: 1rem;
-  max-width: 60rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.verdict { background: var(--soft); border-left: .4rem solid #0072b2; padding: .6rem 1rem; font-size: 1.15rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-figure { margin: 1rem 0 } figure svg { max-width: 100%; height: auto; background: #fff; border-radius: .3rem }
-figcaption { font-size: .9rem } details { margin: .5rem 0 } code, pre { font-size: .85rem; overflow-x: auto }
-@media print { details { display: block } body { max-width: none } }
-"""
+_BETWEEN = "Each instrument between models that never knew and models that know, with a 95 % interval over facts."
+_ENDS = ("never knew", "knows")
 
 
 def page(found: Dissection) -> str:
-    """One self-contained HTML file. Whatever a model or a file has said is escaped."""
-    parts = [
-        "<h1>Has it forgotten, or does it only not say?</h1>",
-        f"<p>{_models(found)}</p>",
-        f'<p class="verdict" role="status"><strong>{escape(str(found.verdict))}</strong></p>',
-        _plain(found),
-        "<h2>Evidence</h2>",
-        _between(found),
-        _table(found),
-        _curves(found),
-        "<h2>Answers</h2>",
-        _answers(found),
-        "<h2>What was not run</h2>",
-        _left_out(found),
-        "<h2>Where this comes from</h2>",
-        f"<details><summary>Models, versions, settings</summary><pre>{escape(_told(found.provenance))}</pre></details>",
-    ]
-    title = escape(f"krs dissect: {found.verdict.word}")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    """One self-contained HTML file without any script: figures are drawn beforehand, where matplotlib is there."""
+    return document(page_of(found, drawn=True), interactive=False)
+
+
+def page_of(found: Dissection, drawn: bool = False) -> Page:
+    """The page as plain tables; with `drawn` its figures are pictures, which need no script."""
+    return Page(
+        "Has it forgotten, or does it only not say?",
+        (Text(_models(found)), Text(str(found.verdict), "verdict"), Text(_plain(found))),
+        tuple(sections(found, drawn)),
+        name=f"krs dissect: {found.verdict.word}",
     )
+
+
+def sections(found: Dissection, drawn: bool = False) -> Iterator[Section]:
+    """The evidence, what is behind it, answers, and where it all comes from."""
+    yield Section("Evidence", (*_between(found, drawn), _table(found)))
+    pictures = tuple(_curves(found, drawn))
+    if pictures:
+        yield Section("Curves", pictures)
+    yield Section("Answers", (Table("What each model says to each question", found.answers, 1, texts=True),))
+    left = tuple(f"{name}: {why}" for name, why in found.left_out.items())
+    yield Section("What was not run", (Listed(left) if left else Text("Everything was run."),))
+    told = json.dumps(found.provenance, indent=1, default=str, ensure_ascii=False)
+    origin = (Code("A command that makes one like it", _command(found)), Code("Models, versions, settings", told))
+    yield Section("Where this comes from", origin)
 
 
 def _models(found: Dissection) -> str:
@@ -63,7 +55,19 @@ def _models(found: Dissection) -> str:
     called = {s: told.get("given_as") or told.get("name_or_path") or "?" for s, told in models.items()}
     names = "; ".join(f"{side}: {name}" for side, name in called.items())
     asked = counted(len(found.facts), "fact")
-    return escape(f"{names}. {asked} asked about, {found.provenance.get('time', '')}.")
+    return f"{names}. {asked} asked about, {found.provenance.get('time', '')}."
+
+
+def _command(found: Dissection) -> str:
+    """As far as it is known how it was asked for; `facts.jsonl` stands for the facts."""
+    import shlex
+
+    made = found.provenance
+    names = {side: str(model.get("name_or_path") or side.upper()) for side, model in made.get("models", {}).items()}
+    words = ["krs dissect", *(shlex.quote(names.get(side, side.upper())) for side in ("vanilla", "unlearned"))]
+    words += ["--target facts.jsonl", *(f"--only {name}" for name in found.readings)]
+    words += [f"--retain {shlex.quote(names['retain'])}"] if "retain" in names else []
+    return " ".join([*words, "--budget none -o out/dissect"])
 
 
 def _plain(found: Dissection) -> str:
@@ -76,14 +80,16 @@ def _plain(found: Dissection) -> str:
     }[found.verdict.word]
     base = "" if thresholds() else " No calibration is in this version, so nothing votes."
     return (
-        f"<p>{meant} Each instrument is read beside models whose answer is known in advance; its vote counts only if "
+        f"{meant} Each instrument is read beside models whose answer is known in advance; its vote counts only if "
         f"those read as they should. The thresholds come from models of one kind and size, so other models may read "
-        f"otherwise.{base}</p>"
+        f"otherwise.{base}"
     )
 
 
-def _between(found: Dissection) -> str:
+def _between(found: Dissection, drawn: bool) -> Iterator[Block]:
     """Instruments with thresholds, each between its never-knew and its knows."""
+    import pandas as pd
+
     lines = []
     for name, threshold in thresholds().items():
         if name in found.readings:
@@ -93,68 +99,73 @@ def _between(found: Dissection) -> str:
             place = [(v - threshold.never) / span for v in (reading.mean, low, high)]
             if not np.isnan(place).any():
                 lines.append(Line(name, place[0], *sorted(np.clip(place[1:], -0.35, 1.35))))
-    if not lines or not installed("matplotlib"):
-        return ""
+    if not lines:
+        return
     told = "; ".join(f"{line.name} {line.mean:.2f}" for line in lines)
-    caption = "Each instrument between models that never knew and models that know, with a 95 % interval over facts."
-    return _figure(evidence(lines), caption, told)
+    if not drawn:
+        yield Intervals(_BETWEEN, told, pd.DataFrame([vars(line) for line in lines]), _ENDS)
+    elif installed("matplotlib"):
+        yield Picture(_BETWEEN, told, evidence(lines))
 
 
-def _table(found: Dissection) -> str:
+def _table(found: Dissection) -> Table:
+    import pandas as pd
+
     votes = {v.instrument: (f"none: {v.why}" if v.why else v.says) for v in found.verdict.votes}
     rows = []
     for name, reading in found.readings.items():
         low, high = reading.interval()
-        nulls = "<br>".join(f"{escape(n)} {_number(mean(v))}" for n, v in reading.nulls.items())
-        notes = f"<br><small>{escape('; '.join(reading.notes))}</small>" if reading.notes else ""
+        notes = f" ({'; '.join(reading.notes)})" if reading.notes else ""
         rows.append(
-            f'<tr><th scope="row">{escape(name)}</th><td>{escape(_says(name))}{notes}</td>'
-            f'<td class="number">{_number(reading.mean)}<br><small>{_number(low)} … {_number(high)}</small></td>'
-            f"<td>{escape(reading.unit)}; {_direction(reading)}</td><td>{nulls}</td>"
-            f"<td>{escape(votes.get(name, ''))}</td></tr>"
+            {
+                "instrument": name,
+                "asks": f"{_says(name)}{notes}",
+                "reads": float(reading.mean),
+                "low": float(low),
+                "high": float(high),
+                "in": f"{reading.unit}; {_direction(reading)}",
+                "nulls read": "; ".join(f"{n} {_number(mean(v))}" for n, v in reading.nulls.items()),
+                "vote": votes.get(name, ""),
+            }
         )
-    head = "".join(f'<th scope="col">{h}</th>' for h in ("instrument", "asks", "reads", "in", "nulls read", "vote"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return Table("What each instrument reads, with a 95 % interval over facts", pd.DataFrame(rows))
 
 
 def _direction(reading: Reading) -> str:
     return "it describes" if reading.knows is None else f"a model that knows reads {reading.knows}"
 
 
-def _curves(found: Dissection) -> str:
-    if not installed("matplotlib"):
-        return "<p>The curves need matplotlib, which is not installed; their numbers are in the JSON.</p>"
+def _curves(found: Dissection, drawn: bool) -> Iterator[Block]:
     tables = [(name, what, t) for name, r in found.readings.items() for what, t in r.curves.items() if len(t)]
-    return f"<h2>Curves</h2>{''.join(_curve(*one) for one in tables)}" if tables else ""
+    if drawn and tables and not installed("matplotlib"):
+        yield Text("The curves need matplotlib, which is not installed; their numbers are in the JSON.")
+        return
+    for name, what, table in tables:
+        yield from _curve(name, what, table, drawn)
 
 
-def _curve(name: str, what: str, table: DataFrame) -> str:
+def _curve(name: str, what: str, table: DataFrame, drawn: bool) -> Iterator[Block]:
     """A picture of components by layers, a table of named things, or lines."""
     from pandas.api.types import is_numeric_dtype
 
+    caption, across = f"{name}: {what}", str(table.columns.name or "layer")
+    below = str(table.index.name or "window")
+    frame = table.rename(columns=str).rename_axis(below).reset_index()
     if table.columns.name == "layer":
         rows = ", ".join(map(str, table.index))
         told = f"{name}, {what}: {rows} over {counted(len(table.columns), 'layer')}"
-        return _figure(heat(table, what), f"{name}: {what}; -1 is outside the layers", told)
-    if not is_numeric_dtype(table.index):
-        shown = table.to_html(float_format=_number, border=0, na_rep="-")
-        return f'<figure><div class="scroll">{shown}</div><figcaption>{escape(f"{name}: {what}")}</figcaption></figure>'
-    lines = ", ".join(map(str, table.columns))
-    told = f"{name}, {what}: {lines} over {len(table)} values of {table.index.name}"
-    return _figure(curves(table, what), f"{name}: {what}", told)
-
-
-def _answers(found: Dissection) -> str:
-    table = found.answers
-    head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in table.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(str(v))}</td>" for v in row) + "</tr>" for row in table.to_numpy())
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _left_out(found: Dissection) -> str:
-    if not found.left_out:
-        return "<p>Everything was run.</p>"
-    return "<ul>" + "".join(f"<li>{escape(n)}: {escape(why)}</li>" for n, why in found.left_out.items()) + "</ul>"
+        caption = f"{caption}; -1 is outside the layers"
+        yield Picture(caption, told, heat(table, what)) if drawn else Map(caption, told, table, across, "", what, 0.0)
+        yield Table(f"{name}: {what}", frame, folded=True)
+    elif not is_numeric_dtype(table.index):
+        yield Table(caption, frame)
+    else:
+        lines = ", ".join(map(str, table.columns))
+        told = f"{name}, {what}: {lines} over {len(table)} values of {table.index.name}"
+        told_all = f"{told}. {peaks(table)}"
+        shown = Lines(caption, told_all, table, x_label=below, y_label=what, whole=False)
+        yield Picture(caption, told, curves(table, what)) if drawn else shown
+        yield Table(caption, frame, folded=True)
 
 
 def _says(name: str) -> str:
@@ -168,14 +179,5 @@ def _says(name: str) -> str:
     return " ".join(told.split())
 
 
-def _figure(svg: str, caption: str, told: str) -> str:
-    picture = svg.replace("<svg", f'<svg role="img" aria-label="{escape(told, quote=True)}"', 1)
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3g}"
-
-
-def _told(provenance: object) -> str:
-    return json.dumps(provenance, indent=1, default=str, ensure_ascii=False)

@@ -84,15 +84,15 @@ def points(answers: DataFrame) -> DataFrame:
 
     Columns: `method`, `strength`, `target` and `unrelated` (BLEU, 0 to 100), `target_ceiling`, `unrelated_ceiling`.
     """
+    import pandas as pd
+
     cell = answers.groupby(["method", "strength", "cell", "side"], sort=False)[["bleu", "ceiling"]].mean()
     means = cell.groupby(["method", "strength", "side"], sort=False).mean().unstack("side")
-    rows: dict[str, Any] = {side: means["bleu"][side] for side in ("target", "unrelated")}
-    rows |= {f"{side}_ceiling": means["ceiling"][side] for side in ("target", "unrelated")}
-    return (
-        answers[["method", "strength"]]
-        .drop_duplicates()
-        .merge(means.assign(**rows)[list(rows)].droplevel(1, axis=1).reset_index())
-    )
+    sides = ["target", "unrelated"]
+    found: dict[str, Any] = {side: means["bleu"][side] for side in sides}
+    found |= {f"{side}_ceiling": means["ceiling"][side] for side in sides}
+    rows = pd.DataFrame(found).reset_index()
+    return answers[["method", "strength"]].drop_duplicates().merge(rows)
 
 
 def _by_model(frame: DataFrame | None) -> Iterator[tuple[str, DataFrame]]:

@@ -122,14 +122,14 @@ def steps() -> list[str]:
     >>> steps()[:2]
     ['answers', 'dissect']
     """
-    from krs.study import dissecting, measuring, training  # noqa: F401 - they register themselves
+    from krs.study import dissecting, measuring, restored, training  # noqa: F401 - they register themselves
 
     return REGISTRY.names()
 
 
 def step(name: str) -> Step:
     """A step by its name; raises `KrsError` for an unknown one."""
-    from krs.study import dissecting, measuring, training  # noqa: F401 - they register themselves
+    from krs.study import dissecting, measuring, restored, training  # noqa: F401 - they register themselves
 
     return REGISTRY[name]()
 

@@ -10,6 +10,7 @@ from krs.instruments.dissect import seconds
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import Threshold, verdict
 from tests.instruments.case import FACTS, OTHERS, tiny_case
+from tests.pages.reading import Seen
 from tests.tiny import build, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -92,9 +93,15 @@ def test_a_dissection_runs_what_fits_says_what_it_left_out_and_goes_on(tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "cannot tell" in page
     assert 'aria-label="account, share by layer: ' in page
-    assert "<th>value_vectors</th>" in page
+    shown = Seen(page)
+    assert [row[0] for row in shown.tables["account: share by layer"]][1:] == list(
+        again.readings["account"].curves["share by layer"].index
+    )
     assert again.readings["account"].curves["share by layer"].columns.name == "layer"
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?http', page.replace("xlink:href", ""))
+    assert not shown.scripts
+    evidence = {row[0]: row for row in shown.tables["What each instrument reads, with a 95 % interval over facts"]}
+    assert float(evidence["nll"][2]) == pytest.approx(again.readings["nll"].mean, rel=1e-3)
     (tmp_path / "readings" / "relearn.json").write_text("half a fi", encoding="utf-8")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "readings").iterdir()}
     _dissect(tmp_path, budget=None, unrelated=OTHERS)

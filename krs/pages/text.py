@@ -1,0 +1,73 @@
+"""Texts and numbers as HTML and JSON have them. Whatever comes in may be a model's words: text, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from html import escape
+from typing import Any
+
+from krs._typing import DataFrame
+
+NOTHING = "–"  # noqa: RUF001 - a dash, as tables have it
+
+
+def html(text: Any) -> str:
+    """A text inside an element or an attribute.
+
+    >>> html("</td><script>alert('1')</script>")
+    '&lt;/td&gt;&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;'
+    """
+    return escape(str(text), quote=True)
+
+
+def embedded(value: Any) -> str:
+    """A value as JSON that may stand in a script element: nothing in it ends the element or begins another.
+
+    >>> embedded({"said": "</script><!--"})
+    '{"said":"\\\\u003c/script\\\\u003e\\\\u003c!--"}'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def number(value: Any, digits: int | None = None) -> str:
+    """A cell's text: a number with so many digits behind the point, or four that count; texts as they are.
+
+    >>> number(0.12345, 2), number(12345.678), number(-0.0001, 2), number(float("nan")), number(3), number("npo")
+    ('0.12', '1.235e+04', '0.00', '–', '3', 'npo')
+    """
+    if value is None:
+        return NOTHING
+    if not isinstance(value, float) and not hasattr(value, "dtype"):
+        return NOTHING if type(value).__name__ == "NAType" else str(value)
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return NOTHING if math.isnan(value) else str(value)
+    shown = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
+    return shown.lstrip("-") if float(shown) == 0 else shown
+
+
+def rounded(value: Any) -> float | None:
+    """A number for a figure, with five digits that count; `None` where there is none."""
+    value = float(value)
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def peaks(table: DataFrame, digits: int = 3) -> str:
+    """Where each column is highest, for those who cannot see its line.
+
+    >>> import pandas as pd
+    >>> peaks(pd.DataFrame({"mlp_coef": [0.1, 0.75]}, index=[4, 5]))
+    'mlp_coef at most 0.750 at 5'
+    """
+    told = []
+    for name in table.columns:
+        column = table[name].dropna()
+        if len(column):
+            told.append(f"{name} at most {number(float(column.max()), digits)} at {column.idxmax()}")
+    return "; ".join(told) or "no numbers"
