@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,15 @@ class Carrier:
             if found is not None:
                 before[made.name] = found
             yield made, key, found
+
+    def left(self, cell: Cell) -> tuple[bool, int | None]:
+        """Whether there is something to do of a cell, and the most bytes that one of its open steps needs."""
+        unfinished = {made.name for made, _, found in self.states(cell) if found is None}
+        return not self._is_done(cell), most_memory(self.spec, cell, unfinished)
+
+    def failed(self, cell: Cell, reason: Exception) -> Outcome:
+        """Note that a cell has failed by what befell it from outside, such as the loss of the machine it was on."""
+        return self._noted(cell, reason, 0.0)
 
     def identity(self, name: str) -> dict[str, Any]:
         """Which model a name stands for, looked at once a run."""
@@ -202,6 +211,12 @@ def steps_of(spec: Spec, cell: Cell) -> Iterator[tuple[Step, Any]]:
         made = step(name)
         if made.applies(cell):
             yield made, options_of(made.options, given, ())[0]
+
+
+def most_memory(spec: Spec, cell: Cell, names: Collection[str]) -> int | None:
+    """The most bytes that one of these steps of a cell needs; `None` where that cannot be known."""
+    sizes = [made.memory(cell, options) for made, options in steps_of(spec, cell) if made.name in names]
+    return None if None in sizes else max((size for size in sizes if size is not None), default=0)
 
 
 @contextmanager

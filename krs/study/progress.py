@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from krs.study.carry import Carrier, steps_of
+from krs.study.carry import Carrier, most_memory
 from krs.study.grid import Cell, cells
 from krs.study.spec import Spec
 from krs.study.store import Store
@@ -88,10 +88,9 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
 
 
 def _count_memory(spec: Spec, cell: Cell, done: dict[str, bool], progress: Progress) -> None:
-    for made, options in steps_of(spec, cell):
-        if not done[made.name] and progress.memory is not None:
-            needed = made.memory(cell, options)
-            progress.memory = None if needed is None else max(progress.memory, needed)
+    needed = most_memory(spec, cell, [name for name, there in done.items() if not there])
+    known = needed is not None and progress.memory is not None
+    progress.memory = max(progress.memory or 0, needed or 0) if known else None
 
 
 def _span(seconds: float) -> str:

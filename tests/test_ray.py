@@ -1,0 +1,169 @@
+"""Cells, and shards of a sweep, on Ray: the results are those of this process, whatever happens to the workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+import krs
+from krs import study
+from krs.cluster import Node, Room
+from tests.study.small import asked, contents, home, manifests, written
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+EXACT = ("model.safetensors", "krs.csv", "answers.csv", "drift.csv", "forget.jsonl", "target.txt")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Two workers on this machine, for all tests of this file."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (krs[cluster])")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return home(tmp_path_factory.mktemp("ray"))
+
+
+def _same(one, other):
+    """Whether two directories hold the same study, artefact by artefact."""
+    assert contents(one) == contents(other)
+    theirs = manifests(other)
+    for at, manifest in manifests(one).items():
+        names = [] if manifest is None else list(manifest.artefacts)
+        assert names == ([] if theirs[at] is None else list(theirs[at].artefacts))
+        for name in names:
+            about = manifest.artefacts[name]
+            assert not name.endswith(EXACT) or theirs[at].artefacts[name] == about, (at, name)
+
+
+def _killed(cell, out, told):
+    """Kill the worker that trains a cell, once it has written a checkpoint."""
+    for _ in range(6000):
+        if list(
+            (out / "steps" / "unlearn").glob("*/model/checkpoints/checkpoint-[3-9]")
+        ):  # two steps has the broken one
+            for process in psutil.process_iter(["name", "cmdline"]):
+                if f"work {cell}" in " ".join(process.info["cmdline"] or []):
+                    process.kill()
+                    told.append(process.pid)
+                    return
+        time.sleep(0.005)
+
+
+def test_a_study_is_the_same_on_ray_and_a_failing_cell_stops_no_other(ray, place, tmp_path):
+    from tests.study import choosy  # noqa: F401 - a step that workers have to import
+
+    steps = {"prepare": {"n_tokens": 2}, "choosy": {"fails_on": "dog"}, "drift": {}}
+    spec = written(place, asked(models=[], methods=[], concepts=["cat.json", "dog.json"], steps=steps), "choosy.yaml")
+    whole = study.run(spec, tmp_path / "whole", progress=False)
+    found = study.run(spec, tmp_path / "out", runner="ray", progress=False)
+    assert [(f.cell, f.step, f.error) for f in found.failed] == [(f.cell, f.step, f.error) for f in whole.failed]
+    assert [f.cell for f in found.failed] == ["v--dog--public--published"]
+    assert found.written == whole.written
+    _same(tmp_path / "out", tmp_path / "whole")
+    pids = {p.read_text() for p in (tmp_path / "out" / "steps" / "choosy").glob("*/pid.txt")}
+    assert str(os.getpid()) not in pids
+    again = study.run(spec, tmp_path / "out", runner="ray", progress=False)
+    assert ([f.cell for f in again.failed], again.written) == (["v--dog--public--published"], [])
+    assert not list((tmp_path / "out" / "locks").glob("ray-*"))
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_costs_no_result(ray, place, tmp_path):
+    slow = {"name": "ga", "settings": {"learning_rate": 1e-3, "steps": 30, "batch_size": 2}}
+    broken = {"name": "ga", "label": "broken", "settings": {"learning_rate": 1e30, "steps": 2, "max_grad_norm": 1e30}}
+    spec = written(place, asked(methods=[slow, broken]))
+    whole = study.run(spec, tmp_path / "whole", progress=False)
+    pids: list[int] = []
+    killer = threading.Thread(target=_killed, args=("v--cat--ga", tmp_path / "out", pids))
+    killer.start()
+    found = study.run(spec, tmp_path / "out", runner=study.Ray(cpus=1), progress=False)
+    killer.join()
+    assert len(pids) == 1
+    logs = [log.read_text() for log in (tmp_path / "out" / "steps" / "unlearn").glob("*/log.txt")]
+    assert any(text.count("unlearn begins") == 2 and "is done" in text for text in logs), logs
+    assert [(f.cell, f.step, f.error) for f in found.failed] == [(f.cell, f.step, f.error) for f in whole.failed]
+    assert [f.cell for f in found.failed] == ["v--cat--broken--default--s0"]
+    assert found.written == whole.written
+    done = {at: result for at, result in contents(tmp_path / "whole").items() if "broken" not in at[0]}
+    assert all(done.values())
+    _same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_ctrl_c_stops_all_of_it_and_the_same_command_goes_on(ray, place, tmp_path):
+    slow = {"name": "ga", "settings": {"learning_rate": 1e-3, "steps": 60, "batch_size": 2}}
+    spec = written(place, asked(methods=[slow], pairs=[]), "stopped.yaml")
+    command = [sys.executable, "-m", "krs", "study", str(spec), "-o", str(tmp_path / "out"), "--runner", "ray"]
+    environment = os.environ | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, "--cpus", "1"], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list((tmp_path / "out").glob("steps/unlearn/*/model/checkpoints/checkpoint-*")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, "the same command goes on from there" in said) == (130, True), said
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    (log,) = (tmp_path / "out").glob("steps/unlearn/*/log.txt")
+    assert "unlearn stopped: KeyboardInterrupt: stopped after step" in log.read_text()
+    study.run(spec, tmp_path / "out", runner=study.Ray(cpus=1), progress=False)
+    study.run(spec, tmp_path / "whole", progress=False)
+    _same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_step_of_ones_own_has_to_be_where_workers_find_it(place, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed (krs[cluster])")
+    from krs.study import step as steps
+
+    monkeypatch.setattr(steps, "REGISTRY", steps.REGISTRY.copy())
+
+    class Mine(study.Step):
+        def inputs(self, cell, spec, options):
+            return {}
+
+        def run(self, work):
+            return ""
+
+    Mine.__module__ = "__main__"
+    study.register("mine")(Mine)
+    spec = asked(models=[], methods=[], steps={"mine": {}})
+    with pytest.raises(
+        krs.KrsError, match="the step 'mine' stands in the script that is run, where no worker finds it"
+    ):
+        study.run(written(place, spec, "mine.yaml"), tmp_path / "out", runner="ray", progress=False)
+
+
+def test_without_ray_the_extra_is_named_before_any_work(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    spec = written(place, asked(), "without.yaml")
+    with pytest.raises(
+        krs.KrsError, match="the runner 'ray' needs ray, which is not installed: pip install 'krs.cluster"
+    ):
+        study.run(spec, tmp_path / "out", runner="ray", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_room_follows_from_the_nodes():
+    big, small, plain = Node(64, 8, 800 * 10**9), Node(16, 1, 100 * 10**9), Node(32, 0, 50 * 10**9)
+    share = Room().share([plain, big, small], 20 * 10**9)
+    assert (share.cpus, share.gpus, share.memory) == (8, 1.0, 20 * 10**9)  # a node without a GPU gets none of it
+    assert Room(gpus=0.25).share([big]).cpus == 2
+    assert Room(cpus=3).share([plain], None).memory == 0
+    alone = Room(cpus=3).share([plain], 60 * 10**9)
+    assert (alone.memory, alone.capped) == (50 * 10**9, True)
+    with pytest.raises(krs.KrsError, match="no node has 1 CPU and 2 GPUs"):
+        Room(cpus=1, gpus=2).share([small, plain])
+    with pytest.raises(krs.KrsError, match="give a whole number, or a fraction of one GPU"):
+        Room(gpus=1.5)
+    with pytest.raises(krs.KrsError, match="a task needs one at least"):
+        Room(cpus=0)
