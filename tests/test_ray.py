@@ -7,13 +7,18 @@ import sys
 import threading
 import time
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 import krs
 from krs import study
 from krs.cluster import Node, Room
+from krs.restore.engines import ENGINES
+from tests.noise import assert_same
 from tests.study.small import asked, contents, home, manifests, written
+from tests.tiny import exact_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EXACT = ("model.safetensors", "krs.csv", "answers.csv", "drift.csv", "forget.jsonl", "target.txt")
@@ -167,3 +172,85 @@ def test_room_follows_from_the_nodes():
         Room(gpus=1.5)
     with pytest.raises(krs.KrsError, match="a task needs one at least"):
         Room(cpus=0)
+
+
+PROMPTS = [[5, 9, 13], [5, 9, 7, 21], [30, 2], [8, 8, 40, 17, 3], [44, 3, 6]]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A pair in float64, by name."""
+    folder = tmp_path_factory.mktemp("pair")
+    for name, model in zip("vu", exact_pair("llama"), strict=True):
+        model.save_pretrained(folder / name)
+    return str(folder / "v"), str(folder / "u")
+
+
+@pytest.fixture
+def shards(ray):
+    """The engine with one thread a worker and three shards."""
+    engine = krs.restore.register_engine(krs.restore.RayEngine("ray_thirds", cpus=1, shards=3))
+    yield engine.name
+    ENGINES._known.pop(engine.name)
+
+
+def gap(logits, reference_logits, target_ids):
+    """A measure of one's own."""
+    return (logits - reference_logits).abs().amax(-1)
+
+
+def _numbers(result):
+    found = [result.losses.restored, result.losses.baseline, result.losses.power, result.losses.donor]
+    return found + [part for m in result.losses.measured.values() for part in (m.restored, m.recipient, m.donor)]
+
+
+def _sweep(pair, engine, **more):
+    options = {"windows": 3, "n_tokens": 4, "measures": ["kl", gap], "progress": False}
+    return krs.sweep(*pair, PROMPTS, engine=engine, **options | more)
+
+
+@pytest.mark.parametrize("more", [{}, {"positions": [[0, 2], [1], [0, 1], [3], [0]], "direction": "transplant"}])
+def test_shards_are_the_whole_to_rounding(exact, shards, more):
+    whole, parts = _sweep(exact, "plain", **more), _sweep(exact, shards, **more)
+    for mine, theirs in zip(_numbers(parts), _numbers(whole), strict=True):
+        scored = whole.losses.mask if mine.ndim == 2 else np.broadcast_to(whole.losses.mask, mine.shape)
+        assert_same(mine[scored], theirs[scored])
+    (part,) = parts.provenance["parts"]
+    assert part["engine"] == shards
+    assert sorted(shard["prompts"] for shard in part["shards"]) == [[0, 2], [2, 4], [4, 5]]
+    assert {shard["engine"] for shard in part["shards"]} == {"wavefront"}
+
+
+def test_shards_that_are_done_are_not_done_again(exact, shards, tmp_path, monkeypatch):
+    from krs.restore import checkpoint
+
+    def interrupted(self, n=1):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr(checkpoint.Keeper, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            _sweep(exact, shards, checkpoint=tmp_path / "sweep.krs")
+    done = stopped.value.partial.losses.computed.all(0)
+    assert 0 < done.sum() < len(PROMPTS)
+    rest = _sweep(exact, "plain", checkpoint=tmp_path / "sweep.krs")
+    first, second = rest.provenance["parts"]
+    assert (first["engine"], second["engine"]) == (shards, "plain")
+    assert first["prompts"] + second["prompts"] == len(PROMPTS)
+    assert_same(rest.krs.to_numpy(), _sweep(exact, "plain").krs.to_numpy())
+
+
+def test_models_that_no_name_leads_to_are_refused(exact, shards):
+    (vanilla, _), (unlearned, _) = map(krs.load, exact)
+    with torch.no_grad():
+        unlearned.model.layers[2].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(
+        krs.KrsError, match=r"is not the model of this sweep, which was changed .*\(weights\): pass a dir"
+    ):
+        _sweep((vanilla, unlearned), shards)
+    with pytest.raises(
+        krs.KrsError, match="workers load models by name, and this LlamaForCausalLM has none: pass a dir"
+    ):
+        _sweep(exact_pair("llama"), shards)
+    with pytest.raises(krs.KrsError, match="shards=0: there has to be one at least"):
+        krs.restore.RayEngine(shards=0)
