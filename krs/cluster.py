@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +129,8 @@ def connected(address: str | None = None) -> Iterator[list[Node]]:
         options |= {"include_dashboard": False, "object_store_memory": _STORE}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=where, **options)
+        with _signals_kept():
+            ray.init(address=where, **options)
     except (OSError, RuntimeError, ValueError) as reason:
         said = str(reason).strip().partition("\n")[0]
         raise KrsError(f"no Ray cluster answers at {where!r} ({said}): start one (docs: scale)") from None
@@ -135,6 +138,17 @@ def connected(address: str | None = None) -> Iterator[list[Node]]:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own for SIGTERM, which would end the process without a word of what is kept."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _nodes() -> list[Node]:

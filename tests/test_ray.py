@@ -105,7 +105,8 @@ def test_a_worker_that_is_killed_costs_no_result(ray, place, tmp_path):
 
 
 @pytest.mark.long
-def test_ctrl_c_stops_all_of_it_and_the_same_command_goes_on(ray, place, tmp_path):
+@pytest.mark.parametrize(("way", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_stops_all_of_it_and_the_same_command_goes_on(ray, place, tmp_path, way, status):
     slow = {"name": "ga", "settings": {"learning_rate": 1e-3, "steps": 60, "batch_size": 2}}
     spec = written(place, asked(methods=[slow], pairs=[]), "stopped.yaml")
     command = [sys.executable, "-m", "krs", "study", str(spec), "-o", str(tmp_path / "out"), "--runner", "ray"]
@@ -115,9 +116,9 @@ def test_ctrl_c_stops_all_of_it_and_the_same_command_goes_on(ray, place, tmp_pat
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(way)
         _, said = process.communicate(timeout=120)
-    assert (process.returncode, "the same command goes on from there" in said) == (130, True), said
+    assert (process.returncode, "the same command goes on from there" in said) == (status, True), said
     assert not psutil.wait_procs(children, timeout=30)[1]
     (log,) = (tmp_path / "out").glob("steps/unlearn/*/log.txt")
     assert "unlearn stopped: KeyboardInterrupt: stopped after step" in log.read_text()

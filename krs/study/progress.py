@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from krs.study.carry import Carrier, most_memory
 from krs.study.grid import Cell, cells
 from krs.study.spec import Spec
+from krs.study.step import TAUGHT, TWIN
 from krs.study.store import Store
 from krs.wording import counted
 
@@ -69,7 +70,7 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
         for made, _, found in carrier.states(cell):
             kind = (
                 (made.name, cell.model)
-                if made.name == "prepare"
+                if made.name in ("prepare", TAUGHT, TWIN)
                 else (made.name, cell.model, cell.method, cell.strength)
             )
             done[made.name] = found is not None
