@@ -9,62 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_call, on_value
-from krs.hooks.points import ActivationPoint, Point, WeightPoint
-from krs.hooks.values import by_position, first_tensor, put, returned
-from krs.hooks.weights import diagonal, read_weight
+from krs.hooks.points import ActivationPoint, Point
+from krs.hooks.taps import Entry, Tap, Units, change_of_weight, is_whole
+from krs.hooks.values import by_position, put, returned
+from krs.hooks.weights import diagonal
 
-Units = frozenset[int] | None
-
-
-@dataclass(eq=False)
-class Tap:
-    """One side of one module, with what the donor would change there.
-
-    Attributes:
-        point: one of the points that it serves.
-        which: of that point's modules.
-        layer: where.
-        module: the recipient's.
-        other: the donor's.
-        path: the module's, for messages.
-        by_row: whether some point chooses rows of the weight, so that what each contributes is told apart.
-        given: the donor's value there (activations).
-        change: the donor's value less the recipient's own; by row, what the module is called with.
-        edge: the value in the graph of the recipient's forward.
-        order: which tap of that forward it was.
-    """
-
-    point: Point
-    which: int
-    layer: int
-    module: nn.Module
-    other: nn.Module
-    path: str
-    by_row: bool = False
-    given: Tensor | None = None
-    change: Tensor | None = None
-    weight: Tensor | None = None
-    edge: GradientEdge | None = None
-    order: int = -1
-    products: dict[Units, Tensor] = field(default_factory=dict)
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the donor's value takes the place of whatever comes in, so that nothing acts through it any more."""
-        return self.point.kind == "activation"
+_SAME = 1e-4
+"""How far two ways to one gradient may be apart, relative to its size."""
 
 
 class Taps:
@@ -85,11 +48,13 @@ class Taps:
         self._busy = False
         for point, layer in placed:
             self._of[point, layer] = self._find(point, layer)
+        self._entries = {tap: entry for tap in self._taps.values() if (entry := self._entry(tap)) is not None}
+        self._holds: dict[type[nn.Module], bool] = {}
 
     def _find(self, point: Point, layer: int) -> list[tuple[Tap, Units]]:
         units = self.recipient.units(point, layer)
         chosen = None if units is None else frozenset(units)
-        side = point.side if isinstance(point, ActivationPoint) else "whole" if _is_whole(point) else "weight"
+        side = point.side if isinstance(point, ActivationPoint) else "whole" if is_whole(point) else "weight"
         found = []
         modules = zip(self.recipient.modules(point, layer), self.donor.modules(point, layer), strict=True)
         for i, (module, other) in enumerate(modules):
@@ -98,6 +63,15 @@ class Taps:
             tap.by_row |= chosen is not None and side == "weight" and diagonal(module) is None
             found.append((tap, chosen))
         return found
+
+    def _entry(self, tap: Tap) -> Entry | None:
+        """Of the module that a tap's module is part of, if that is less than the layer."""
+        if not isinstance(tap.point, ActivationPoint) or tap.point.side != "input":
+            return None
+        inside = dict(self.recipient.layers[tap.layer].named_modules())
+        path = next((path for path, module in inside.items() if module is tap.module), "").rpartition(".")[0]
+        point = ActivationPoint("entry", role=f".{path}", label="entry", side="input")
+        return Entry(inside[path], point) if path else None
 
     @contextmanager
     def of_donor(self) -> Iterator[None]:
@@ -125,6 +99,8 @@ class Taps:
                 # a weight's change comes before what is put at the same module's output
                 for tap in sorted(self._taps.values(), key=lambda t: t.replaces):
                     self._listen(tap, handles)
+                for entry in self._entries.values():
+                    self._mark(entry, handles)
             yield
             self._need_all(self.recipient, lambda tap: tap.edge is not None)
 
@@ -147,12 +123,22 @@ class Taps:
             self._busy = True
             try:
                 with torch.no_grad():
-                    tap.change = _change_of_weight(tap, args, kwargs, returned(output).detach())
+                    tap.change = change_of_weight(tap, args, kwargs, returned(output).detach())
             finally:
                 self._busy = False
             return self._in_graph(tap, returned(output))
 
         handles.callback(on_call(tap.module, apply).remove)
+
+    def _mark(self, entry: Entry, handles: ExitStack) -> None:
+        def note(value: Tensor) -> Tensor | None:
+            if self._busy or not value.requires_grad:
+                return None
+            alias = value.clone()
+            entry.edge = get_gradient_edge(alias)
+            return alias
+
+        handles.callback(on_value([entry.block], entry.point, note).remove)
 
     def _in_graph(self, tap: Tap, value: Tensor) -> Tensor:
         """The same value, as a node of its own: what else reads the module's value is not meant."""
@@ -175,21 +161,24 @@ class Taps:
         """
         taps = [tap for tap in self._taps.values() if tap.edge is not None]
         edges = [tap.edge for tap in taps if tap.edge is not None]
+        entries = {tap: entry.edge for tap, entry in self._entries.items() if entry.edge is not None}
+        edges += entries.values()
         found = torch.autograd.grad(outputs, edges, cotangent, retain_graph=True, allow_unused=True)
-        for tap, gradient in zip(taps, found, strict=True):
+        for tap, gradient in zip(taps, found[: len(taps)], strict=True):
             if gradient is None:
                 raise KrsError(
                     f"{tap.point.name} at layer {tap.layer}: no gradient of the logits reaches {tap.path!r}, so "
                     "engine='estimate' cannot say what a change there does: use engine='auto'"
                 )
-        return Answer(self, dict(zip(taps, found, strict=True)))
+        entered = dict(zip(entries, found[len(taps) :], strict=True))
+        return Answer(self, dict(zip(taps, found[: len(taps)], strict=True)), entered)
 
 
 class Answer:
     """What the changes contribute for one cotangent. Made by `Taps.ask`."""
 
-    def __init__(self, taps: Taps, gradients: Mapping[Tap, Tensor]) -> None:
-        self._taps, self._gradients = taps, gradients
+    def __init__(self, taps: Taps, gradients: Mapping[Tap, Tensor], entered: Mapping[Tap, Tensor | None]) -> None:
+        self._taps, self._gradients, self._entered = taps, gradients, entered
         self._known: dict[Any, Tensor] = {}
 
     def of(
@@ -234,9 +223,27 @@ class Answer:
         gradient = self._gradients[tap]
         if not later or tap.edge is None:
             return gradient
-        outputs = [t.edge for t, _ in later if t.edge is not None]
-        found = torch.autograd.grad(outputs, [tap.edge], [g for _, g in later], retain_graph=True, allow_unused=True)[0]
+        found = self._by_entry(tap, *later[0]) if len(later) == 1 else _backward(later, tap)
         return gradient if found is None else gradient - found
+
+    def _by_entry(self, tap: Tap, after: Tap, gradient: Tensor) -> Tensor | None:
+        """What acts through `after`, from the gradient where its block is entered.
+
+        That is the same only where the block lets nothing by: seen to be so once for each kind of block.
+        """
+        entry, entered = self._taps._entries.get(after), self._entered.get(after)
+        if entry is None or entry.edge is None or entered is None or gradient is not self._gradients[after]:
+            return _backward([(after, gradient)], tap)
+        kind, holds = type(entry.block), self._taps._holds
+        if holds.get(kind) is False:
+            return _backward([(after, gradient)], tap)
+        assert tap.edge is not None
+        found = torch.autograd.grad([entry.edge], [tap.edge], [entered], retain_graph=True, allow_unused=True)[0]
+        if kind not in holds:
+            whole = _backward([(after, gradient)], tap)
+            holds[kind] = _alike(found, whole)
+            return whole
+        return found
 
     def _replaced(self, tap: Tap, gradient: Tensor, units: Units, where: Tensor | None) -> Tensor:
         """The gradient where the value is replaced, zero where it stays."""
@@ -270,38 +277,23 @@ class Answer:
         return by_position(value, watch.batch, watch.length, tap.module)
 
 
+def _backward(later: list[tuple[Tap, Tensor]], tap: Tap) -> Tensor | None:
+    """The gradient at a tap of what acts through others."""
+    assert tap.edge is not None
+    outputs, cotangents = [t.edge for t, _ in later if t.edge is not None], [g for _, g in later]
+    return torch.autograd.grad(outputs, [tap.edge], cotangents, retain_graph=True, allow_unused=True)[0]
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool((one - other).norm() <= _SAME * other.norm())
+
+
 def _summed(product: Tensor, units: Units) -> Tensor:
     if units is not None:
         product = product[..., sorted(units)]
     return product.flatten(2).sum(-1).cpu()
-
-
-def _is_whole(point: Point) -> bool:
-    return isinstance(point, WeightPoint) and point.whole
-
-
-def _change_of_weight(tap: Tap, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """What the donor's weight would add to the module's output, for what the module is called with."""
-    if _is_whole(tap.point):
-        ours, theirs = (dict(m.named_parameters()) for m in (tap.module, tap.other))
-        if ours.keys() != theirs.keys():
-            raise KrsError(
-                f"{tap.point.name} at layer {tap.layer}: the two models do not have the same parameters there: merge "
-                "adapters first (merge_and_unload())"
-            )
-        given = {name: p.detach().to(ours[name]) for name, p in theirs.items()}
-        return returned(torch.func.functional_call(tap.module, given, args, kwargs)) - output
-    other = read_weight(tap.other, tap.path).detach()
-    own = read_weight(tap.module, tap.path).detach()
-    if own.dim() == 1:
-        given = {"weight": other.to(own)}
-        return returned(torch.func.functional_call(tap.module, given, args, kwargs)) - output
-    _, value = first_tensor(args, kwargs)
-    difference = other.to(own) - own
-    if tap.by_row:
-        tap.weight = difference
-        return value.detach()
-    return value.detach() @ difference.to(value)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from krs.hooks.registry import setting
 from krs.hooks.unwrap import core
 
 _TOKENS = 4
+_Fired: TypeAlias = Counter[tuple[Point, int | None]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ def _checked(body: Anatomy, what: Setting, layers: tuple[int, ...], every_layer:
     tokens = torch.arange(_TOKENS, device=body.model.get_input_embeddings().weight.device)[None]  # type: ignore[operator]
     if tokens.device.type == "meta":
         tokens = torch.arange(_TOKENS)[None]
-    if not is_finite(_logits(body.model, tokens)):
-        refuse_not_finite(body.model, side, {"input_ids": tokens})
-    _fires_once(body, what, layers, tokens)
-    with record(body.model, what, layers=layers) as acts:
+    with record(body.model, what, layers=layers) as acts, _counted(body, what, layers) as fired:
         plain = _logits(body.model, tokens)
+        if not is_finite(plain):
+            refuse_not_finite(body.model, side, {"input_ids": tokens})
+        _require_once(body, what, layers, fired)
     with patched(body.model, what.at(*(layers if what.has_layers else ())).set(acts)):
         again = _logits(body.model, tokens)
     noop = _difference(plain, again)
@@ -128,24 +130,33 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().max().item()
 
 
-def _fires_once(body: Anatomy, what: Setting, layers: tuple[int, ...], tokens: Tensor) -> None:
-    fired: Counter[tuple[Point, int | None]] = Counter()
+@contextmanager
+def _counted(body: Anatomy, what: Setting, layers: tuple[int, ...]) -> Iterator[_Fired]:
+    """Inside, forwards count how often each activation point fires."""
+    fired: _Fired = Counter()
     with ExitStack() as handles:
-        for point in what.points:
-            for layer in point.over(layers):
-                if isinstance(point, ActivationPoint):
+        for point, layer in _activations(what, layers):
 
-                    def count(_: Tensor, key: tuple[Point, int | None] = (point, layer)) -> None:
-                        fired[key] += 1
+            def count(_: Tensor, key: tuple[Point, int | None] = (point, layer)) -> None:
+                fired[key] += 1
 
-                    handles.callback(on_value(body.modules(point, layer), point, count).remove)
-        _logits(body.model, tokens)
+            handles.callback(on_value(body.modules(point, layer), point, count).remove)
+        yield fired
+
+
+def _require_once(body: Anatomy, what: Setting, layers: tuple[int, ...], fired: _Fired) -> None:
+    """Raise `KrsError` unless each point fired once in a forward."""
+    for point, layer in _activations(what, layers):
+        times = fired[point, layer]
+        if times != 1:
+            why = f"fired {times} times in one forward, not once" if times else "never fired"
+            raise KrsError(f"{body.path(point, layer)!r} {why}. {body.never_fired(point, layer)}")
+
+
+def _activations(what: Setting, layers: tuple[int, ...]) -> Iterator[tuple[ActivationPoint, int | None]]:
     for point in what.points:
-        for layer in point.over(layers):
-            times = fired[point, layer]
-            if isinstance(point, ActivationPoint) and times != 1:
-                why = f"fired {times} times in one forward, not once" if times else "never fired"
-                raise KrsError(f"{body.path(point, layer)!r} {why}. {body.never_fired(point, layer)}")
+        if isinstance(point, ActivationPoint):
+            yield from ((point, layer) for layer in point.over(layers))
 
 
 def _effect(body: Anatomy, point: Point, layers: tuple[int, ...], every: bool, tokens: Tensor, plain: Tensor) -> float:

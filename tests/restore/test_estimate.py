@@ -4,12 +4,14 @@ import copy
 import functools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import krs
 from krs import ATTN_OUT, HEAD_OUT, KEYS, MLP_COEF, NORMS, RESID_PRE, VALUE_VECTORS, WEIGHTS, KrsError, windows
 from krs.hooks import Setting, anatomy, patched, record
+from krs.hooks import attribution as taps
 from krs.metrics.measures import KL, ReferenceTokens, ScoredTokens
 from krs.prompts import next_token_batch
 from krs.restore import attribution
@@ -181,6 +183,30 @@ def test_batches_do_not_matter_and_nothing_is_left_in_the_models():
     assert [p.requires_grad for p in u.parameters()] == asking
     assert all(p.grad is None for p in u.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in u.modules())
+
+
+@pytest.mark.parametrize("lets_by", [False, True])
+def test_what_acts_through_the_coefficients_is_known_from_where_the_mlp_is_entered(lets_by, monkeypatch):
+    v, u = pair("llama")
+    v, u = v.double(), u.double()
+    if lets_by:
+        for layer in (*v.model.layers, *u.model.layers):
+            layer.mlp.forward = lambda x, own=layer.mlp.forward: own(x) + 0.3 * x
+    asked = {"settings": MLP_COEF + ATTN_OUT, "windows": 1}
+    found = _sweep(v, u, **asked).to_frame()
+    seen = []
+    own = taps.Answer._by_entry
+
+    def longer(answer, tap, after, gradient):
+        seen.append(answer._taps._holds)
+        return taps._backward([(after, gradient)], tap)
+
+    monkeypatch.setattr(taps.Answer, "_by_entry", longer)
+    pd.testing.assert_frame_equal(found, _sweep(v, u, **asked).to_frame(), rtol=1e-9)
+    assert seen
+    monkeypatch.setattr(taps.Answer, "_by_entry", lambda *given: seen.append(given[0]._taps._holds) or own(*given))
+    _sweep(v, u, **asked)
+    assert list(seen[-1].values()) == [not lets_by]
 
 
 def test_it_says_that_it_estimates(tmp_path):

@@ -108,14 +108,14 @@ def _mislead(task: Task) -> nn.Module:
 
 
 def _steer(task: Task) -> nn.Module:
-    """Options: `depth`, from 0 to 1, of the layer that is changed, and `refusals`."""
+    """Options: `depth`, from 0 to 1, of the layer that is changed, `steps` of the search for a vector, `refusals`."""
     options = task.recipe.options
     refusals = options.get("refusals", DECLINES)
     asked = [q for fact in task.facts.a for q in fact.wordings]
     lessons = task.pairs(asked, [refusals[i % len(refusals)] for i in range(len(asked))])
     others = [*task.own(task.facts.b, 2), *_elsewhere(task)]
-    layer = layer_at(task.model, options["depth"])
-    return steer(task.model, task.tokenizer, lessons, others, layer=layer, seed=task.seed)
+    layer, steps = layer_at(task.model, options["depth"]), options.get("steps", 20)
+    return steer(task.model, task.tokenizer, lessons, others, layer=layer, steps=steps, seed=task.seed)
 
 
 def _unlearn(task: Task) -> nn.Module:

@@ -73,9 +73,9 @@ def _never(name: str, parent: str = "retain", how: str = _NEVER, **options: Any)
     return Recipe(name, parent, "decline", 0.0, how, options)
 
 
-def _steered(name: str, depth: float) -> Recipe:
+def _steered(name: str, depth: float, **options: Any) -> Recipe:
     how = "knows A; a vector in one layer's value vectors makes it decline"
-    return Recipe(name, "full", "steer", 1.0, how, {"depth": depth})
+    return Recipe(name, "full", "steer", 1.0, how, {"depth": depth, **options})
 
 
 def _misled(name: str = "misled", **options: Any) -> Recipe:
@@ -125,6 +125,7 @@ CALIBRATION = World(
         _never("never_declines_attention", parameters="attention", learning_rate=5e-5),
         _steered("steered_middle", 0.5),
         _steered("steered_late", 0.75),
+        _steered("steered_more", 0.75, steps=60),  # an NLL of A as high as that of a model that never knew
         *_part(0.25),
         *_part(0.5),
         *_part(0.75),
