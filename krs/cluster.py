@@ -128,16 +128,29 @@ def connected(address: str | None = None) -> Iterator[list[Node]]:
     if where == "local":
         options |= {"include_dashboard": False, "object_store_memory": _STORE}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        with _signals_kept():
-            ray.init(address=where, **options)
-    except (OSError, RuntimeError, ValueError) as reason:
-        said = str(reason).strip().partition("\n")[0]
-        raise KrsError(f"no Ray cluster answers at {where!r} ({said}): start one (docs: scale)") from None
+    _begin(where, options)
     try:
         yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _begin(where: str, options: dict[str, Any]) -> None:
+    """Ray waits half a minute for what it starts; on a machine that is very busy it is tried again."""
+    import ray
+
+    for left in (2, 1, 0) if where == "local" else (0,):
+        try:
+            with _signals_kept():
+                ray.init(address=where, **options)
+            return
+        except Exception as reason:  # noqa: BLE001 - a plain Exception, where a node takes too long
+            ray.shutdown()
+            said = str(reason).strip().partition("\n")[0]
+            if not left and where == "local":
+                raise KrsError(f"Ray does not start on this machine ({said}): try when it is less busy") from None
+            if not left:
+                raise KrsError(f"no Ray cluster answers at {where!r} ({said}): start one (docs: scale)") from None
 
 
 @contextmanager

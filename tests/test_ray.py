@@ -14,7 +14,7 @@ import torch
 
 import krs
 from krs import study
-from krs.cluster import Node, Room
+from krs.cluster import Node, Room, _begin, connected
 from krs.restore.engines import ENGINES
 from tests.noise import assert_same
 from tests.study.small import asked, contents, home, manifests, written
@@ -28,7 +28,7 @@ EXACT = ("model.safetensors", "krs.csv", "answers.csv", "drift.csv", "forget.jso
 def ray():
     """Two workers on this machine, for all tests of this file."""
     ray = pytest.importorskip("ray", reason="ray is not installed (krs[cluster])")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    _begin("local", {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "object_store_memory": 2**27})
     yield ray
     ray.shutdown()
 
@@ -62,6 +62,14 @@ def _killed(cell, out, told):
                     told.append(process.pid)
                     return
         time.sleep(0.005)
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    """First in this file: the others share a Ray that runs."""
+    pytest.importorskip("ray", reason="ray is not installed (krs[cluster])")
+    with pytest.raises(krs.KrsError, match="no Ray cluster answers at 'nowhere'"):
+        with connected("nowhere"):
+            pass
 
 
 def test_a_study_is_the_same_on_ray_and_a_failing_cell_stops_no_other(ray, place, tmp_path):
