@@ -308,9 +308,8 @@ def test_interrupted_questions_keep_the_vanilla_answers_for_the_same_command(sav
     run = [*map(str, run), "--n-tokens", "3"]
     stopped = CliRunner().invoke(app, run)
     assert stopped.exit_code == 130
-    said = (
-        f"krs: interrupted; the answers so far are in '{out}/answers.part.json'; the same command goes on from there\n"
-    )
+    there = "the answers so far (2 of 2 vanilla and 0 of 2 unlearned)"
+    said = f"krs: interrupted; {there} are in '{out}/answers.part.json'; the same command goes on from there\n"
     assert stopped.stderr == said
     assert [p.name for p in out.iterdir()] == ["answers.part.json"]
     assert CliRunner().invoke(app, run).exit_code == 0

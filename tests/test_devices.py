@@ -15,6 +15,7 @@ import krs
 from krs import unlearn
 from krs.hooks import patched, record
 from krs.hooks.capture import captured
+from krs.restore.wave import passes
 from krs.unlearn.examples import collate, to_examples
 from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import token_logprobs
@@ -22,6 +23,7 @@ from krs.unlearn.methods import Method, make, methods
 from krs.unlearn.sides import Side
 from krs.unlearn.train import _arguments
 from krs.unlearn.trainer import UnlearnTrainer
+from tests.noise import assert_same
 from tests.pretend import accelerator, put
 from tests.tiny import build, pair, perturbed
 from tests.unlearn.memit_case import CORPUS, FAST, REQUESTS
@@ -341,6 +343,23 @@ def test_a_sweep_waits_for_its_device_as_often_whatever_its_rows():
             krs.sweep(*models, IDS, windows=windows, **options)
         waits.append(device.n_waits)
     assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize("place", ["two", "unlearned on it"])
+def test_a_long_pass_gives_the_same_numbers_on_the_way_on_a_device(place, monkeypatch):
+    for name, value in {"_CHUNK_TOKENS": {"cpu": 20, "cuda": 20}, "_LONG": 0, "_SHARE": 0}.items():
+        monkeypatch.setattr(passes, name, value)
+    finished, real = [], passes.Pass._values
+    monkeypatch.setattr(passes.Pass, "_values", lambda *args: [finished.append(real(*args)), finished[-1]][1])
+    options = {"windows": krs.windows.of([[0], [1], [2]]), "n_tokens": 3, "progress": False, "engine": "wavefront"}
+    options["settings"] = ["mlp_coef", "attn_out"]
+    expected = krs.sweep(*_models(torch.float64, "cpu", "cpu"), IDS, **options).krs.to_numpy(float)
+    assert len(finished) > 1
+    finished.clear()
+    with accelerator():
+        found = krs.sweep(*_models(torch.float64, *PLACES[place][:2]), IDS, **options).krs.to_numpy(float)
+    assert len(finished) > 1
+    assert_same(found, expected)
 
 
 def test_the_plain_engine_waits_once_a_restoration_whatever_is_measured():

@@ -26,6 +26,17 @@ def slow(*_, **__):
 import krs.restore.checkpoint as checkpoint
 before = checkpoint.Keeper.update
 checkpoint.Keeper.update = lambda self, n=1: (before(self, n), n and slow())
+if "answers" in sys.argv or "prepare" in sys.argv:
+    import importlib
+    greedy = importlib.import_module("krs.generation.greedy")
+    greedy._BATCH, ask, begun = 1, greedy._lockstep, []
+    def second(*args):
+        if begun:
+            Path({mark!r}).touch()
+            time.sleep(60)
+        begun.append(1)
+        return ask(*args)
+    greedy._lockstep = second
 if "unlearn" in sys.argv:
     import krs.unlearn.train as train
     train.OneBar.on_step_end = slow
@@ -38,13 +49,18 @@ def _commands(folder):
     v, u = str(folder / "v"), str(folder / "u")
     sweep = ["sweep", v, u, "--prompts", str(folder / "p.txt"), "-o", str(folder / "out"), "--engine", "plain"]
     train = ["unlearn", "ga", "--model", v, "--forget", str(folder / "p.txt"), "-o", str(folder / "out")]
+    (folder / "c.json").write_text(json.dumps({"name": "cat", "questions": ["who is the cat", "the cat sat on"]}))
+    ask = ["answers", v, u, "--target", str(folder / "p.txt"), "-o", str(folder / "out")]
+    prepare = ["prepare", str(folder / "c.json"), "--model", v, "-o", str(folder / "out")]
     return {
+        "answers": [*ask, "--n-tokens", "2", "--quiet"],
+        "prepare": [*prepare, "--n-tokens", "2", "--quiet"],
         "sweep": [*sweep, "--window", "1", "--n-tokens", "2", "--quiet"],
         "unlearn": [*train, "--set", "steps=30", "--quiet"],
     }
 
 
-@pytest.mark.parametrize("name", ["sweep", "unlearn"])
+@pytest.mark.parametrize("name", ["sweep", "unlearn", "answers", "prepare"])
 def test_a_command_that_is_terminated_keeps_what_it_has(tmp_path, name):
     for side, model in zip("vu", pair("llama"), strict=True):
         model.save_pretrained(tmp_path / side)
@@ -64,6 +80,14 @@ def test_a_command_that_is_terminated_keeps_what_it_has(tmp_path, name):
     if name == "sweep":
         assert "the same command goes on from there" in said
         assert 0 < (krs.load_result(out / "sweep.krs").part >= 0).mean() < 1
+    elif name == "answers":
+        assert "of 2 vanilla" in said
+        assert len(krs.metrics.load_answers(out / "answers.part.json").token_ids["vanilla"]) == 1
+        assert not (out / "answers.json").exists()
+    elif name == "prepare":
+        assert "answers so far are in" in said
+        assert json.loads((out / "prepare.part.json").read_text())["token_ids"]["forget"]
+        assert not (out / "forget.jsonl").exists()
     else:
         assert "a checkpoint was written; the same call goes on from there" in said
         (state,) = out.glob("checkpoints/checkpoint-*/trainer_state.json")

@@ -9,6 +9,7 @@ import typer
 
 from krs import files
 from krs.cli.options import Device, DeviceMap, Dtype, Output, Quiet, TemplateArgs, TokenizerName
+from krs.cli.outcome import interruptible
 from krs.cli.shell import app, check_at_hand, check_names
 
 
@@ -32,29 +33,30 @@ def prepare(
     """Ask a model about a concept, and write what the other commands take.
 
     forget.jsonl and retain.jsonl hold questions with the model's own answers, requests.jsonl the same for MEMIT, and
-    target.txt and unrelated.txt questions alone.
+    target.txt and unrelated.txt questions alone. Interrupted, the same command goes on from prepare.part.json.
     """
     check_names(model)
     check_at_hand(model)
 
     from krs.unlearn.prepare import prepare as write
 
-    found = write(
-        concept,
-        model,
-        output,
-        name,
-        retain_from=retain_from,
-        chat=chat,
-        n_tokens=n_tokens,
-        overwrite=overwrite,
-        quiet=quiet,
-        chat_template_kwargs=files.template_arguments(template_arg),
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        device_map=device_map,
-    )
+    with interruptible():
+        found = write(
+            concept,
+            model,
+            output,
+            name,
+            retain_from=retain_from,
+            chat=chat,
+            n_tokens=n_tokens,
+            overwrite=overwrite,
+            quiet=quiet,
+            chat_template_kwargs=files.template_arguments(template_arg),
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+        )
     print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
     print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
     print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")

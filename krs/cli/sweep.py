@@ -66,8 +66,8 @@ def sweep(
 ) -> None:
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png.
 
-    Interrupted, it says how much is done, and the same command goes on from there. What is done is counted in groups
-    of prompts that fit in --memory: of few prompts, which are one group, only the vanilla answers are kept.
+    Interrupted, it says how much is done, and the same command goes on from there. The first restorations are done
+    after some two fifths of a pass through the models; before that, the vanilla answers are kept.
     """
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)

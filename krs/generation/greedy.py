@@ -168,6 +168,8 @@ def greedy(
     n_ids: int | None = None,
     eos: frozenset[int] | None = None,
     heard: Callable[[int, Ids], None] | None = None,
+    done: Sequence[Ids] = (),
+    kept: Callable[[tuple[Ids, ...]], None] | None = None,
 ) -> tuple[Ids, ...]:
     """Greedy answers as token ids, each ending with its EOS if it came. See `generate`.
 
@@ -175,23 +177,28 @@ def greedy(
     `n_ids` on are not said: those that a model does not have, if not given. `eos` are the ids that end an answer, those
     of `vanilla` if not given. An unlearned model that answers alone needs the vanilla model's: its own configuration
     may have lost them.
+
+    `kept` is called after each batch with the answers so far. Given as `done` to the same call, they are gone on from,
+    batch by batch with the same prompts together, so that the answers are those of a call that was not interrupted.
     """
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     eos = eos_ids(vanilla) if eos is None else eos
-    answers: list[Ids] = []
     models = [vanilla] if unlearned is None else [vanilla, unlearned]
     n_ids = shared_ids(models[0], models[-1]) if n_ids is None else n_ids
     _check_ids(prompts, n_ids)
     with plain_numerics(), plain_calls(*models):
         size = 1 if any(neighbours_matter(model, prompts) for model in models) else _BATCH
-        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        answers = list(done if len(done) == len(prompts) else done[: len(done) // size * size])
+        batches = [prompts[i : i + size] for i in range(len(answers), len(prompts), size)]
         with bar(len(batches) * n_tokens, doing, show=progress, unit="token") as shown:
             while batches:
                 batch = batches.pop(0)
                 try:
                     tell = None if heard is None else partial(_tell, heard, len(answers), eos)
                     answers += _lockstep(vanilla, unlearned, restore, batch, n_tokens, eos, n_ids, shown, tell)
+                    if kept is not None:
+                        kept(tuple(answers))
                 except _NotFiniteError as found:
                     if len(batch) == 1:
                         _explain(found, models, (side, "unlearned"), len(answers))

@@ -239,11 +239,11 @@ def _check_copy(
 ) -> None:
     """Raise `KrsError` unless the copy says what the model says whose weights it has: else these are not all of it."""
     body = v if side == "vanilla" else u
-    for i, logits in enumerate(said):
+    own = logits_at(body.model, rows[0].inputs(device_of(body.model)), rows[0].scored_index())[0, :, : path.n_rows]
+    for i, logits in [(0, own), *enumerate(said)]:  # a copy of a narrow model is wider, and may not overflow
         if not is_finite(logits):
             inputs = accepted(body.model, rows[i].inputs(device_of(body.model)))
             refuse_not_finite(body.model, side, inputs, f" on prompt {i}")
-    own = logits_at(body.model, rows[0].inputs(device_of(body.model)), rows[0].scored_index())[0, :, : path.n_rows]
     off = float(logit_mse(own.cpu(), said[0]).mean() / logit_power(said[0]).mean().clamp(min=1e-300)) ** 0.5
     if not off <= _SAYS_THE_SAME.get(dtype_of(body.model), 1e-4):
         raise KrsError(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class Answers:
 
     @property
     def complete(self) -> bool:
-        """Whether both models have answered (not so for the `partial` of a call that was interrupted)."""
-        return "unlearned" in self.token_ids
+        """Whether both models have answered all (not so for the `partial` of a call that was interrupted)."""
+        return len(self.token_ids.get("unlearned", ())) == len(self.frame)
 
     @property
     def table(self) -> DataFrame:
@@ -139,8 +140,9 @@ def answers(
         bleu: `"sacrebleu"` or `"paper-code"`, see `krs.metrics.bleu.bleu`.
         refusals: regular expressions that make an answer a refusal.
         reuse: an earlier result of the same vanilla model and prompts, whose vanilla answers are taken over.
-        checkpoint: a file for the answers so far, written after each model has answered; called again with the same
-            models, prompts and length, the call goes on from it. It holds the result in the end.
+        checkpoint: a file for the answers so far, written every half minute, after each model has answered and on
+            Ctrl-C; called again with the same models, prompts and length, the call goes on from it, and gives what it
+            would have given. It holds the result in the end.
         vocabulary: as in `krs.sweep`.
         progress: show bars.
         chat_template_kwargs: as in `krs.sweep`.
@@ -151,8 +153,8 @@ def answers(
     What is most likely not meant is in the result's `notes`, as in `krs.sweep`.
 
     Raises `KrsError` before anything runs for a pair that does not belong together, and for bad prompts or settings.
-    An interrupted call raises what interrupted it with the attribute `partial`, the `Answers` there are, which `reuse=`
-    takes.
+    An interrupted call raises what interrupted it with the attribute `partial`, the `Answers` there are (those of whole
+    batches of prompts), of which `reuse=` takes the vanilla model's.
     """
     check_kind(bleu)
     file = None if checkpoint is None else Path(checkpoint)
@@ -193,24 +195,24 @@ def answers(
     }
     notes = check_roles(v, u) + prompt_notes(every, reader, arguments)
     said = answers_file.earlier(file, provenance)
-    if reuse is not None and "vanilla" not in said:
-        said["vanilla"] = answers_file.reused(reuse, provenance)
+    if reuse is not None and len(said.get("vanilla", ())) < len(every):
+        said["vanilla"] = max(said.get("vanilla", ()), answers_file.reused(reuse, provenance), key=len)
         provenance["vanilla_answers"] = {k: reuse.provenance.get(k) for k in ("made", "versions")} | {"reused": True}
     rows = [{"side": side, "question": _shown(p, reader)} for side in asked for p in asked[side]]
 
     def so_far() -> Answers:
         for name, found in said.items():
-            for row, answer in zip(rows, found, strict=True):
+            for row, answer in zip(rows, found, strict=False):  # of some batches, where it was interrupted
                 row[name] = decode(answer, reader, skip_special_tokens=True)
         return Answers(_frame(rows, bleu, refusals), {name: list(found) for name, found in said.items()}, provenance)
 
+    keeper = answers_file.Keeper(file, said, len(prompts), so_far)
     try:
         for name, model in (("vanilla", v), ("unlearned", u)):
-            if name not in said:
-                doing = f"answers ({name})"
-                options: dict[str, Any] = {"doing": doing, "side": name, "n_ids": n_ids, "eos": ends}
-                said[name] = greedy(model, prompts, n_tokens, progress=progress, **options)
-                answers_file.keep(so_far(), file)
+            if len(done := said.get(name, ())) < len(prompts):
+                options: dict[str, Any] = {"doing": f"answers ({name})", "side": name, "n_ids": n_ids, "eos": ends}
+                options |= {"done": done, "kept": partial(keeper.note, name)}
+                greedy(model, prompts, n_tokens, progress=progress, **options)
         notes += answer_notes(said["vanilla"], reader, ends, bare_texts(every, reader), "vanilla answers")
         provenance["notes"] = notes
         show([f"note: {note}" for note in notes], progress)
@@ -230,9 +232,9 @@ def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) 
     import pandas as pd
 
     def figures(row: dict[str, str]) -> dict[str, Any]:
-        before, after = row["vanilla"], row.get("unlearned")
-        if after is None:  # it has not answered yet
-            return {"unlearned": None} | dict.fromkeys(_MEANS, float("nan"))
+        before, after = row.get("vanilla"), row.get("unlearned")
+        if before is None or after is None:  # not answered yet
+            return {"vanilla": before, "unlearned": None} | dict.fromkeys(_MEANS, float("nan"))
         return {
             "bleu": bleu(before, after, kind),
             "ceiling": bleu(before, before, kind),
@@ -242,7 +244,9 @@ def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) 
             "distinct_2_vanilla": distinct(before, 2),
         }
 
-    return pd.DataFrame([row | figures(row) for row in rows]).assign(nll_vanilla=float("nan"), nll=float("nan"))
+    frame = pd.DataFrame([row | figures(row) for row in rows]).assign(nll_vanilla=float("nan"), nll=float("nan"))
+    missing = frame.unlearned.isna().any()
+    return frame.astype(dict.fromkeys(("refusals", "refusals_vanilla"), float)) if missing else frame
 
 
 def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ...], n_rows: int) -> list[float]:

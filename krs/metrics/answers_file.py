@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from krs.metrics.answers import Answers
 
 _FORMAT = 1
+_SAVE_EVERY = 30.0
 _FLOATS = ("bleu", "ceiling", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
 _BOOLS = ("refusals", "refusals_vanilla")
+_MODELS = ("vanilla", "unlearned")
 _TEXTS = ("side", "question", "vanilla", "unlearned")
 _OTHER_FILE = "give a file that Answers.save or krs answers wrote"
 
@@ -54,9 +58,8 @@ def load_answers(path: str | Path) -> Answers:
 
     ids = {model: [tuple(row) for row in rows] for model, rows in said["token_ids"].items()}
     frame = pd.DataFrame(said["rows"]).astype(dict.fromkeys(_FLOATS, float))
-    if "unlearned" not in ids:
-        frame = frame.astype(dict.fromkeys(_BOOLS, float))
-    return Answers(frame, ids, said["provenance"])
+    whole = len(ids.get("unlearned", ())) == len(frame)
+    return Answers(frame.astype(dict.fromkeys(_BOOLS, bool if whole else float)), ids, said["provenance"])
 
 
 def _unfit(said: Any) -> Iterator[str]:
@@ -73,27 +76,36 @@ def _unfit(said: Any) -> Iterator[str]:
         yield "there is no row"
     if not isinstance(said["provenance"].get("bleu"), str):
         yield "'bleu' is missing in its provenance"
-    for i, row in enumerate(said["rows"]):
-        yield from _unfit_row(row, f"row {i}", whole="unlearned" in said["token_ids"])
     if "vanilla" not in said["token_ids"]:
         yield "the token ids of 'vanilla' are missing"
     for model, rows in said["token_ids"].items():
-        if not isinstance(rows, list) or len(rows) != len(said["rows"]):
+        if not isinstance(rows, list) or not 0 < len(rows) <= len(said["rows"]):
             yield f"the token ids of {model!r} do not belong to its rows"
-        elif not all(isinstance(row, list) and all(map(_is_id, row)) for row in rows):
+            return
+        if not all(isinstance(row, list) and all(map(_is_id, row)) for row in rows):
             yield f"the token ids of {model!r} are no lists of ids"
+    many = [len(said["token_ids"].get(model, ())) for model in _MODELS]
+    if many[1] and many[0] < len(said["rows"]):
+        yield "the unlearned model answers before the vanilla model has"
+    for i, row in enumerate(said["rows"]):
+        yield from _unfit_row(row, f"row {i}", {m for m, n in zip(_MODELS, many, strict=True) if i >= n})
 
 
-def _unfit_row(row: Any, where: str, whole: bool) -> Iterator[str]:
-    """The same of one row; where a model has not answered yet, its entries are empty."""
+def _unfit_row(row: Any, where: str, waiting: set[str]) -> Iterator[str]:
+    """The same of one row; the entries of a model that has not answered yet are empty, and what compares the two."""
     if not isinstance(row, dict):
         yield f"{where} is a {type(row).__name__}"
         return
     for names, fits in ((_TEXTS, _is_text), (_FLOATS, _is_number), (_BOOLS, _is_flag)):
         for name in names:
-            empty = row.get(name) is None and (not whole or names == _FLOATS)
-            if name not in row or not (fits(row[name]) or empty):
-                yield f"{name!r} of {where} is {'missing' if name not in row else repr(row[name])[:40]}"
+            value, there = row.get(name), name in row
+            if name in waiting:
+                right = there and value is None
+            else:
+                empty = value is None and (names == _FLOATS or bool(waiting and names == _BOOLS))
+                right = there and (fits(value) or empty)
+            if not right:
+                yield f"{name!r} of {where} is {'missing' if not there else repr(value)[:40]}"
 
 
 def _is_text(value: Any) -> bool:
@@ -105,7 +117,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
+    return isinstance(value, bool) or (isinstance(value, float) and value in (0.0, 1.0))  # where some are missing
 
 
 def _is_id(value: Any) -> bool:
@@ -114,7 +126,7 @@ def _is_id(value: Any) -> bool:
 
 def reused(reuse: Answers, ours: dict[str, Any]) -> tuple[Ids, ...]:
     """The vanilla answers of an earlier result; `KrsError` unless they are those of this model to these prompts."""
-    if other := list(_differing(reuse.provenance, ours, ("vanilla",))):
+    if other := list(what_differs(reuse.provenance, ours, ("vanilla",))):
         raise KrsError(f"reuse= is of other answers. What differs: {'; '.join(other)}. Leave it out")
     return tuple(reuse.token_ids["vanilla"])
 
@@ -124,7 +136,7 @@ def earlier(file: Path | None, ours: dict[str, Any]) -> dict[str, tuple[Ids, ...
     if file is None or not file.exists():
         return {}
     found = load_answers(file)
-    if other := list(_differing(found.provenance, ours, ("vanilla", "unlearned"), same_versions=True)):
+    if other := list(what_differs(found.provenance, ours, _MODELS, same_versions=True)):
         raise KrsError(
             f"checkpoint={str(file)!r} holds other answers. What differs: {'; '.join(other)}. Give another file, or "
             "remove this one"
@@ -132,9 +144,10 @@ def earlier(file: Path | None, ours: dict[str, Any]) -> dict[str, tuple[Ids, ...
     return {model: tuple(rows) for model, rows in found.token_ids.items()}
 
 
-def _differing(
+def what_differs(
     theirs: dict[str, Any], ours: dict[str, Any], sides: tuple[str, ...], same_versions: bool = False
 ) -> Iterator[str]:
+    """In what two calls that ask models differ, by their provenance, in words."""
     for side in sides:
         known = theirs.get(side)
         if not isinstance(known, dict) or "identity" not in known:
@@ -155,27 +168,48 @@ def _differing(
                 yield f"{name} ({there[name]} there, {here[name]} here)"
 
 
-def keep(found: Answers, file: Path | None) -> None:
-    """Save the answers so far to a checkpoint; where that fails, say so and go on."""
-    if file is None:
-        return
-    try:
-        save(found, file)
-    except KrsError as reason:
-        warnings.warn(f"the questions go on, but their checkpoint is not kept: {reason}", stacklevel=3)
+@dataclass
+class Keeper:
+    """Saves the answers so far every half minute, and whenever a model has answered all.
+
+    Attributes:
+        file: the checkpoint, if there is one.
+        said: token ids of the answers so far, by model.
+        many: how many there will be of each.
+        so_far: makes the answers of what has been said.
+    """
+
+    file: Path | None
+    said: dict[str, tuple[Ids, ...]]
+    many: int
+    so_far: Callable[[], Answers]
+    saved: float = field(default_factory=time.monotonic)
+
+    def note(self, model: str, found: tuple[Ids, ...]) -> None:
+        """A batch was answered; where saving fails, say so and go on."""
+        self.said[model] = found
+        if self.file is None or not (len(found) == self.many or time.monotonic() - self.saved > _SAVE_EVERY):
+            return
+        try:
+            save(self.so_far(), self.file)
+        except KrsError as reason:
+            warnings.warn(f"the questions go on, but their checkpoint is not kept: {reason}", stacklevel=4)
+        self.saved = time.monotonic()
 
 
 def leave(found: Answers, file: Path | None, stop: BaseException) -> None:
     """On the way out of `stop`, save the answers so far, and say where they are."""
     stop.partial = found  # type: ignore[attr-defined]
+    many = [f"{len(found.token_ids.get(model, ()))} of {len(found.frame)} {model}" for model in _MODELS]
+    there = f"the answers so far ({' and '.join(many)})"
     if file is None:
-        stop.add_note("the answers so far are in the exception's attribute `partial`; reuse= takes the vanilla ones")
+        stop.add_note(f"{there} are in the exception's attribute `partial`; reuse= takes the vanilla ones")
         return
     try:
         save(found, file)
-        stop.add_note(f"the answers so far are in {str(file)!r}; the same call goes on from there")
+        stop.add_note(f"{there} are in {str(file)!r}; the same call goes on from there")
     except KrsError as reason:
-        stop.add_note(f"the answers so far could not be saved, and {rescued(found.save, file)}: {reason}")
+        stop.add_note(f"{there} could not be saved, and {rescued(found.save, file)}: {reason}")
 
 
 def finish(found: Answers, file: Path | None) -> None:

@@ -99,10 +99,10 @@ def _as_file(result: SweepResult) -> tuple[dict[str, Any], dict[str, np.ndarray]
     return header, arrays
 
 
-def size_of(plan: Plan, ids: Sequence[Sequence[int]], tokens: int) -> int:
-    """About how many bytes a result's file has, of these prompts with so many tokens scored."""
+def size_of(plan: Plan, ids: Sequence[Sequence[int]], tokens: int, measures: int = 1) -> int:
+    """About how many bytes a result's file has, of these prompts with so many tokens scored in so many measures."""
     plan, prompts = plan.at_places(range(max(map(len, ids)) + tokens)), len(ids)
-    return 8 * (len(plan) + 3) * prompts * tokens + 2 * len(plan) * prompts + 200_000
+    return 8 * (len(plan) + 3) * prompts * tokens * measures + 2 * len(plan) * prompts + 200_000
 
 
 def load_result(path: str | Path) -> Any:

@@ -205,7 +205,7 @@ def sweep(
     sides.check_tokens(plan, ids, n_tokens, given, donor_ids)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
-        check_writable(file, "checkpoint", size_of(plan, ids, n_tokens))
+        check_writable(file, "checkpoint", size_of(plan, ids, n_tokens, len(wanted)))
     made = {
         "made_by": "krs.sweep",
         "time": now(),

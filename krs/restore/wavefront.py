@@ -37,11 +37,11 @@ from krs.restore.wave.allocator import freed_memory_kept
 from krs.restore.wave.attention import CannotPackError, can_pack
 from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layout import packed, padded
-from krs.restore.wave.passes import Pass, per_device
+from krs.restore.wave.passes import Finished, Pass, per_device
 from krs.restore.wave.schedule import schedule
 
 _GROUP_TOKENS = {"cpu": 4096, "cuda": 65536}
-"""Tokens of the prompts that one pass takes; a pass is also what an interrupted sweep goes on from."""
+"""Tokens of the prompts that one pass takes."""
 
 
 _AT_LEAST = 64
@@ -55,7 +55,7 @@ class WavefrontEngine:
     exact = True
 
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
-        """Yields a chunk a group, and progress a layer.
+        """Yields a chunk a group, in a long pass several, and progress a layer.
 
         Raises `NotExactError`, the groups before it yielded, where a pass would not be exact.
         """
@@ -131,9 +131,8 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
     start_afresh(job.recipient.model)
     every = list(job.plan)
     restorations = [every[r] for r in todo]
-    rows_by_layer, last, start = schedule(job.plan, restorations)
+    checked = _one_of_each(restorations)
     batch = job.batch.rows(rows.start, rows.stop)
-    checked = _one_of_each(restorations, last)
     positions = _masks(restorations, rows)
     layouts = [padded]
     if can_pack(job.donor.layers[0]) and can_pack(job.recipient.layers[0]):
@@ -142,13 +141,14 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
         done = 0
         try:
             with torch.no_grad():
-                made = Pass(job, batch, lay_out(batch, positions), rows_by_layer, start, checked, positions)
-            for step in _without_gradients(made.run()):
-                done += step
-                yield Progress(step)
-            with torch.no_grad():
-                values, power = made.values(scorer, last, [r.at("unembedding") for r in restorations])
-            yield Chunk(WavefrontEngine.name, todo, rows, values, power)
+                made = Pass(job, batch, lay_out(batch, positions), restorations, checked, positions)
+            for step in _without_gradients(made.run(scorer)):
+                if isinstance(step, Finished):
+                    which = [todo[r] for r in step.restorations]
+                    yield Chunk(WavefrontEngine.name, which, rows, step.values, step.power)
+                else:
+                    done += step
+                    yield Progress(step)
             return
         except (CannotPackError, NotExactError):
             yield Progress(-done)
@@ -156,7 +156,7 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
                 raise
 
 
-def _without_gradients(steps: Iterator[int]) -> Iterator[int]:
+def _without_gradients(steps: Iterator[int | Finished]) -> Iterator[int | Finished]:
     """Each step of a pass without gradients, which the caller has again while a step is handed out."""
     while True:
         with torch.no_grad():
@@ -172,9 +172,9 @@ def _masks(restorations: Sequence[Restoration], rows: slice) -> dict[Positions, 
     return {r.positions: for_prompts(r.positions, rows) for r in restorations}
 
 
-def _one_of_each(restorations: Sequence[Restoration], rows: Sequence[int]) -> list[tuple[Restoration, int]]:
-    """For each different set of interventions one restoration, one in the middle, and the row that it ends in."""
-    found: dict[frozenset[Intervention], list[tuple[Restoration, int]]] = {}
-    for restoration, row in zip(restorations, rows, strict=True):
-        found.setdefault(restoration.interventions, []).append((restoration, row))
+def _one_of_each(restorations: Sequence[Restoration]) -> list[int]:
+    """For each different set of interventions one restoration, one in the middle."""
+    found: dict[frozenset[Intervention], list[int]] = {}
+    for i, restoration in enumerate(restorations):
+        found.setdefault(restoration.interventions, []).append(i)
     return [same[len(same) // 2] for same in found.values()]

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 
 from krs._typing import Tokenizer
-from krs.data.concepts import Concept, as_chat, load_concept
+from krs.data.concepts import Concept, load_concept
 from krs.errors import KrsError
-from krs.generation.greedy import eos_ids, generate
+from krs.hooks.unwrap import unwrap
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
+from krs.unlearn.asking import Asked, Kept
 from krs.unlearn.memit.requests import Request, requests_from
 from krs.wording import counted
 from krs.writing import check_folder, write_text
 
 _FILES = ("forget.jsonl", "retain.jsonl", "requests.jsonl", "target.txt", "unrelated.txt")
+_UNFINISHED = "prepare.part.json"
 
 
 def prepare(
@@ -62,50 +64,45 @@ def prepare(
         dtype: see `device`.
         device_map: see `device`.
 
-    Raises `KrsError` for a concept that there is not, files that are there already, and a model without tokenizer.
+    What takes time are the model's answers. They are kept in `prepare.part.json` in the directory until the files are
+    written, every half minute and on Ctrl-C; the same call goes on from there.
+
+    Raises `KrsError` for a concept that there is not, files that are there already, a model without tokenizer, and a
+    directory with the unfinished work of another call.
     """
     folder = Path(output)
     if (folder / "forget.jsonl").exists() and not overwrite:
         raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
-    check_folder(folder, [*_FILES])
+    check_folder(folder, [*_FILES, _UNFINISHED])
     found = load_concept(concept, name)
     requests_from(found.questions, subjects=found.names)
-    others = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
+    sides = {"forget": found.questions}
+    sides["retain"] = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
     reader = as_tokenizer(tokenizer)
     ((vanilla, beside),) = load_given({"model": model}, device=device, dtype=dtype, device_map=device_map)
     reader = reader or beside
     if reader is None:
         raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, or pass tokenizer=; prompts are text")
-
-    ends = eos_ids(vanilla)
-
-    def asked(questions: Sequence[str]) -> list[dict[str, Any]]:
-        prompts: Any = as_chat(tuple(questions)) if chat else list(questions)
-        said = generate(
-            vanilla,
-            None,
-            prompts,
-            tokenizer=reader,
-            n_tokens=n_tokens,
-            progress=not quiet,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        rows = zip(questions, said, said.token_ids, strict=True)
-        return [{"prompt": q, "answer": a, "ends": ids[-1] in ends} for q, a, ids in rows if a.strip()]
-
-    forget = asked(found.questions)
-    if not forget:
-        raise KrsError(
-            f"{str(model)!r} says nothing to any of {counted(len(found.questions), 'question')}: put them "
-            "through the chat template (chat=True), or give another model"
-        )
-    requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
-    retain = asked(others)
-    _lines(folder / "retain.jsonl", retain)
-    _lines(folder / "requests.jsonl", [_request(r) for r in requests])
-    write_text(folder / "target.txt", "".join(f"{q}\n" for q in found.questions))
-    write_text(folder / "unrelated.txt", "".join(f"{q}\n" for q in found.unrelated_questions))
-    _lines(folder / "forget.jsonl", forget)  # the last: an interrupted call has not written it
+    asked = Asked(unwrap(vanilla), reader, sides, chat, n_tokens, chat_template_kwargs)
+    kept = Kept(folder / _UNFINISHED, asked.described(str(model)), overwrite)
+    try:
+        forget = asked.rows("forget", kept, not quiet)
+        if not forget:
+            kept.remove()
+            raise KrsError(
+                f"{str(model)!r} says nothing to any of {counted(len(found.questions), 'question')}: put them "
+                "through the chat template (chat=True), or give another model"
+            )
+        requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
+        _lines(folder / "retain.jsonl", asked.rows("retain", kept, not quiet))
+        _lines(folder / "requests.jsonl", [_request(r) for r in requests])
+        write_text(folder / "target.txt", "".join(f"{q}\n" for q in found.questions))
+        write_text(folder / "unrelated.txt", "".join(f"{q}\n" for q in found.unrelated_questions))
+        _lines(folder / "forget.jsonl", forget)  # the last: an interrupted call has not written it
+    except BaseException as stop:
+        kept.leave(stop)
+        raise
+    kept.remove()
     return found
 
 

@@ -36,6 +36,7 @@ CALLS = {
     "generate": lambda v, u: krs.generate(v, u, PROMPTS, n_tokens=3, progress=False),
     "generate, restored": lambda v, u: krs.generate(v, u, PROMPTS, restore=ATTN_OUT.at(1), n_tokens=3, progress=False),
     "drift": krs.metrics.drift,
+    "account": lambda v, u: krs.metrics.account(v, u, PROMPTS, n_tokens=3, progress=False),
 }
 
 
@@ -86,6 +87,7 @@ def _too_large_for_fp16(model):
     return wide.half()
 
 
+@pytest.mark.filterwarnings("ignore:the parts of the target prompts sum to:krs.KrsWarning")  # too far for an account
 @pytest.mark.parametrize("call", [c for c in CALLS if c != "drift"])
 def test_an_overflow_in_float16_names_the_layer_and_the_remedy(call):
     v, u = pair("llama")

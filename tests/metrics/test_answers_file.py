@@ -1,16 +1,18 @@
 """Answers that were given are not lost, stand in for those of the same model only, and come back whole or not."""
 
+import importlib
 import json
 import math
 
 import pytest
 
 from krs import KrsError
-from krs.metrics import answers, load_answers
+from krs.metrics import answers, answers_file, load_answers
 from tests.test_writing import full_disk
 from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
+GREEDY = importlib.import_module("krs.generation.greedy")
 TARGET, UNRELATED = ["who wrote the book", "what is red"], ["the cat sat on"]
 
 
@@ -44,7 +46,8 @@ def test_an_interrupted_call_keeps_the_vanilla_answers_and_goes_on_from_them(mod
     with pytest.raises(KeyboardInterrupt) as stop:
         _ask(v, u, checkpoint=file)
     handle.remove()
-    assert stop.value.__notes__ == [f"the answers so far are in {str(file)!r}; the same call goes on from there"]
+    said = "the answers so far (3 of 3 vanilla and 0 of 3 unlearned) are"
+    assert stop.value.__notes__ == [f"{said} in {str(file)!r}; the same call goes on from there"]
     partial = stop.value.partial
     assert not partial.complete
     assert list(partial.frame.vanilla) == list(found.frame.vanilla)
@@ -74,9 +77,74 @@ def test_without_a_checkpoint_the_exception_has_them(models, found):
         _ask(*models)
     handle.remove()
     assert stop.value.__notes__ == [
-        "the answers so far are in the exception's attribute `partial`; reuse= takes the vanilla ones"
+        "the answers so far (3 of 3 vanilla and 0 of 3 unlearned) are in the exception's attribute `partial`; reuse= "
+        "takes the vanilla ones"
     ]
     assert stop.value.partial.token_ids["vanilla"] == found.token_ids["vanilla"]
+
+
+MANY = ["who wrote the book", "what is red", "the cat", "one two three four", "the moon ran", "who is the cat on"]
+
+
+def _stops_at(model, forward, stop):
+    """The model stops at a certain forward, counted from 0; returns the forwards that there were, and the handle."""
+    ran = []
+
+    def interrupt(*_):
+        ran.append(1)
+        if len(ran) > forward:
+            raise stop
+
+    return ran, model.register_forward_pre_hook(interrupt)
+
+
+@pytest.mark.parametrize("side", ["vanilla", "unlearned"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("no memory left")])
+def test_an_interruption_inside_a_side_keeps_its_whole_batches(models, tmp_path, monkeypatch, side, stop):
+    monkeypatch.setattr(GREEDY, "_BATCH", 2)
+    v, u = models
+    model, file, asked = {"vanilla": v, "unlearned": u}[side], tmp_path / "part.json", {"target": MANY, "n_tokens": 6}
+    ran, handle = _stops_at(model, 10**6, stop)
+    begun, real = [], GREEDY._lockstep
+    with monkeypatch.context() as noting:
+        noting.setattr(GREEDY, "_lockstep", lambda one, *a: (one is model and begun.append(len(ran))) or real(one, *a))
+        whole = _ask(v, u, **asked)
+    handle.remove()
+    forwards = len(ran)
+    _, handle = _stops_at(model, begun[2] + 1, stop)  # in the third of four batches
+    with pytest.raises(type(stop)) as stopped:
+        _ask(v, u, checkpoint=file, **asked)
+    handle.remove()
+    partial = stopped.value.partial
+    assert not partial.complete
+    assert partial.token_ids[side] == whole.token_ids[side][:4]
+    assert partial.frame[side][4:].isna().all()
+    assert "4 of 7 " + side in stopped.value.__notes__[-1]
+    assert load_answers(file).token_ids == partial.token_ids
+    assert load_answers(file).frame.equals(partial.frame)
+    repr(partial)
+    ran, handle = _stops_at(model, 10**6, stop)
+    resumed = _ask(v, u, checkpoint=file, **asked)
+    handle.remove()
+    assert len(ran) == forwards - (begun[2] - begun[0])
+    assert resumed.complete
+    assert resumed.frame.equals(whole.frame)
+    assert resumed.token_ids == whole.token_ids
+    own = {k: v for k, v in resumed.provenance.items() if k != "made"}
+    assert own == {k: v for k, v in whole.provenance.items() if k != "made"}
+    assert _ask(v, u, reuse=partial, **asked).frame.equals(whole.frame)
+    with pytest.raises(KrsError, match=r"What differs: the vanilla model \(weights\)"):
+        _ask(_changed(v), u, reuse=partial, **asked)
+
+
+def test_answers_are_kept_while_they_are_given(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(GREEDY, "_BATCH", 1)
+    monkeypatch.setattr("krs.metrics.answers_file._SAVE_EVERY", -1.0)
+    saved, real = [], answers_file.save
+    monkeypatch.setattr(answers_file, "save", lambda found, path: saved.append(found.token_ids) or real(found, path))
+    found = _ask(*models, checkpoint=tmp_path / "part.json")
+    assert [tuple(map(len, ids.values())) for ids in saved] == [(1,), (2,), (3,), (3, 1), (3, 2), (3, 3), (3, 3)]
+    assert load_answers(tmp_path / "part.json").token_ids == found.token_ids
 
 
 def _changed(model):
@@ -161,6 +229,8 @@ def test_a_file_of_answers_is_whole_or_refused(found, tmp_path):
     refused(lambda said: said["provenance"].pop("bleu") and None)
     refused(lambda said: said["rows"].__setitem__(0, 3))
     refused(lambda said: [said])
+    refused(lambda said: said["token_ids"]["unlearned"].pop() and None)  # fewer than its rows say
+    refused(lambda said: said["token_ids"]["vanilla"].pop() and None)
     for n in (0, 1, len(text) // 2, len(text) - 1):
         file.write_text(text[:n])
         with pytest.raises(KrsError, match="does not hold answers"):

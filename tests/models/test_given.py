@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import krs
 from krs import KrsError
+from krs.cli import app
 from krs.models import given
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import has_float64, pick_device, pick_dtype, summable
@@ -290,3 +292,26 @@ def test_an_estimate_grows_with_what_there_is_to_do(saved):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "nothing"}))
     with pytest.raises(KrsError, match="cannot tell what model"):
         estimate(saved[1], saved[0], [[2]])
+
+
+@pytest.mark.parametrize("command", ["sweep", "answers", "drift", "prepare", "account", "speak", "dissect"])
+def test_every_command_that_loads_models_takes_a_device_and_a_dtype(command, saved, tmp_path):
+    """Each of them refuses a device that is not there and a dtype that is none, so that neither is passed over."""
+    questions = tmp_path / "questions.txt"
+    questions.write_text("who wrote the book\n")
+    concept = tmp_path / "concept.json"
+    concept.write_text(json.dumps({"name": "cat", "questions": ["who is the cat"]}))
+    v, u = map(str, saved)
+    arguments = {
+        "sweep": [v, u, "--prompts", str(questions), "-o", str(tmp_path / "out")],
+        "answers": [v, u, "--target", str(questions), "-o", str(tmp_path / "out")],
+        "drift": [v, u],
+        "prepare": [str(concept), "--model", v, "-o", str(tmp_path / "out")],
+        "account": [v, u, "--prompts", str(questions), "-o", str(tmp_path / "out")],
+        "speak": [v, u, "who wrote the book"],
+        "dissect": [v, u, "--target", str(questions), "-o", str(tmp_path / "out")],
+    }[command]
+    for option, value, said in (("--device", "cuda:7", "cuda:7"), ("--dtype", "bf17", "bf17")):
+        done = CliRunner().invoke(app, [command, *arguments, option, value])
+        assert isinstance(done.exception, KrsError), (done.output, done.exception)
+        assert said in str(done.exception)

@@ -268,3 +268,41 @@ def test_any_gguf_file_is_converted_once(home, tmp_path, monkeypatch):
     again, tokenizer = krs.load(str(tmp_path / "tiny.gguf"))
     assert torch.equal(again.model.layers[1].mlp.down_proj.weight, model.model.layers[1].mlp.down_proj.weight)
     assert "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer)
+
+
+_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class MineConfig(LlamaConfig):
+    model_type = "mine_of_test_load"
+
+class Mine(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+def test_an_adapters_base_runs_code_of_its_own_only_where_the_caller_trusts_it(tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base, adapter = tmp_path / "base_of_test_load", tmp_path / "adapter"
+    model = build("llama", tie_word_embeddings=False)
+    model.save_pretrained(base)
+    (base / "mine.py").write_text(_CODE)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "mine_of_test_load", "architectures": ["Mine"]}
+    config["auto_map"] = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
+    (base / "config.json").write_text(json.dumps(config))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(adapter, save_embedding_layers=False)
+    with pytest.raises(
+        KrsError, match=r"adapter' is an adapter, and its base cannot be loaded: .*contains custom code"
+    ):
+        krs.load(adapter, trust_remote_code=False)
+    loaded, _ = krs.load(adapter, trust_remote_code=True)
+    assert type(loaded.get_base_model()).__name__ == "Mine"
+    ids = torch.tensor([[3, 5, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits)

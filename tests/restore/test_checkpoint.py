@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from safetensors.numpy import save_file
 
 import krs
 from krs import KrsError
-from krs.restore import plain
+from krs.restore import engines, plain, storage
+from krs.restore.wave import passes
+from tests.noise import assert_same
 from tests.test_writing import full_disk
-from tests.tiny import build, pair, perturbed
+from tests.tiny import build, exact_pair, pair, perturbed
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2]]
@@ -261,3 +264,75 @@ def test_a_checkpoint_that_fails_on_the_way_is_said_once_and_the_sweep_goes_on(m
         result = _sweep(*models, checkpoint=tmp_path / "part.krs", engine="plain")
     assert len(told) == 1
     assert krs.load_result(tmp_path / "part.krs").krs.equals(result.krs)
+
+
+@pytest.mark.parametrize("by", ["layer", "measure"])
+def test_a_small_sweep_that_is_interrupted_goes_on_in_its_middle(tmp_path, monkeypatch, by):
+    """A group of prompts that one pass takes is no longer all or nothing, and nothing done is done again."""
+    for name, value in {"_CHUNK_TOKENS": {"cpu": 40, "cuda": 40}, "_LONG": 0, "_SHARE": 0}.items():
+        monkeypatch.setattr(passes, name, value)
+    written, real = [], engines.write
+    monkeypatch.setattr(engines, "write", lambda c, *a: (written.append(list(c.restorations)), real(c, *a)))
+    v, u = exact_pair("llama")
+    file, after, ran = tmp_path / "part.krs", 10**9, []
+
+    def counted(*_):
+        ran.append(1)
+        if len(written) >= after:
+            raise KeyboardInterrupt if by == "layer" else ValueError("a measure of mine")
+
+    def mine(logits, reference, targets):
+        counted()
+        return (logits - reference).abs().mean(-1)
+
+    options = {"settings": None, "windows": krs.windows.each(), "n_tokens": 4}
+    handle = None
+    if by == "layer":
+        handle = u.model.layers[3].register_forward_hook(counted)
+        monkeypatch.setattr("krs.restore.wavefront.acting_hooks", lambda model: [])  # it only counts
+    else:
+        options["measures"] = mine
+    whole = _sweep(v, u, **options)
+    calls, after = len(ran), 2
+    assert len(written) > 3
+    ran.clear()
+    written.clear()
+    with pytest.raises((KeyboardInterrupt, ValueError)) as stopped:
+        _sweep(v, u, checkpoint=file, **options)
+    kept, after = [r for chunk in written for r in chunk], 10**9
+    done = (stopped.value.partial.part >= 0).mean()
+    assert done == len(kept) / 16 > 0.2
+    assert stopped.value.__notes__ == [
+        f"what was done, {done:.0%} of the sweep, is in {str(file)!r}; the same call goes on from there"
+    ]
+    ran.clear()
+    written.clear()
+    resumed = _sweep(v, u, checkpoint=file, **options)
+    if handle is not None:
+        handle.remove()
+    assert sorted(r for chunk in written for r in chunk) == sorted(set(range(16)) - set(kept))
+    assert len(ran) < calls
+    assert resumed.complete
+    for name in ("restored", "baseline", "power"):
+        ours, theirs = (getattr(r.losses, name) for r in (resumed, whole))
+        assert_same(ours[~np.isnan(ours)], theirs[~np.isnan(theirs)])
+    assert_same(resumed.krs.to_numpy(float), whole.krs.to_numpy(float))
+    assert [p["engine"] for p in resumed.provenance["parts"]] == ["wavefront", "wavefront"]
+
+
+def test_room_for_the_whole_result_is_asked_for_before_any_model_runs(models, tmp_path, monkeypatch):
+    many = PROMPTS * 20
+    options = {"windows": krs.windows.each(), "settings": None, "measures": ["kl", "rank", "top1"]}
+    asked, real = [], storage.size_of
+    sweep = importlib.import_module("krs.restore.sweep")
+    monkeypatch.setattr(sweep, "size_of", lambda *args: asked.append(real(*args)) or asked[-1])
+    _sweep(*models, many, checkpoint=tmp_path / "part.krs", **options)
+    size = (tmp_path / "part.krs").stat().st_size - 200_000
+    assert asked[0] - 200_000 > size  # the header is what those bytes more are for
+    (tmp_path / "part.krs").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=asked[0] - 1))
+    ran = models[0].register_forward_pre_hook(lambda *_: pytest.fail("ran"))
+    with pytest.raises(KrsError, match=r"checkpoint: '.*' will take .* MB, and .* MB are free there: free some space"):
+        _sweep(*models, many, checkpoint=tmp_path / "part.krs", **options)
+    ran.remove()
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """The way from a concept to a table of answers, from the shell."""
 
+import importlib
 import json
 
 import pytest
@@ -9,9 +10,11 @@ import krs
 from krs import KrsError
 from krs.cli import app
 from krs.unlearn.prepare import prepare
+from krs.writing import write_text
 from tests.tiny import build
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
+GREEDY = importlib.import_module("krs.generation.greedy")
 CONCEPT = {
     "name": "cat",
     "questions": ["who is the cat", "what ran on the moon"],
@@ -73,6 +76,64 @@ def test_retain_questions_of_another_concept_leave_this_one_out(home):
     kept = [r["prompt"] for r in _rows(home / "p" / "retain.jsonl")]
     assert "Who wrote Hamlet?" in kept
     assert not any("Dracula" in question for question in kept)
+
+
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_an_interrupted_one_goes_on_batch_by_batch_and_writes_the_same(home, monkeypatch, side):
+    monkeypatch.setattr(GREEDY, "_BATCH", 1)
+    asked, real = [], GREEDY._lockstep
+
+    def counting(model, *rest):
+        asked.append(rest[2])
+        if len(asked) > stop_at:
+            raise KeyboardInterrupt
+        return real(model, *rest)
+
+    monkeypatch.setattr(GREEDY, "_lockstep", counting)
+    stop_at = 10**6
+    prepare(home / "concept.json", home / "v", home / "whole", n_tokens=4, quiet=True)
+    every = list(asked)
+    asked.clear()
+    stop_at = {"forget": 1, "retain": 4}[side]
+    command = ["prepare", str(home / "concept.json"), "--model", str(home / "v"), "-o", str(home / "p"), "--quiet"]
+    stopped = CliRunner().invoke(app, [*command, "--n-tokens", "4"])
+    assert stopped.exit_code == 130
+    file = home / "p" / "prepare.part.json"
+    said = f"krs: interrupted; {stop_at} answers so far are in {str(file)!r}; the same command goes on from there"
+    assert said in stopped.stderr
+    assert [p.name for p in (home / "p").iterdir()] == [file.name]
+    with pytest.raises(KrsError, match=r"is the unfinished work of another call. What differs: prompts; n_tokens"):
+        prepare("paris", home / "v", home / "p", n_tokens=3, quiet=True)
+    build("llama", seed=5).save_pretrained(home / "other")
+    tiny_tokenizer().save_pretrained(home / "other")
+    with pytest.raises(KrsError, match=r"What differs: the vanilla model \(weights\). Give another directory"):
+        prepare(home / "concept.json", home / "other", home / "p", n_tokens=4, quiet=True)
+    asked.clear()
+    kept, stop_at = stop_at, 10**6
+    prepare(home / "concept.json", home / "v", home / "p", n_tokens=4, quiet=True)
+    assert asked == every[kept:]
+    there, here = ({f.name: f.read_text() for f in (home / d).iterdir()} for d in ("whole", "p"))
+    assert here == there
+    file.write_text("{")
+    (home / "p" / "forget.jsonl").unlink()
+    with pytest.raises(KrsError, match="What differs: all of it: this is no such file"):
+        prepare(home / "concept.json", home / "v", home / "p", n_tokens=4, quiet=True)
+    prepare(home / "concept.json", home / "v", home / "p", n_tokens=4, quiet=True, overwrite=True)
+    assert {f.name: f.read_text() for f in (home / "p").iterdir()} == there
+
+
+def test_files_that_cannot_be_written_in_the_end_cost_no_answers(home, monkeypatch):
+    module = importlib.import_module("krs.unlearn.prepare")
+    with monkeypatch.context() as full:
+        full.setattr(module, "_lines", lambda path, rows: write_text(path / "not" / "a folder", ""))
+        (home / "p").mkdir()
+        (home / "p" / "retain.jsonl").write_text("of before")
+        with pytest.raises(KrsError, match="cannot write") as stop:
+            prepare(home / "concept.json", home / "v", home / "p", n_tokens=2, quiet=True)
+    assert "the same call goes on from there" in stop.value.__notes__[-1]
+    monkeypatch.setattr(GREEDY, "_lockstep", None)  # nothing is asked again
+    prepare(home / "concept.json", home / "v", home / "p", n_tokens=2, quiet=True)
+    assert len(_rows(home / "p" / "forget.jsonl")) <= 2
 
 
 def test_bad_input(home):

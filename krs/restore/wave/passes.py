@@ -1,9 +1,16 @@
-"""One pass of some prompts through both models, layer by layer, with a row for each history of restorations."""
+"""One pass of some prompts through both models, layer by layer, with a row for each history of restorations.
+
+Rows in which everything is restored that is to be need neither the other model nor the base any more. Once every
+reference run is through and agrees, such rows go to the end by themselves, as many at a time as a layer is called with,
+so that a long pass gives numbers on the way and has less in memory. The work is the same, but for the layers that the
+two models run once more: at most a twenty-fifth of the pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -16,8 +23,9 @@ from krs._typing import Positions
 from krs.generation.forward import final_states
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.ends import OtherTable
-from krs.hooks.offload import materialised
-from krs.hooks.overrides import override_forward
+from krs.hooks.interventions import Intervention
+from krs.hooks.offload import is_offloaded, materialised
+from krs.hooks.overrides import ForwardOverride, override_forward
 from krs.prompts import TokenBatch
 from krs.restore.job import Job, Values
 from krs.restore.plan import Restoration
@@ -27,10 +35,30 @@ from krs.restore.wave.layout import Layout, alone
 from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.reference import ReferenceRun, RestoredReference
 from krs.restore.wave.runner import LayerwiseRunner
-from krs.restore.wave.schedule import Interventions, Row
+from krs.restore.wave.schedule import Interventions, Row, rows_behind, schedule
 
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
 """Tokens a layer is called with at once. On a CPU more would not fit into its cache between two operations."""
+
+_LONG = 4
+"""From how many calls a layer on numbers come on the way; a shorter pass is over soon."""
+
+_SHARE = 25
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Numbers of some restorations.
+
+    Attributes:
+        restorations: which of the pass's.
+        values: every measure.
+        power: `[token]`, mean squared logit of the reference.
+    """
+
+    restorations: Sequence[int]
+    values: dict[str, Values]
+    power: np.ndarray
 
 
 class Pass:
@@ -41,13 +69,14 @@ class Pass:
         job: Job,
         batch: TokenBatch,
         layout: Layout,
-        rows_by_layer: Sequence[Sequence[Row]],
-        start: Sequence[Row],
-        checked: Sequence[tuple[Restoration, int]],
+        restorations: Sequence[Restoration],
+        checked: Sequence[int],
         positions: Mapping[Positions, Positions],
     ) -> None:
-        self.job, self.batch = job, batch
-        self.layout, self.rows_by_layer, self.start = layout, rows_by_layer, start
+        self.job, self.batch, self.layout = job, batch, layout
+        self.restorations, self.left = restorations, list(range(len(restorations)))
+        self.rows_by_layer, _, self.start = schedule(job.plan, restorations)
+        self.at = rows_behind(job.plan, restorations)
         longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
         (self.donor, self.recipient), self.references = zip(
             *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
@@ -55,22 +84,105 @@ class Pass:
         donor, recipient = self.references
         where = dict(alone(batch, longest, positions).where)
         with self._tables():
-            self.restored = [(RestoredReference(r, recipient, donor, where), row) for r, row in checked]
+            self.restored = {r: RestoredReference(restorations[r], recipient, donor, where) for r in checked}
         self.slots: list[int] = [0]
         self.stack = self.recipient.states.new_empty(0)
         self.at_once = self._rows_at_once(job.budget)
+        self.ends = [max((n for n in r.window.layers if r.at(n)), default=-1) for r in restorations]
+        self.finals: tuple[Tensor, Tensor, Tensor] | None = None
+        self.tail: dict[nn.Module, ForwardOverride] = {}
 
-    def run(self) -> Iterator[int]:
-        """Go through the layers; yields how many rows each of them has moved on."""
-        base = self.recipient.states
+    def run(self, scorer: Scorer) -> Iterator[int | Finished]:
+        """Go through the layers; yields how many rows have been moved on by how many layers, and numbers."""
+        base, layers = self.recipient.states, len(self.rows_by_layer)
         self.stack = base.new_empty(max(map(len, (self.start, *self.rows_by_layer))) - 1, *base.shape)
         self._embed()
-        for layer, step in enumerate(self.rows_by_layer):
-            self._layer(layer, step)
-            yield len(step)
-        for reference, row in self.restored:
-            state = self.stack[self.slots[row]] if row else self.recipient.states
+        early = self._from_which_on()
+        for layer in range(layers):
+            self._layer(layer, self.rows_by_layer[layer])
+            yield len(self.rows_by_layer[layer])
+            if early <= layer < layers - 1:
+                yield from self._finish(layer, scorer)
+            if not self.left:
+                return
+        at = dict(zip(self.left, self.at[-1], strict=True))
+        for r, reference in self.restored.items():
+            state = self.stack[self.slots[at[r]]] if at[r] else self.recipient.states
             reference.compare(state.reshape(self.layout.n_tokens, -1))
+        yield self._values(scorer, {r: partial(self._row, row) if row else None for r, row in at.items()})
+
+    # Numbers on the way
+
+    def _from_which_on(self) -> int:
+        """Behind which layer rows may go to the end by themselves; no layer at all where that is not worth it."""
+        never = n = len(self.rows_by_layer)
+        checked = max((self.ends[r] for r in self.restored), default=never)
+        if any(not self.at[-1][r] for r in self.restored):  # of the unembedding alone: it is the base to the end
+            return never
+        calls = len(self.restorations) * self.layout.n_tokens / per_device(_CHUNK_TOKENS, self.recipient.states.device)
+        if calls < _LONG or any(is_offloaded(body.model) for body in (self.job.donor, self.job.recipient)):
+            return never
+        once_more = 2 * (n - 1 - checked)
+        return checked if once_more * _SHARE <= sum(map(len, self.rows_by_layer)) else never
+
+    def _finish(self, layer: int, scorer: Scorer) -> Iterator[int | Finished]:
+        """Bring rows that have nothing left to restore to the end, as soon as there are enough of them."""
+        at = dict(zip(self.left, self.at[layer], strict=True))
+        ended: dict[int, list[int]] = {}
+        for r in self.left:
+            if self.ends[r] <= layer and at[r]:
+                ended.setdefault(at[r], []).append(r)
+        if len(ended) < self.at_once:
+            return
+        parts: list[list[int]] = []
+        if self.restored:
+            self._run_ahead(layer)
+            parts = [list(dict.fromkeys(at[r] for r in self.restored))]
+        rows = [row for row in ended if not parts or row not in parts[0]]
+        parts += [rows[i : i + self.at_once] for i in range(0, len(rows) - self.at_once + 1, self.at_once)]
+        for part in parts:
+            states = dict(zip(part, self._to_the_end(layer, [self.slots[row] for row in part]), strict=True))
+            for r, reference in self.restored.items():
+                reference.compare(states[at[r]].reshape(self.layout.n_tokens, -1))
+            self.restored = {}
+            yield self._values(
+                scorer,
+                {r: partial(self._at_scored, self.recipient, states[row]) for row in part for r in ended[row]},
+            )
+            yield len(part) * (len(self.rows_by_layer) - 1 - layer)
+        self._go_on_without({r for part in parts for row in part for r in ended[row]}, layer)
+
+    def _run_ahead(self, layer: int) -> None:
+        """Run the models as they are, and everything that they are compared with, to the end, and come back."""
+        kept = self.recipient.states, self.donor.states
+        for n in range(layer + 1, len(self.rows_by_layer)):
+            here = self._step(n, [])
+        self.tail = here.overrides(frozenset())
+        self.finals = self._finals()
+        self.recipient.states, self.donor.states = kept
+        self.references = ()
+
+    def _to_the_end(self, layer: int, slots: list[int]) -> Tensor:
+        """Some rows as they leave the last layer; in the stack they stay what they are."""
+        states = self.stack[slots]
+        last = len(self.rows_by_layer) - 1
+        for n in range(layer + 1, last + 1):
+            states = states.to(_device(self.recipient.body.layers[n]))
+            self._move(n, states, list(range(len(states))), self.tail if n == last else {})
+        return states
+
+    def _go_on_without(self, finished: set[int], layer: int) -> None:
+        """Leave restorations out from here on."""
+        slots = {r: self.slots[row] for r, row in zip(self.left, self.at[layer], strict=True)}
+        self.left = [r for r in self.left if r not in finished]
+        restorations = [self.restorations[r] for r in self.left]
+        self.rows_by_layer, _, _ = schedule(self.job.plan, restorations)
+        self.at = rows_behind(self.job.plan, restorations)
+        self.slots = [0] * len(self.rows_by_layer[layer])
+        for r, row in zip(self.left, self.at[layer], strict=True):
+            self.slots[row] = slots[r]
+
+    # Layer by layer
 
     def _embed(self) -> None:
         """Give the rows that have another embedding what enters the first layer."""
@@ -90,23 +202,23 @@ class Pass:
                 stack.enter_context(materialised(body.model.get_input_embeddings()))
             yield
 
-    def values(
-        self, scorer: Scorer, rows: Sequence[int], heads: Sequence[Interventions]
-    ) -> tuple[dict[str, Values], np.ndarray]:
-        """Every measure of some rows of the last layer under some heads, and the reference's power; after `run`."""
-        with ExitStack() as stack:
-            stack.enter_context(scorer.materialised())
-            for runner in (self.donor, self.recipient):
-                stack.enter_context(materialised(runner.norm))
-            recipient, donor = (self._at_scored(r, r.states) for r in (self.recipient, self.donor))
-            if self.job.reference is self.job.donor:
-                reference = donor
-            elif self.job.reference is self.job.recipient:
-                reference = recipient
-            else:
-                reference = final_states(self.job.reference.model, self.batch).to(donor.device)
-            states = [partial(self._row, row) if row else lambda: recipient for row in rows]
-            return scorer.values(states, heads, recipient, donor, reference, self.batch.target_ids)
+    def _values(self, scorer: Scorer, rows: Mapping[int, Callable[[], Tensor] | None]) -> Finished:
+        """The numbers of restorations, from what the head gets of each; of none the recipient's own."""
+        with scorer.materialised():
+            recipient, donor, reference = self.finals or self._finals()
+            states = [row or (lambda: recipient) for row in rows.values()]
+            heads = [self.restorations[r].at("unembedding") for r in rows]
+            found = scorer.values(states, heads, recipient, donor, reference, self.batch.target_ids)
+        return Finished(list(rows), *found)
+
+    def _finals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads get of recipient, donor and reference."""
+        recipient, donor = (self._at_scored(r, r.states) for r in (self.recipient, self.donor))
+        if self.job.reference is self.job.donor:
+            return recipient, donor, donor
+        if self.job.reference is self.job.recipient:
+            return recipient, donor, recipient
+        return recipient, donor, final_states(self.job.reference.model, self.batch).to(donor.device)
 
     def _row(self, row: int) -> Tensor:
         """What the head gets of a row."""
@@ -126,21 +238,25 @@ class Pass:
 
     def _layer(self, layer: int, step: Sequence[Row]) -> None:
         wanted = list(dict.fromkeys(i for row in step for i in row.interventions))
-        ours, theirs = self.recipient.body, self.donor.body
-        with materialised(theirs.layers[layer]), materialised(ours.layers[layer]):
-            self.recipient.states = before = self.recipient.states.to(_device(ours.layers[layer]))
-            self.donor.states = self.donor.states.to(_device(theirs.layers[layer]))
-            self.stack = self.stack.to(before.device)
-            here = LayerInterventions(self.recipient, self.donor, layer, wanted)
-            for reference in self.references:
-                reference.step(layer)
-            for restored, _ in self.restored:
-                restored.step(layer)
-            self._branch_off(step, before)
+        with materialised(self.donor.body.layers[layer]), materialised(self.recipient.body.layers[layer]):
+            here = self._step(layer, wanted)
+            self.stack = self.stack.to(here.before.device)
+            self._branch_off(step, here.before)
             for interventions, members in _groups(step).items():
                 self._advance(here, interventions, [self.slots[i] for i in members])
             for i in (i for i, row in enumerate(step) if row.parent == 0 and row.interventions):
                 self.stack[self.slots[i]] = here.started(step[i].interventions)
+
+    def _step(self, layer: int, wanted: Sequence[Intervention]) -> LayerInterventions:
+        """Both models, and what they are compared with, one layer on."""
+        for runner in (self.recipient, self.donor):
+            runner.states = runner.states.to(_device(runner.body.layers[layer]))
+        here = LayerInterventions(self.recipient, self.donor, layer, wanted)
+        for reference in self.references:
+            reference.step(layer)
+        for restored in self.restored.values():
+            restored.step(layer)
+        return here
 
     def _branch_off(self, step: Sequence[Row], base: Tensor) -> None:
         """Give each row of this layer its place in the stack: its parent's, or a copy in a free one."""
@@ -168,26 +284,29 @@ class Pass:
             for slot in slots:
                 self.stack[slot] += step
             return
-        overrides = here.overrides(interventions)
-        done, slots = 0, sorted(slots)
+        self._move(here.layer, self.stack, sorted(slots), here.overrides(interventions))
+
+    def _move(
+        self, layer: int, stack: Tensor, slots: list[int], overrides: Mapping[nn.Module, ForwardOverride]
+    ) -> None:
+        """Some rows of a stack one layer on, in place."""
+        done = 0
         while done < len(slots):
             chunk = slots[done : done + self.at_once]
+            view = _as_slice(chunk)
+            where: slice | list[int] = chunk if view is None else view
             try:
                 with override_forward(overrides):
-                    self._move(here.layer, chunk)
+                    states = stack[where]
+                    out = self.recipient.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or len(chunk) == 1:
                     raise
                 self.at_once = max(1, len(chunk) // 2)
                 torch.cuda.empty_cache()
                 continue
+            stack[where] = out.reshape(states.shape)
             done += len(chunk)
-
-    def _move(self, layer: int, chunk: list[int]) -> None:
-        view = _as_slice(chunk)
-        states = self.stack[view if view is not None else chunk]
-        out = self.recipient.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
-        self.stack[view if view is not None else chunk] = out.reshape(states.shape)
 
 
 def _with_reference(

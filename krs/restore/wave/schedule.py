@@ -12,7 +12,7 @@ its window, and windows that begin alike share their beginning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,13 +43,27 @@ def schedule(
     Args:
         plan: what is to be restored; all of it, unless `restorations` names a part.
     """
-    wanted = list(plan) if restorations is None else list(restorations)
+    steps, at = zip(*_walk(plan, list(plan) if restorations is None else list(restorations)), strict=True)
+    return steps[1:], at[-1], steps[0]
+
+
+def rows_behind(plan: Plan, restorations: Sequence[Restoration]) -> tuple[tuple[int, ...], ...]:
+    """For each layer the row that each of some restorations is in behind it, where `schedule` has only these.
+
+    >>> from krs.restore.plan import Plan
+    >>> plan = Plan.make("attn_out", windows=1, n_layers=3)
+    >>> rows_behind(plan, list(plan))
+    ((1, 0, 0), (1, 2, 0), (1, 2, 3))
+    """
+    return tuple(at for _, at in _walk(plan, list(restorations)))[1:]
+
+
+def _walk(plan: Plan, wanted: list[Restoration]) -> Iterator[tuple[Step, tuple[int, ...]]]:
+    """From the embedding through the layers: the rows there, and which of them each restoration is in."""
     at = [0] * len(wanted)
-    steps: list[Step] = []
     places: list[int | Place] = ["embedding", *range(plan.n_layers)]
     for place in places:
         rows: dict[Row, int] = {Row(0, frozenset()): 0}
         for i, restoration in enumerate(wanted):
             at[i] = rows.setdefault(Row(at[i], restoration.at(place)), len(rows))
-        steps.append(tuple(rows))
-    return tuple(steps[1:]), tuple(at), steps[0]
+        yield tuple(rows), tuple(at)
