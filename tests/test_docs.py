@@ -190,7 +190,7 @@ def test_a_reason_is_given_for_what_is_not_run():
     assert all(len(reason.split()) > 2 for reason in reasons)
 
 
-RAISED = ("KrsError", "NotExactError", "CannotPackError", "warn", "error")
+RAISED = ("KrsError", "NoPlaceError", "NotExactError", "CannotPackError", "warn", "error")
 
 
 def _template(node):

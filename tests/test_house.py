@@ -30,6 +30,7 @@ FLOORS = {
     "prompts": 1,
     "models": 2,
     "generation": 3,
+    "cluster": 3,
     "metrics": 4,
     "restore": 5,
     "unlearn": 6,

@@ -115,7 +115,7 @@ def test_a_package_brings_one_of_each_kind_by_entry_points(tmp_path):
     done = subprocess.run([sys.executable, "-c", ASK, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
-        "engines": ["auto", "wavefront", "plain", "estimate", "t_engine"],
+        "engines": ["auto", "wavefront", "plain", "estimate", "ray", "t_engine"],
         "module loaded for a list": False,
         "points": "t_gate+t_up",
         "family": "theirs",

@@ -24,6 +24,7 @@ _EXTRAS = {
     "xarray": ("xarray",),
     "data": ("datasets", "pyarrow"),
     "study": ("pydantic", "yaml"),
+    "cluster": ("ray",),
 }
 """By extra, what is imported of it."""
 

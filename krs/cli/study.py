@@ -22,7 +22,12 @@ def study(
     cell: Annotated[str | None, typer.Argument(metavar="[CELL]", help="of show: the cell")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="directory to write to")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list cells, memory and time, and do nothing")] = False,
-    runner: Annotated[str, typer.Option(help="who carries out the cells: local")] = "local",
+    runner: Annotated[str, typer.Option(help="who carries out the cells: local, or ray")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster, such as auto; else Ray is started here")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="with --runner ray: threads a cell")] = None,
+    gpus: Annotated[float | None, typer.Option(help="with --runner ray: GPUs a cell, such as 0.25")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of models, concepts, methods, strengths and seeds, or what is left of it.
@@ -45,8 +50,12 @@ def study(
         for line in listed(studies.read_spec(what), Store(output.resolve())):
             print(line)
         return
+    asked = {"--address": address, "--cpus": cpus, "--gpus": gpus}
+    if runner != "ray" and (given := [name for name, value in asked.items() if value is not None]):
+        raise KrsError(f"{given[0]} is for --runner ray: add that, or leave it out")
+    who = studies.Ray(address, cpus, gpus) if runner == "ray" else runner
     with interruptible():
-        found = studies.run(what, output, runner, progress=not quiet)
+        found = studies.run(what, output, who, progress=not quiet)
     print(found)
     if found.written:
         print(f"written to {output}/results/: {', '.join(found.written)}")

@@ -49,7 +49,7 @@ def sweep(
     scoring: Annotated[str, typer.Option(help="next-token or paper-code")] = "next-token",
     chat: Annotated[bool, typer.Option(help="put each prompt through the chat template")] = False,
     answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,
-    engine: Annotated[str, typer.Option(help="auto, wavefront, plain, or a package's")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, wavefront, plain, ray, or a package's")] = "auto",
     memory: Annotated[str, typer.Option(help="what the sweep may keep: 'auto', or a size such as 4GiB")] = "auto",
     offload: Annotated[str | None, typer.Option(help="'disk' for models larger than memory; give --answers")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier sweep wrote, another or the same")] = False,

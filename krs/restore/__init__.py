@@ -6,6 +6,7 @@ from krs.restore.losses import Losses
 from krs.restore.patching import patch_sweep
 from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
+from krs.restore.shards import RayEngine
 from krs.restore.storage import load_result
 from krs.restore.sweep import sweep
 from krs.restore.together import MeanResult, concat, mean
@@ -17,6 +18,7 @@ __all__ = [
     "Losses",
     "MeanResult",
     "Plan",
+    "RayEngine",
     "Restoration",
     "Shape",
     "SweepResult",

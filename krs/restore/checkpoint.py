@@ -17,6 +17,7 @@ from krs.models.identity import differing
 from krs.models.provenance import now, versions_that_count
 from krs.prompts import Ids, Scoring
 from krs.restore.engines import is_exact
+from krs.restore.job import Chunk
 from krs.restore.plan import Plan
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
@@ -214,6 +215,14 @@ class Keeper:
                     warnings.warn(f"the sweep goes on, but its checkpoint is not kept: {reason}", stacklevel=2)
                 self.warned = True
             self.saved = time.monotonic()
+
+    def made_by(self, chunk: Chunk) -> None:
+        """Note that the engine has handed a chunk on to another one."""
+        rows = [chunk.prompts.start, chunk.prompts.stop]
+        told = {"prompts": rows, "engine": chunk.engine} | ({"note": chunk.note} if chunk.note else {})
+        self.part.setdefault("shards", []).append(told)
+        if chunk.note:
+            self.part["note"] = chunk.note
 
     def set_postfix_str(self, text: str) -> None:
         """As tqdm's."""

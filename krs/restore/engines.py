@@ -11,6 +11,7 @@ import numpy as np
 
 from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
+from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import numerics, plain_calls, plain_numerics
 from krs.metrics.measures import LOGIT_MSE, Measure
 from krs.progress import bar
@@ -20,6 +21,7 @@ from krs.restore.finite import check_base, check_each, check_longest
 from krs.restore.job import Chunk, Engine, Job, NotExactError
 from krs.restore.losses import Losses, computed
 from krs.restore.plain import PlainEngine
+from krs.restore.shards import RayEngine
 from krs.restore.wavefront import WavefrontEngine
 from krs.wording import counted
 
@@ -52,6 +54,7 @@ def register_engine(engine: Engine) -> Engine:
 register_engine(WavefrontEngine())
 register_engine(PlainEngine())
 register_engine(EstimateEngine())
+register_engine(RayEngine())
 
 
 def engine_names() -> tuple[str, ...]:
@@ -69,6 +72,14 @@ def check_engine(name: str, measures: Sequence[Measure]) -> None:
     check = None if name == "auto" else getattr(find_engine(name), "check", None)
     if check is not None:
         check(measures)
+
+
+def taken_by(name: str, bodies: tuple[Anatomy, ...]) -> tuple[Anatomy, ...]:
+    """The models; raises `KrsError` for those that an engine with a `check_models(bodies)` says it cannot take."""
+    check = None if name == "auto" else getattr(find_engine(name), "check_models", None)
+    if check is not None:
+        check(bodies)
+    return bodies
 
 
 def find_engine(name: str) -> Engine:
@@ -143,6 +154,8 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
         for step in steps:
             if isinstance(step, Chunk):
                 write(step, job, losses)
+                if step.engine != engine.name:
+                    shown.made_by(step)
                 if not check_base(job, losses, step.prompts):
                     raise NotExactError("its base row is NaN or infinite where the model by itself is not")
             else:

@@ -124,11 +124,12 @@ class Chunk:
     """Finished numbers.
 
     Attributes:
-        engine: which made them.
+        engine: which made them; another than the one that yields them, where that has handed the work on.
         restorations: which of the plan's.
         prompts: of which prompts.
         values: by the measure's name.
         power: `[token]`, mean squared logit of the reference.
+        note: why it was not the fastest engine, where the one that yields them has handed the work on.
     """
 
     engine: str
@@ -136,6 +137,7 @@ class Chunk:
     prompts: slice
     values: Mapping[str, Values]
     power: Float[np.ndarray, " token"]
+    note: str = ""
 
 
 @dataclass(frozen=True)

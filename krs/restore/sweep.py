@@ -36,7 +36,7 @@ from krs.prompts import (
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
-from krs.restore.engines import execute
+from krs.restore.engines import execute, taken_by
 from krs.restore.job import Job
 from krs.restore.losses import Losses
 from krs.restore.memory import budget
@@ -133,7 +133,8 @@ def sweep(
         engine: `"wavefront"` does every restoration in one pass through the layers; `"plain"` runs one forward a
             restoration; `"auto"` takes the first, and the second where the first would not be exact (the result's
             `provenance` says which it was, and why). `"estimate"` estimates from gradients, in a few passes for all
-            restorations, and its results say so. Docs: performance, estimates.
+            restorations, and its results say so. `"ray"` hands shards of the prompts to a cluster. Docs: performance,
+            estimates, scale.
         memory: what the sweep may keep beside the models: bytes, `"4GiB"`, or `"auto"`, a quarter of what is free.
         progress: show bars.
         checkpoint: a file for what is done so far. It is written every half minute and on Ctrl-C; called again with
@@ -190,7 +191,7 @@ def sweep(
         device_map=device_map,
         offload=offload,
     )
-    v, u, r = sides.vanilla, sides.unlearned, sides.reference
+    v, u, r = taken_by(engine, (sides.vanilla, sides.unlearned, sides.reference))
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)

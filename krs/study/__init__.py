@@ -7,6 +7,7 @@ require("yaml", "study", "a study")
 
 from krs.study.carry import Outcome  # noqa: E402
 from krs.study.grid import Cell, cells  # noqa: E402
+from krs.study.ray_runner import Ray  # noqa: E402
 from krs.study.run import Study, load, run  # noqa: E402
 from krs.study.runner import Runner  # noqa: E402
 from krs.study.spec import Part, Spec, read_spec  # noqa: E402
@@ -16,6 +17,7 @@ __all__ = [
     "Cell",
     "Outcome",
     "Part",
+    "Ray",
     "Runner",
     "Spec",
     "Step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from krs.study.checkpoints import identity_of
 from krs.study.grid import Cell
 from krs.study.manifest import LOG, NAME, Manifest, artefacts
 from krs.study.spec import Spec, options_of
-from krs.study.step import Step, Work, everything_that_counts, key_of, step
+from krs.study.step import TAUGHT, TWIN, Step, Work, everything_that_counts, key_of, needs_of, step
 from krs.study.store import Store
 
 Ended = Literal["done", "kept", "failed", "busy"]
@@ -80,12 +80,21 @@ class Carrier:
         names = {made.name for made, _ in every}
         for made, options in every:
             key = found = None
-            if names.intersection(made.needs) <= before.keys():
+            if names.intersection(needs_of(made, cell)) <= before.keys():
                 key = key_of(everything_that_counts(made, cell, self.spec, options, before, self.identity))
                 found = self.store.find(made.name, key, thorough=thorough)
             if found is not None:
                 before[made.name] = found
             yield made, key, found
+
+    def left(self, cell: Cell) -> tuple[bool, int | None]:
+        """Whether there is something to do of a cell, and the most bytes that one of its open steps needs."""
+        unfinished = {made.name for made, _, found in self.states(cell) if found is None}
+        return not self._is_done(cell), most_memory(self.spec, cell, unfinished)
+
+    def failed(self, cell: Cell, reason: Exception) -> Outcome:
+        """Note that a cell has failed by what befell it from outside, such as the loss of the machine it was on."""
+        return self._noted(cell, reason, 0.0)
 
     def identity(self, name: str) -> dict[str, Any]:
         """Which model a name stands for, looked at once a run."""
@@ -118,7 +127,8 @@ class Carrier:
             raise KrsError("a result that was dropped comes out differently each time: keep weights")
         for made, options in steps_of(self.spec, cell):
             manifest = before[made.name]
-            work = Work(cell, self.spec, options, self.store.folder(made.name, manifest.key))
+            folder = self.store.folder(made.name, manifest.key)
+            work = Work(cell, self.spec, options, folder, self._folders(made, cell, before))
             made.shrink(work, manifest, self.spec.keep)
         return worked
 
@@ -136,7 +146,7 @@ class Carrier:
             folder = self.store.folder(made.name, key)
             if (folder / NAME).exists():  # an artefact is damaged, or the manifest itself
                 self.store.clear(made.name, key)
-            upstream = {n: self._provided(n, cell, before) for n in made.needs if n in before}
+            upstream = {n: self._provided(n, cell, before) for n in needs_of(made, cell) if n in before}
             work = Work(cell, self.spec, options, folder, upstream)
             try:
                 return self._run(made, work, key, inputs), True
@@ -149,12 +159,16 @@ class Carrier:
         manifest = before[name]
         folder = self.store.folder(name, manifest.key)
         made = step(name)
-        whole = made.provide(Work(cell, self.spec, None, folder), manifest)
+        whole = made.provide(Work(cell, self.spec, None, folder, self._folders(made, cell, before)), manifest)
         if whole is None:
             self.store.clear(name, manifest.key)
             raise _Gone
         before[name] = whole
         return folder
+
+    def _folders(self, made: Step, cell: Cell, before: dict[str, Manifest]) -> dict[str, Path]:
+        """Where the steps are that one reads, as they lie there."""
+        return {n: self.store.folder(n, before[n].key) for n in needs_of(made, cell) if n in before}
 
     def _run(self, made: Step, work: Work, key: str, inputs: dict[str, Any]) -> Manifest:
         """Run a step into its folder, from what an interrupted call has left there if that can be used."""
@@ -198,10 +212,20 @@ class Carrier:
 
 def steps_of(spec: Spec, cell: Cell) -> Iterator[tuple[Step, Any]]:
     """The steps that a cell has, in their order, with their options."""
+    if cell.teach is not None:
+        yield step(TAUGHT), cell.teach
+        if any(step(name).reads_retain for name in spec.steps):
+            yield step(TWIN), cell.teach
     for name, given in spec.steps.items():
         made = step(name)
         if made.applies(cell):
             yield made, options_of(made.options, given, ())[0]
+
+
+def most_memory(spec: Spec, cell: Cell, names: Collection[str]) -> int | None:
+    """The most bytes that one of these steps of a cell needs; `None` where that cannot be known."""
+    sizes = [made.memory(cell, options) for made, options in steps_of(spec, cell) if made.name in names]
+    return None if None in sizes else max((size for size in sizes if size is not None), default=0)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from krs.models.load import locate
 from krs.study.checkpoints import files_of, has_safetensors
 from krs.study.grid import slug
 from krs.study.manifest import digest_of
-from krs.study.spec import ConceptSpec, Fault, MethodSpec, Spec, options_of
-from krs.study.step import step
+from krs.study.spec import ConceptSpec, Fault, MethodSpec, ModelSpec, Spec, options_of
+from krs.study.step import TAUGHT, TWIN, step, steps
+from krs.study.teaching import teaching_faults
 
 
 def faults(spec: Spec) -> Iterator[Fault]:
@@ -26,7 +27,8 @@ def faults(spec: Spec) -> Iterator[Fault]:
         yield (), "there are no cells: give models and methods, or pairs"
     yield from _labels(spec)
     for i, model in enumerate(spec.models):
-        yield from _model(("models", i, "name"), model.name, spec)
+        yield from _model(("models", i, "name"), model, spec)
+        yield from teaching_faults(i, model, spec, _reads_retain(spec))
     for i, concept in enumerate(spec.concepts):
         yield from _tried(("concepts", i, "name"), partial(_concept, concept))
     for i, method in enumerate(spec.methods):
@@ -61,9 +63,15 @@ def _twice(axis: str, labels: list[str], seen: dict[tuple[str, str], str]) -> It
         seen[at] = axis
 
 
-def _model(place: tuple[str | int, ...], name: str, spec: Spec) -> Iterator[Fault]:
+def _reads_retain(spec: Spec) -> bool:
+    known = steps()
+    return any(step(name).reads_retain for name in spec.steps if name in known)
+
+
+def _model(place: tuple[str | int, ...], model: ModelSpec, spec: Spec) -> Iterator[Fault]:
+    name = model.name
     yield from (found := list(_tried(place, partial(locate, name))))
-    if found or spec.keep != "difference":
+    if found or spec.keep != "difference" or model.teach is not None:
         return
     folder = files_of(name)
     if folder is None or not has_safetensors(folder):
@@ -127,6 +135,12 @@ def _steps(spec: Spec) -> Iterator[Fault]:
     done: list[str] = []
     for name, given in spec.steps.items():
         place = ("steps", name)
+        if name in (TAUGHT, TWIN):
+            yield (
+                place,
+                f"{name} belongs to a model: give it there (models: [{{name: …, teach: …}}]), not as a step",
+            )
+            continue
         if found := list(_tried(place, partial(step, name))):
             yield from found
             continue

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from krs import files
 from krs.errors import KrsError
+from krs.study.checkpoints import size_of
+from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
@@ -37,19 +39,30 @@ class DissectStep(Measuring):
     """What instruments read, and their verdict."""
 
     options = DissectOptions
+    reads_retain = True
 
     def check(self, spec: Spec, options: Any) -> Iterator[Fault]:
         """Names of instruments, and what instruments cannot be told."""
         from krs.instruments import instrument
 
+        twins = not spec.pairs and all(model.teach is not None for model in spec.models)
         for i, name in enumerate(options.instruments):
             try:
-                if "retain" in instrument(name).needs:
-                    yield ("instruments", i), f"{name} needs a retain model, which a study has none of: leave it out"
+                if "retain" in instrument(name).needs and not twins:
+                    yield (
+                        ("instruments", i),
+                        f"{name} needs a retain model, which cells of taught models have (models: teach:), and no "
+                        "others: leave it out, or teach every model",
+                    )
             except KrsError as reason:
                 yield ("instruments", i), str(reason)
         if spec.chat_template_kwargs:
             yield (), "instruments take no arguments of the chat template: leave chat_template_kwargs or dissect out"
+
+    def memory(self, cell: Cell, options: Any) -> int | None:
+        """Both models, and the retain model where there is one."""
+        both, size = super().memory(cell, options), size_of(cell.vanilla)
+        return both if cell.teach is None or both is None or size is None else both + size[1]
 
     def run(self, work: Work) -> str:
         """Write report.html, report.json and evidence.csv; readings are kept as they are made."""
@@ -58,9 +71,10 @@ class DissectStep(Measuring):
         place, options = work.upstream["prepare"], work.options
         others = place / "unrelated.txt"
         found = krs.dissect(
-            work.cell.vanilla,
+            work.vanilla,
             work.unlearned,
             files.read_prompts(place / "target.txt")[: options.questions],
+            retain=work.retain,
             unrelated=files.read_prompts(others) if others.read_text(encoding="utf-8").strip() else (),
             budget=None,
             only=options.instruments,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from krs.errors import KrsError
-from krs.study.spec import ConceptSpec, MethodSpec, Spec
+from krs.study.spec import ConceptSpec, MethodSpec, Spec, TeachSpec
 
 DEFAULT = "default"
 PUBLISHED = "published"
@@ -24,6 +24,7 @@ class Cell:
         recipe: the method's spec; `None` for a published pair.
         settings: of the method, with what the strength changes.
         topic: the concept's spec.
+        teach: how the vanilla model is taught before everything else; `None` where it is taken as it is.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Cell:
     unlearned: str | None = None
     recipe: MethodSpec | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    teach: TeachSpec | None = None
 
     @property
     def name(self) -> str:
@@ -66,6 +68,7 @@ def cells(spec: Spec) -> Iterator[Cell]:
                             concept,
                             recipe=method,
                             settings=method.settings | changes,
+                            teach=model.teach,
                         )
     labels = {model.name: model.label for model in spec.models}
     for pair in spec.pairs:

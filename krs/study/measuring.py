@@ -78,7 +78,7 @@ class Sweep(Measuring):
         asked = files.questions(work.upstream["prepare"] / "target.txt", work.spec.chat)
         options = work.options.model_dump()
         result = krs.sweep(
-            work.cell.vanilla,
+            work.vanilla,
             work.unlearned,
             asked[: options.pop("questions")],
             **options,
@@ -112,7 +112,7 @@ class AnswersStep(Measuring):
         place = work.upstream["prepare"]
         others = place / "unrelated.txt"
         found = krs.metrics.answers(
-            work.cell.vanilla,
+            work.vanilla,
             work.unlearned,
             files.questions(place / "target.txt", work.spec.chat),
             files.questions(others, work.spec.chat) if others.read_text(encoding="utf-8").strip() else (),
@@ -139,7 +139,7 @@ class DriftStep(Measuring):
         """Write drift.csv (by component and layer) and components.csv."""
         import krs
 
-        found = krs.metrics.drift(work.cell.vanilla, work.unlearned)
+        found = krs.metrics.drift(work.vanilla, work.unlearned)
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "drift.csv", table)
         components = found.by_component().reset_index().to_csv(index=False)

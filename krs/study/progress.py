@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from krs.study.carry import Carrier, steps_of
+from krs.study.carry import Carrier, most_memory
 from krs.study.grid import Cell, cells
 from krs.study.spec import Spec
+from krs.study.step import TAUGHT, TWIN
 from krs.study.store import Store
 from krs.wording import counted
 
@@ -69,7 +70,7 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
         for made, _, found in carrier.states(cell):
             kind = (
                 (made.name, cell.model)
-                if made.name == "prepare"
+                if made.name in ("prepare", TAUGHT, TWIN)
                 else (made.name, cell.model, cell.method, cell.strength)
             )
             done[made.name] = found is not None
@@ -88,10 +89,9 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
 
 
 def _count_memory(spec: Spec, cell: Cell, done: dict[str, bool], progress: Progress) -> None:
-    for made, options in steps_of(spec, cell):
-        if not done[made.name] and progress.memory is not None:
-            needed = made.memory(cell, options)
-            progress.memory = None if needed is None else max(progress.memory, needed)
+    needed = most_memory(spec, cell, [name for name, there in done.items() if not there])
+    known = needed is not None and progress.memory is not None
+    progress.memory = max(progress.memory or 0, needed or 0) if known else None
 
 
 def _span(seconds: float) -> str:

@@ -70,7 +70,7 @@ def run(
     Args:
         spec: a YAML file, a mapping of the same shape, or a `Spec`. Docs: study.
         out: a directory. What it holds of this study is kept; a changed spec or input redoes what follows from it.
-        runner: `"local"`, or a `Runner` of yours.
+        runner: `"local"`, `"ray"` (or `study.Ray(address=…, cpus=…, gpus=…)`; docs: scale), or a `Runner` of yours.
         progress: a line a cell on stderr.
 
     A cell that fails does not stop the others; the returned study names it (`failed`), and
@@ -82,8 +82,9 @@ def run(
     store.begin(checked)
     failed: list[Outcome] = []
     total, worked = n_cells(checked), False
+    outcomes = carry(cells(checked), Carrier(checked, store))
     try:
-        for i, outcome in enumerate(carry(cells(checked), Carrier(checked, store)), 1):
+        for i, outcome in enumerate(outcomes, 1):
             worked |= outcome.ended == "done"
             failed += [outcome] if outcome.ended == "failed" else []
             if progress and outcome.ended != "kept":
@@ -91,6 +92,8 @@ def run(
     except KeyboardInterrupt as stop:
         stop.add_note(f"what was done is in {str(out)!r}; the same call goes on from there")
         raise
+    finally:
+        getattr(outcomes, "close", lambda: None)()  # a runner's processes end before this returns or raises
     try:
         written = figures.write(checked, store, anew=worked)
     except KrsError as unwritten:

@@ -27,11 +27,30 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class TeachSpec(Part):
+    """A model is taught the study's concepts first, so that it knows what is to be unlearned.
+
+    Attributes:
+        settings: of the training: `passes`, `learning_rate`, `batch_size`, `parameters`, `seed`, `save_steps` …
+        also: concepts that are taught beside those of the study, and that nobody unlearns.
+        questions: teach questions with their answers too, of concepts that have answers; only paragraphs otherwise.
+    """
+
+    settings: dict[str, Any] = {}
+    also: list[str] = []
+    questions: bool = True
+
+
 class ModelSpec(Part):
-    """A vanilla model: a name that `krs.load` understands, and what tables call it."""
+    """A vanilla model: a name that `krs.load` understands, and what tables call it.
+
+    With `teach` the model is the base of two others: one that is taught every concept of the study, which is the
+    vanilla model of its cells, and for each concept one that is taught all the others (its `retain` model).
+    """
 
     name: str
     label: str = ""
+    teach: TeachSpec | None = None
 
 
 class ConceptSpec(Part):
@@ -159,6 +178,7 @@ def _fields(root: type[BaseModel], place: Place) -> list[str]:
         "pairs": PairSpec,
     }
     found = parts.get(str(place[0]), root) if place and root is Spec else root
+    found = TeachSpec if "teach" in place else found
     return list(found.model_fields)
 
 
@@ -180,9 +200,15 @@ def _at_home(spec: Spec, base: Path | None) -> Spec:
     def local(part: Any, *fields: str) -> Any:
         return part.model_copy(update={f: placed(getattr(part, f)) for f in fields if getattr(part, f) is not None})
 
+    def with_also(model: ModelSpec) -> ModelSpec:
+        if model.teach is None:
+            return model
+        also = [placed(name) for name in model.teach.also]
+        return model.model_copy(update={"teach": model.teach.model_copy(update={"also": also})})
+
     return spec.model_copy(
         update={
-            "models": [local(m, "name") for m in spec.models],
+            "models": [with_also(local(m, "name")) for m in spec.models],
             "concepts": [local(c, "name", "retain_from") for c in spec.concepts],
             "methods": [local(m, "corpus") for m in spec.methods],
             "pairs": [local(p, "vanilla", "unlearned") for p in spec.pairs],

@@ -15,6 +15,9 @@ from krs.study.grid import Cell
 from krs.study.manifest import Manifest, digest_of
 from krs.study.spec import Fault, Keep, Part, Spec
 
+TAUGHT, TWIN = "teach", "retain"
+"""Names of the steps that make a taught model, and the one that was never taught the cell's concept."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -35,6 +38,16 @@ class Work:
     upstream: dict[str, Path] = field(default_factory=dict)
 
     @property
+    def vanilla(self) -> str:
+        """The name of the vanilla model: the one that was taught, where there is one."""
+        return str(self.upstream[TAUGHT] / "model") if TAUGHT in self.upstream else self.cell.vanilla
+
+    @property
+    def retain(self) -> str | None:
+        """The name of the model that was never taught the concept; `None` where nothing was taught."""
+        return str(self.upstream[TWIN] / "model") if TWIN in self.upstream else None
+
+    @property
     def unlearned(self) -> str:
         """The name of the unlearned model: a published one, or the one that this cell has made."""
         return self.cell.unlearned or str(self.upstream["unlearn"] / "model")
@@ -47,12 +60,14 @@ class Step(ABC):
         needs: steps whose results it reads, where they apply.
         options: its options in a spec; fields as pydantic declares them.
         version: raise it when the step comes to other results.
+        reads_retain: whether it reads the retain model of a cell whose model is taught.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[type[Part]] = Part
     version: ClassVar[int] = 1
+    reads_retain: ClassVar[bool] = False
 
     def applies(self, cell: Cell) -> bool:
         """Whether a cell has this step (nothing is unlearned for a published pair)."""
@@ -122,16 +137,23 @@ def steps() -> list[str]:
     >>> steps()[:2]
     ['answers', 'dissect']
     """
-    from krs.study import dissecting, measuring, restored, training  # noqa: F401 - they register themselves
+    from krs.study import dissecting, measuring, restored, teaching, training  # noqa: F401 - they register themselves
 
     return REGISTRY.names()
 
 
 def step(name: str) -> Step:
     """A step by its name; raises `KrsError` for an unknown one."""
-    from krs.study import dissecting, measuring, restored, training  # noqa: F401 - they register themselves
+    from krs.study import dissecting, measuring, restored, teaching, training  # noqa: F401 - they register themselves
 
     return REGISTRY[name]()
+
+
+def needs_of(made: Step, cell: Cell) -> tuple[str, ...]:
+    """The steps that one reads in a cell: those that it names, and where the model is taught, that."""
+    if cell.teach is None or made.name in (TAUGHT, TWIN):
+        return made.needs
+    return (*made.needs, TAUGHT, *([TWIN] if made.reads_retain else []))
 
 
 def everything_that_counts(
@@ -142,7 +164,7 @@ def everything_that_counts(
         "step": made.name,
         "version": made.version,
         "spec": made.inputs(cell, spec, options),
-        "results of": {n: before[n].content for n in made.needs if n in before},
+        "results of": {n: before[n].content for n in needs_of(made, cell) if n in before},
         "models": {side: identity(name) for side, name in made.models(cell).items()},
         "versions": _versions(),
     }

@@ -16,11 +16,11 @@ from krs.study import difference
 from krs.study.checkpoints import files_of, size_of
 from krs.study.grid import Cell
 from krs.study.manifest import Manifest, artefacts, digest_of, file_digest
-from krs.study.spec import Keep, Part, Spec
+from krs.study.spec import ConceptSpec, Keep, Part, Spec
 from krs.study.step import Step, Work, register
 
 _KEEP = ("weights", "difference", "nothing")
-_TRAINED = 16
+TRAINED = 16
 """Bytes a parameter in training: weights, gradient and both of AdamW's averages, in fp32."""
 
 
@@ -45,7 +45,7 @@ class Prepare(Step):
         found = concept_of(cell)
         retain = (
             found.retain_questions
-            or _concept(cell.topic.retain_from, None, _changed(cell.topic.retain_from)).retain_questions
+            or _concept(cell.topic.retain_from, None, changed(cell.topic.retain_from)).retain_questions
         )
         asked = [found.questions, retain, found.unrelated_questions, found.names]
         return {"texts": digest_of(asked), **options.model_dump(), **chat_of(spec)}
@@ -57,7 +57,7 @@ class Prepare(Step):
         topic = work.cell.topic
         prepare(
             topic.name,
-            work.cell.vanilla,
+            work.vanilla,
             work.folder,
             topic.concept,
             retain_from=topic.retain_from,
@@ -113,7 +113,7 @@ class Unlearn(Step):
             plugin = method(recipe.name)
             run(
                 recipe.name,
-                work.cell.vanilla,
+                work.vanilla,
                 **self._texts(work, issubclass(plugin, Edit)),
                 chat_template_kwargs=work.spec.chat_template_kwargs,
                 output_dir=folder,
@@ -156,13 +156,13 @@ class Unlearn(Step):
     def memory(self, cell: Cell, options: Any) -> int | None:
         """The vanilla model beside a copy in training (all of it, which adapters and edits stay below)."""
         size = size_of(cell.vanilla)
-        return None if size is None else size[1] + _TRAINED * size[0]
+        return None if size is None else size[1] + TRAINED * size[0]
 
     def provide(self, work: Work, manifest: Manifest) -> Manifest | None:
         """The weights, from their difference to the vanilla model's."""
         if manifest.kept == "weights":
             return manifest
-        vanilla = files_of(work.cell.vanilla)
+        vanilla = files_of(work.vanilla)
         if manifest.kept == "nothing" or vanilla is None:
             return None
         model = work.folder / "model"
@@ -181,7 +181,7 @@ class Unlearn(Step):
 
     def shrink(self, work: Work, manifest: Manifest, keep: Keep) -> Manifest:
         """The difference instead of the weights, or neither; the manifest first, then the weights go."""
-        vanilla = files_of(work.cell.vanilla)
+        vanilla = files_of(work.vanilla)
         if _KEEP.index(keep) > _KEEP.index(manifest.kept):
             names = [n for n in manifest.artefacts if n not in _weights(work.folder)]
             names = [n for n in names if not n.endswith(difference.NAME)]
@@ -199,7 +199,12 @@ class Unlearn(Step):
 
 def concept_of(cell: Cell) -> Concept:
     """A cell's concept, read again only when its file has changed."""
-    return _concept(cell.topic.name, cell.topic.concept, _changed(cell.topic.name))
+    return concept_in(cell.topic)
+
+
+def concept_in(topic: ConceptSpec) -> Concept:
+    """The same of a place in a spec."""
+    return _concept(topic.name, topic.concept, changed(topic.name))
 
 
 @functools.lru_cache(maxsize=256)
@@ -207,7 +212,8 @@ def _concept(name: str, concept: str | None, _at: int) -> Concept:
     return load_concept(name, concept)
 
 
-def _changed(name: str) -> int:
+def changed(name: str) -> int:
+    """When a concept's file was changed last; 0 for a bundled one."""
     path = Path(name)
     return path.stat().st_mtime_ns if path.is_file() else 0
 

@@ -231,7 +231,7 @@ def test_a_cell_is_dissected_with_its_concept_and_nothing_else_is_done_again(dis
 def test_what_a_dissection_in_a_study_cannot_have_is_said_before_any_work(place):
     for options, message in [
         ({"instruments": ["nll", "ndl"]}, "Did you mean 'nll'"),
-        ({"instruments": ["uds"]}, "uds needs a retain model, which a study has none of"),
+        ({"instruments": ["uds"]}, "uds needs a retain model, which cells of taught models have"),
         ({"budget": "10m"}, "budget"),
     ]:
         changed = asked()

@@ -111,7 +111,7 @@ def test_what_is_no_spec_at_all(place, text, message):
 
 
 def test_a_runner_that_there_is_not(place, tmp_path):
-    with pytest.raises(KrsError, match="there is no runner 'slurm': there is 'local', or pass one of yours"):
+    with pytest.raises(KrsError, match="there is no runner 'slurm': there is 'local', 'ray', or pass one of yours"):
         study.run(_read(place, GOOD), tmp_path / "out", runner="slurm")
     assert not (tmp_path / "out").exists()
 

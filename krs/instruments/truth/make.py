@@ -24,9 +24,9 @@ from krs.instruments.truth.actions import Task, make_model, share_of, where
 from krs.instruments.truth.facts import Fact, Facts, split
 from krs.instruments.truth.measure import FactMeasures, measure, summary
 from krs.instruments.truth.recipes import BASE, CALIBRATION, Recipe, World
+from krs.instruments.truth.teach import save
 from krs.models.identity import file_identity, identity
 from krs.models.load import load as load_model
-from krs.models.load import quiet
 from krs.models.provenance import now, versions
 from krs.writing import check_folder, write_text
 
@@ -246,10 +246,7 @@ class _Maker:
         task = Task(parent, tokenizer, self.facts, recipe, self.world.seed, self.settings, self.trainer, self.progress)
         model = make_model(task)
         stage = place.with_name(f".making-{recipe.name}")
-        shutil.rmtree(stage, ignore_errors=True)
-        with quiet():
-            model.save_pretrained(stage)  # type: ignore[operator]
-        tokenizer.save_pretrained(stage)
+        save(model, tokenizer, stage)
         told = {
             "follows": follows,
             "content": file_identity(stage)["weights"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from krs.errors import KrsError
 from krs.extras import require
 from krs.generation.greedy import eos_ids
 from krs.hooks.given import check_model
-from krs.models.load import find_tokenizer
+from krs.models.load import find_tokenizer, quiet
 from krs.prompts import decode
+from krs.unlearn import checkpoints
 from krs.unlearn.config import Config
 from krs.unlearn.examples import Text, check_texts, to_examples
 from krs.unlearn.isolation import isolated
@@ -64,6 +67,7 @@ def teach(
     trainer: dict[str, Any] | None = None,
     progress: bool = True,
     doing: str = "teach",
+    folder: Path | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Teach a copy of a model, and return the copy in eval mode, in the original's dtype.
@@ -82,6 +86,7 @@ def teach(
         trainer: further `transformers.TrainingArguments`.
         progress: show a bar.
         doing: what the bar says.
+        folder: where checkpoints go every `save_steps` steps; the same call goes on from the newest one.
         settings: of `TeachConfig`: `passes`, `learning_rate`, `batch_size`, `parameters`, `seed` …
 
     Raises `KrsError` for bad input before training, and when training breaks the model or does not move it.
@@ -107,5 +112,15 @@ def teach(
         def decoded(ids: Sequence[int]) -> str:
             return decode(ids, reader, skip_special_tokens=True)
 
-        options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "folder": None, "resume": None}
+        recipe = {"lessons": texts, "settings": asdict(config)}
+        resume = None if folder is None else checkpoints.begin(folder, recipe, overwrite=False)
+        options: dict[str, Any] = {"options": trainer or {}, "progress": progress, "folder": folder, "resume": resume}
         return train(method, model, {"forget": examples}, decoded=decoded, **options)[0]
+
+
+def save(model: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
+    """Model and tokenizer into a directory that `krs.load` takes; what was there before is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with quiet():
+        model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
