@@ -202,7 +202,10 @@ def check_verdicts(
 
 
 def _judged(model: TruthModel, said: Verdict) -> dict[str, Any]:
-    """Whether a verdict is decided, and whether it is wrong: the opposite of what is so, or a whole for a part."""
+    """Whether a verdict is decided, and whether it is wrong: the opposite of what is so, or a part for a whole.
+
+    Of a model that knows a part no verdict counts as wrong.
+    """
     right = {True: ("knows",), False: ("does not know",), None: ("partly", "knows", "does not know")}[model.known]
     decided = said.word != "cannot tell"
     return {"verdict": said.word, "decided": decided, "wrong": decided and said.word not in right}
