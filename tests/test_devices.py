@@ -228,8 +228,15 @@ def _on_the_cpu(name):
     return exact, 20 * (_away(exact, rounded) + size * torch.finfo(torch.float32).eps)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", CASES)
+def _long(name, place):
+    """What takes longest is tried on one device, with float64 and without; elsewhere by `make test-all`."""
+    return [pytest.mark.long] if name == "dissect" and place not in ("one", "no float64") else []
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [pytest.param(n, p, marks=_long(n, p), id=f"{n}-{p}") for n in CASES for p in PLACES],
+)
 def test_a_call_gives_on_a_device_what_it_gives_on_the_cpu(name, place):
     *places, float64 = PLACES[place]
     if name in BACKWARD:  # torch runs backward passes of a backend in Python on its first device only

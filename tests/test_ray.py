@@ -72,6 +72,7 @@ def test_a_cluster_that_is_not_there_is_named():
             pass
 
 
+@pytest.mark.long
 def test_a_study_is_the_same_on_ray_and_a_failing_cell_stops_no_other(ray, place, tmp_path):
     from tests.study import choosy  # noqa: F401 - a step that workers have to import
 
@@ -219,6 +220,7 @@ def _sweep(pair, engine, **more):
     return krs.sweep(*pair, PROMPTS, engine=engine, **options | more)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [{}, {"positions": [[0, 2], [1], [0, 1], [3], [0]], "direction": "transplant"}])
 def test_shards_are_the_whole_to_rounding(exact, shards, more):
     whole, parts = _sweep(exact, "plain", **more), _sweep(exact, shards, **more)
@@ -231,6 +233,7 @@ def test_shards_are_the_whole_to_rounding(exact, shards, more):
     assert {shard["engine"] for shard in part["shards"]} == {"wavefront"}
 
 
+@pytest.mark.long
 def test_shards_that_are_done_are_not_done_again(exact, shards, tmp_path, monkeypatch):
     from krs.restore import checkpoint
 
@@ -250,6 +253,7 @@ def test_shards_that_are_done_are_not_done_again(exact, shards, tmp_path, monkey
     assert_same(rest.krs.to_numpy(), _sweep(exact, "plain").krs.to_numpy())
 
 
+@pytest.mark.long
 def test_models_that_no_name_leads_to_are_refused(exact, shards):
     (vanilla, _), (unlearned, _) = map(krs.load, exact)
     with torch.no_grad():

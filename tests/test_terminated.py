@@ -60,7 +60,9 @@ def _commands(folder):
     }
 
 
-@pytest.mark.parametrize("name", ["sweep", "unlearn", "answers", "prepare"])
+@pytest.mark.parametrize(
+    "name", ["sweep", "unlearn", *(pytest.param(n, marks=pytest.mark.long) for n in ("answers", "prepare"))]
+)
 def test_a_command_that_is_terminated_keeps_what_it_has(tmp_path, name):
     for side, model in zip("vu", pair("llama"), strict=True):
         model.save_pretrained(tmp_path / side)

@@ -134,8 +134,8 @@ def register(name: str) -> Callable[[S], S]:
 def steps() -> list[str]:
     """Names of all steps, also of those that installed packages bring by the entry point `krs.study`.
 
-    >>> steps()[:2]
-    ['answers', 'dissect']
+    >>> "dissect" in steps()
+    True
     """
     from krs.study import dissecting, measuring, restored, teaching, training  # noqa: F401 - they register themselves
 

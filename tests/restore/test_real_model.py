@@ -144,6 +144,7 @@ def test_our_greedy_answers_are_transformers_greedy_answers(models):
         assert tuple(theirs[0, len(prompt) :].tolist()) == ours
 
 
+@pytest.mark.filterwarnings("ignore:.*answers are empty")  # the one that is given is made of special tokens
 def test_one_column_of_one_layer_makes_another_checkpoint(smollm2, tmp_path):
     vanilla, _ = smollm2
     unlearned = copy.deepcopy(vanilla)

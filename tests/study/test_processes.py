@@ -112,6 +112,7 @@ def forks(tmp_path):
         one.process.communicate()
 
 
+@pytest.mark.long
 def test_two_processes_share_the_cells(tmp_path, forks):
     place = home(tmp_path)
     methods = [{"name": "ga", "settings": {"learning_rate": 1e-2, "steps": 2, "batch_size": 2}}]

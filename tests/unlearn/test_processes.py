@@ -153,6 +153,7 @@ unlearn.run("bad", build("llama"), tokenizer=case.tiny_tokenizer(), progress=Fal
 """
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_of_them(tmp_path):
     """Otherwise the others wait for it in the next collective, until something kills them."""
     script = tmp_path / "script.py"
