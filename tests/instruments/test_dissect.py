@@ -44,6 +44,16 @@ def test_instruments_that_contradict_each_other_decide_nothing():
     assert str(found).startswith("cannot tell, because nll_tail read as in models that know, and relearn")
 
 
+def test_what_unlearning_trains_is_not_enough_for_does_not_know():
+    by = BY | {"prefix": Threshold(0.4, 0.1, 1.0, "saying")}
+    low = {"nll_tail": _reading("nll_tail", NEVER["nll_tail"]), "prefix": _reading("prefix", [0.0, 0.0, 0.0])}
+    assert "an instrument of another kind, such as relearn, has to agree" in str(verdict(low, by))
+    both = low | {"relearn": _reading("relearn", NEVER["relearn"])}
+    assert verdict(both, by).word == "does not know"
+    high = {"nll_tail": _reading("nll_tail", KNOWN["nll_tail"]), "prefix": _reading("prefix", [1.0, 0.9, 1.0])}
+    assert verdict(high, by).word == "knows"
+
+
 def test_one_kind_alone_decides_nothing():
     assert "only nll_tail tells" in verdict({"nll_tail": _reading("nll_tail", KNOWN["nll_tail"])}, BY).why
 
