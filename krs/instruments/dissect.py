@@ -227,12 +227,22 @@ def _left(folder: Path | None) -> str:
 def ordered(
     case: Case, tools: list[Instrument], per_pass: float, nulls: bool, keep_order: bool
 ) -> Iterator[tuple[Instrument, float]]:
-    """Instruments with about how many seconds each takes: first those that tell, the cheapest of them first."""
+    """Instruments with about how many seconds each takes: of those that tell the cheapest of each kind, for two kinds
+    have to agree, then the others that tell, then the rest; the cheapest first.
+    """
     tells = thresholds()
     none = {"never_knew": case.retain is None, "unrelated": case.unrelated is None}  # what a case has not costs nothing
     cost = {t.name: per_pass * t.passes * (1 + nulls * sum(not none.get(n) for n in t.nulls)) for t in tools}
     if not keep_order:
-        tools = sorted(tools, key=lambda t: (t.name not in _FIRST, t.name not in tells, cost[t.name]))
+        by_cost = sorted(tools, key=lambda t: (t.name not in _FIRST, cost[t.name]))
+        kinds: dict[str, str] = {}
+        for tool in by_cost:
+            if tool.name in tells:
+                kinds.setdefault(tells[tool.name].kind or tool.name, tool.name)
+        first = set(kinds.values())
+        tools = sorted(
+            tools, key=lambda t: (t.name not in _FIRST, t.name not in first, t.name not in tells, cost[t.name])
+        )
     return ((tool, cost[tool.name]) for tool in tools)
 
 

@@ -142,6 +142,16 @@ def test_what_does_not_fit_the_budget_is_named_and_the_first_questions_are_asked
     assert "of the budget are left" in found.left_out["relearn"]
 
 
+def test_of_each_kind_that_tells_the_cheapest_comes_first():
+    from krs.instruments import instrument
+    from krs.instruments.dissect import ordered
+
+    names = ["relearn", "prefix", "exact_memorisation", "quantise_4", "recall", "nll_tail", "nll"]
+    found = [tool.name for tool, _ in ordered(tiny_case(), list(map(instrument, names)), 1.0, True, keep_order=False)]
+    assert set(found[:3]) == {"nll", "nll_tail", "recall"}
+    assert found[3:] == ["exact_memorisation", "relearn", "prefix", "quantise_4"]
+
+
 def test_a_null_that_there_is_nothing_for_costs_nothing():
     from krs.instruments import instrument
     from krs.instruments.dissect import ordered
