@@ -1,7 +1,7 @@
 """The tables of docs/calibration.md: instruments on models whose truth is known, and verdicts on others.
 
-    python benchmarks/calibration.py out/truth              # the models and instruments that are reported; two hours
-    python benchmarks/calibration.py out/truth --every      # all of them; some eight hours on two cores
+    python benchmarks/calibration.py out/truth              # the models and instruments that are reported; hours
+    python benchmarks/calibration.py out/truth --every      # all of them; longer
 
 Interrupted, it goes on. `krs calibrate` does the same with models and instruments of your choice.
 """

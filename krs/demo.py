@@ -36,8 +36,8 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     """Unlearn Harry Potter from SmolLM2-135M-Instruct, sweep the paper's four settings, hear what comes back.
 
     Writes to `output`: `unlearned/` (the checkpoint) and `sweep.krs` (the result), which a second run reuses (an
-    interrupted sweep goes on), `fig1.png`, `krs.csv`, `answers.md` and `dissect/report.html` with its data. Four to
-    five minutes on two cores.
+    interrupted sweep goes on), `fig1.png`, `krs.csv`, `answers.md` and `dissect/report.html` with its data. Five to
+    six minutes on two cores.
     """
     require("accelerate", "unlearn", "unlearning")
     folder = Path(output)
