@@ -249,7 +249,7 @@ def test_a_full_disk_costs_no_numbers(models, tmp_path):
 
 
 def test_a_checkpoint_that_fails_on_the_way_is_said_once_and_the_sweep_goes_on(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("krs.restore.checkpoint._SAVE_EVERY", -1.0)
+    monkeypatch.setattr("krs.restore.checkpoint.SAVE_EVERY", -1.0)
     real, saves = krs.SweepResult.save, []
 
     def save(result, path, overwrite=False):
