@@ -162,6 +162,19 @@ def _watch(v, u):
     return [np.array(list(looks(u, 0).values()))]
 
 
+def _vocabulary(v, u):
+    """Those that moved, behind the head alone; places, behind the final norm too, and of one model."""
+    options = {"tokenizer": tiny_tokenizer(), "count": 3}
+    found = [
+        krs.metrics.vocabulary(v, u, **options),
+        krs.metrics.vocabulary(v, u, [(1, 2), (3, 4)], norm=True, **options),
+    ]
+    found.append(krs.metrics.vocabulary(v, where=[(0, 1)], **options))
+    numbers = [one.to_frame().drop(columns=["concept", "side", "token"]) for one in found]
+    assert all(len(frame) for frame in numbers)
+    return numbers
+
+
 BACKWARD = ("sweep", "account", "check_account", "dissect")
 
 CASES = {
@@ -186,6 +199,7 @@ CASES = {
     "sweep": _sweep,
     "to_transformer_lens": _to_transformer_lens,
     "watch": _watch,
+    "vocabulary": _vocabulary,
     "unwrap": lambda v, u: [np.array(krs.hooks.unwrap(u) is u)],
 }
 

@@ -15,9 +15,8 @@ def words(result: Any, kind: str) -> Iterator[str]:
     """Lines about a result of a kind of `krs.saved`."""
     if kind == "sweep":
         return _mean(result) if hasattr(result, "members") else _sweep(result)
-    return {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}[
-        kind
-    ](result)
+    told = {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}
+    return (told | {"vocabulary": _vocabulary})[kind](result)
 
 
 def _sweep(result: Any) -> Iterator[str]:
@@ -154,6 +153,21 @@ def _drift(result: Any) -> Iterator[str]:
     yield "How far weights have moved, by component: relative change, cosine (least of a layer), bit for bit the same."
     for name, row in result.by_component().iterrows():
         yield f"- {str(name).replace('_', ' ')}: {row.relative_change:.2e}, {row.cosine_min:.6f}, {row.identical:.1%}"
+
+
+def _vocabulary(result: Any) -> Iterator[str]:
+    made = result.provenance
+    of = _pair(made) if "unlearned" in made else _name(made["vanilla"])
+    norm = "through the final norm and the head" if made["norm"] else "through the head alone"
+    yield f"{counted(len(result.vectors), 'value vector')} of {of} as tokens, {norm}."
+    for vector, row in result.vectors.iterrows():
+        moved = f": moved by {row.relative_change:.3g}, cosine {row.cosine:.4f}, {row.kept:.0%} of its tokens kept"
+        concept = f" ({row.concept})" if row.concept else ""
+        yield f"- layer {row.layer}, value vector {row.unit}{concept}{moved if 'unlearned' in made else ''}"
+        of_it = result.tokens[result.tokens.vector == vector]
+        for side, rows in of_it.groupby("side", sort=False):
+            yield f"  {side}: {' '.join(map(repr, rows.token))}"
+    yield from _end(made, result.notes)
 
 
 def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:

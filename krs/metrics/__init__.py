@@ -1,4 +1,4 @@
-"""The Knowledge Recovery Score and what it is made of; behaviour; drift; the account of weights."""
+"""The Knowledge Recovery Score and what it is made of; behaviour; drift; the account of weights; value vectors."""
 
 from krs.metrics.account import account
 from krs.metrics.account_check import check_account
@@ -9,6 +9,8 @@ from krs.metrics.answers_file import load_answers
 from krs.metrics.drift import Drift, drift
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.score import SCORINGS, Score, krs_score
+from krs.metrics.vocabulary import vocabulary
+from krs.metrics.vocabulary_result import ValueTokens, load_vocabulary
 
 __all__ = [
     "SCORINGS",
@@ -17,6 +19,7 @@ __all__ = [
     "Drift",
     "HeadDistance",
     "Score",
+    "ValueTokens",
     "account",
     "answers",
     "check_account",
@@ -24,6 +27,8 @@ __all__ = [
     "krs_score",
     "load_account",
     "load_answers",
+    "load_vocabulary",
     "logit_mse",
     "logit_power",
+    "vocabulary",
 ]
