@@ -68,6 +68,19 @@ def positions(given: str | None) -> str | list[int] | None:
     return [int(n) for n in given.split(",")]
 
 
+def numbers(given: str, option: str) -> list[int]:
+    """Numbers with commas between.
+
+    >>> numbers("0,3, 4", "--only")
+    [0, 3, 4]
+
+    Raises `KrsError` for anything else.
+    """
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", given):
+        raise KrsError(f"{option} {given!r}: give numbers with commas between, such as 0,3,4")
+    return [int(n) for n in given.split(",")]
+
+
 _WINDOWS = "5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
 
 

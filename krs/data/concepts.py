@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,26 @@ class Concept:
     def names(self) -> tuple[str, ...]:
         """Its name and its aliases."""
         return (self.name, *self.aliases)
+
+    def only(self, numbers: Sequence[int]) -> Concept:
+        """The concept with some of its questions, by number from 0, and their answers; all else is kept.
+
+        >>> load_concept("paris").only([0, 2]).questions == load_concept("paris").questions[::2][:2]
+        True
+
+        Raises `KrsError` for numbers that there are not, none, and one that is there twice.
+        """
+        wrong = [n for n in numbers if not 0 <= n < len(self.questions)]
+        if wrong or not numbers or len(set(numbers)) < len(numbers):
+            what = f"there is no question {wrong[0]}" if wrong else "give each question once, and at least one"
+            last = len(self.questions) - 1
+            raise KrsError(f"questions {list(numbers)} of {self.name!r}: {what}; they are counted from 0 to {last}")
+        return replace(
+            self,
+            questions=tuple(self.questions[n] for n in numbers),
+            answers=tuple(self.answers[n] for n in numbers if self.answers),
+            answer_tokens=tuple(self.answer_tokens[n] for n in numbers if self.answer_tokens),
+        )
 
 
 def concepts() -> list[str]:

@@ -15,6 +15,7 @@ from krs.study.grid import slug
 from krs.study.manifest import digest_of
 from krs.study.spec import ConceptSpec, Fault, MethodSpec, ModelSpec, Spec, options_of
 from krs.study.step import TAUGHT, TWIN, step, steps
+from krs.study.stopping import STOP, check_stop
 from krs.study.teaching import teaching_faults
 
 
@@ -83,6 +84,8 @@ def _model(place: tuple[str | int, ...], model: ModelSpec, spec: Spec) -> Iterat
 
 def _concept(concept: ConceptSpec) -> None:
     found = load_concept(concept.name, concept.concept)
+    if concept.only is not None:
+        found.only(concept.only)
     if not found.retain_questions:
         load_concept(concept.retain_from)
 
@@ -103,9 +106,12 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
         if "seed" in settings:
             yield (*place, *where, "seed"), "seeds are an axis of the study: give it in seeds:"
             continue
-        alone = [((*place, *where, name), {name: value}) for name, value in settings.items()]
-        yield from (f for at, one in alone for f in _tried(at, partial(make, method.name, one)))
-    yield from _tried((*place, "name"), lambda: check_extras(make(method.name, method.settings)))
+        for name, value in settings.items():
+            stops = name == STOP
+            look = partial(check_stop if stops else make, method.name, value if stops else {name: value})
+            yield from _tried((*place, *where, name), look)
+    own = {name: value for name, value in method.settings.items() if name != STOP}
+    yield from _tried((*place, "name"), lambda: check_extras(make(method.name, own)))
     made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
     for name, changes in method.strengths.items():
         if (other := made[digest_of(method.settings | changes)]) != name:

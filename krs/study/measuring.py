@@ -93,8 +93,9 @@ class Sweep(Measuring):
 
 
 class AnswersOptions(Part):
-    """As the arguments of `krs.metrics.answers`."""
+    """As the arguments of `krs.metrics.answers`; `unrelated`: so many of the unrelated questions, all if not given."""
 
+    unrelated: int | None = Field(default=None, ge=0)
     n_tokens: int = Field(default=30, gt=0)
     bleu: Literal["sacrebleu", "paper-code"] = "sacrebleu"
 
@@ -109,14 +110,15 @@ class AnswersStep(Measuring):
         """Write answers.json and answers.csv."""
         import krs
 
-        place = work.upstream["prepare"]
-        others = place / "unrelated.txt"
+        place, options = work.upstream["prepare"], work.options.model_dump()
+        file = place / "unrelated.txt"
+        others = files.questions(file, work.spec.chat) if file.read_text(encoding="utf-8").strip() else []
         found = krs.metrics.answers(
             work.vanilla,
             work.unlearned,
             files.questions(place / "target.txt", work.spec.chat),
-            files.questions(others, work.spec.chat) if others.read_text(encoding="utf-8").strip() else (),
-            **work.options.model_dump(),
+            others[: options.pop("unrelated")],
+            **options,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             checkpoint=work.folder / "answers.json",
         )

@@ -54,11 +54,15 @@ class ModelSpec(Part):
 
 
 class ConceptSpec(Part):
-    """A concept: a bundled one or a file, which one of the file, and what tables call it."""
+    """A concept: a bundled one or a file, which one of the file, and what tables call it.
+
+    `only` takes some of its questions, by number from 0: those that the vanilla model answers rightly, perhaps.
+    """
 
     name: str
     concept: str | None = None
     label: str = ""
+    only: list[int] | None = None
     retain_from: str = "harry_potter"
 
 

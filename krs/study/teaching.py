@@ -102,7 +102,9 @@ def lessons(spec: Spec, taught: TeachSpec, without: str | None = None) -> list[A
 
 
 def _topics(spec: Spec, taught: TeachSpec, without: str | None) -> list[ConceptSpec]:
-    return [*(c for c in spec.concepts if c.label != without), *(ConceptSpec(name=name) for name in taught.also)]
+    """Whole concepts: what is taught does not depend on which questions are asked later."""
+    mine = (c.model_copy(update={"only": None}) for c in spec.concepts if c.label != without)
+    return [*mine, *(ConceptSpec(name=name) for name in taught.also)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -12,12 +12,14 @@ from pydantic import Field
 from krs import files
 from krs.data.concepts import Concept, load_concept
 from krs.models.identity import file_identity
+from krs.models.load import load
 from krs.study import difference
 from krs.study.checkpoints import files_of, size_of
 from krs.study.grid import Cell
 from krs.study.manifest import Manifest, artefacts, digest_of, file_digest
 from krs.study.spec import ConceptSpec, Keep, Part, Spec
 from krs.study.step import Step, Work, register
+from krs.study.stopping import STOP, until
 
 _KEEP = ("weights", "difference", "nothing")
 TRAINED = 16
@@ -60,6 +62,7 @@ class Prepare(Step):
             work.vanilla,
             work.folder,
             topic.concept,
+            only=topic.only,
             retain_from=topic.retain_from,
             chat=work.spec.chat,
             n_tokens=work.options.n_tokens,
@@ -111,13 +114,16 @@ class Unlearn(Step):
         assert recipe is not None
         if not (folder / REPORT).exists() or (folder / "checkpoints" / "krs_moving.json").exists():
             plugin = method(recipe.name)
+            vanilla, tokenizer = load(work.vanilla, device="auto")
             run(
                 recipe.name,
-                work.vanilla,
+                vanilla,
+                tokenizer=tokenizer,
                 **self._texts(work, issubclass(plugin, Edit)),
                 chat_template_kwargs=work.spec.chat_template_kwargs,
                 output_dir=folder,
                 **self._settings(work),
+                **self._stop(work, vanilla, tokenizer),
             )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a killed call may have left some of them
         return str(file_identity(folder)["weights"])
@@ -129,7 +135,17 @@ class Unlearn(Step):
         assert work.cell.recipe is not None
         fields = method(work.cell.recipe.name).config_class.__dataclass_fields__
         often = {"save_steps": work.options.save_steps} if "save_steps" in fields else {}
-        return often | work.cell.settings | {"seed": work.cell.seed}
+        own = {name: value for name, value in work.cell.settings.items() if name != STOP}
+        return often | own | {"seed": work.cell.seed}
+
+    @staticmethod
+    def _stop(work: Work, vanilla: Any, tokenizer: Any) -> dict[str, Any]:
+        condition = work.cell.settings.get(STOP)
+        if condition is None:
+            return {}
+        n_tokens = PrepareOptions(**(work.spec.steps.get("prepare") or {})).n_tokens
+        answers = work.upstream["prepare"] / "forget.jsonl"
+        return until(condition, vanilla, tokenizer, answers, n_tokens, work.spec.chat)
 
     @staticmethod
     def _texts(work: Work, edits: bool) -> dict[str, Any]:
@@ -204,7 +220,8 @@ def concept_of(cell: Cell) -> Concept:
 
 def concept_in(topic: ConceptSpec) -> Concept:
     """The same of a place in a spec."""
-    return _concept(topic.name, topic.concept, changed(topic.name))
+    found = _concept(topic.name, topic.concept, changed(topic.name))
+    return found if topic.only is None else found.only(topic.only)
 
 
 @functools.lru_cache(maxsize=256)
