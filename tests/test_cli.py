@@ -295,7 +295,7 @@ def test_an_interrupted_sweep_says_where_it_is_and_the_same_command_goes_on(save
 
 
 def test_interrupted_questions_keep_the_vanilla_answers_for_the_same_command(saved_pair, monkeypatch):
-    module = importlib.import_module("krs.metrics.answers")
+    module = importlib.import_module("krs.metrics.asking")
     out, real, asked = saved_pair / "out", module.greedy, []
 
     def greedy(*args, **options):

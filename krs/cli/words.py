@@ -95,6 +95,11 @@ def _answers(result: Any) -> Iterator[str]:
             f"{str(side).capitalize()}, {counted(int(row.questions), 'question')}: BLEU {row.bleu:.1f} of "
             f"{row.ceiling:.1f}, refusals {row.refusals:.0%} (vanilla {row.refusals_vanilla:.0%})."
         )
+        if "bleu_text" in row:
+            yield (
+                f"Against the texts themselves: BLEU {row.bleu_text:.1f} (vanilla {row.bleu_text_vanilla:.1f}), "
+                f"{row.nll_text:.2f} nats a token of them (vanilla {row.nll_text_vanilla:.2f})."
+            )
         yield from said(result.frame[result.frame.side == side].head(3))
     yield from _end(result.provenance, result.notes)
 
@@ -103,6 +108,8 @@ def said(rows: Any) -> Iterator[str]:
     """Questions, and what both models answer to them."""
     for row in rows.itertuples():
         yield f"- {_line(row.question)}"
+        if hasattr(row, "text"):
+            yield f"  text:      {_line(row.text)}"
         yield f"  vanilla:   {_line(row.vanilla)}"
         yield f"  unlearned: {_line(row.unlearned)}"
 
@@ -114,6 +121,7 @@ def page(answers: Any) -> str:
         lines += ["", f"## {str(side).capitalize()} questions"]
         for row in rows.itertuples():
             lines += ["", f"**{_line(row.question)}**", ""]
+            lines += [f"- text: {_line(row.text)}"] if hasattr(row, "text") else []
             lines += [f"- vanilla: {_line(row.vanilla)}", f"- unlearned: {_line(row.unlearned)}"]
     return "\n".join(lines) + "\n"
 

@@ -4,8 +4,10 @@ from krs.metrics.account import account
 from krs.metrics.account_check import check_account
 from krs.metrics.account_file import load_account
 from krs.metrics.account_result import Account
-from krs.metrics.answers import Answers, answers
+from krs.metrics.answers import answers
 from krs.metrics.answers_file import load_answers
+from krs.metrics.answers_result import Answers
+from krs.metrics.completion import text_completion
 from krs.metrics.drift import Drift, drift
 from krs.metrics.logits import HeadDistance, logit_mse, logit_power
 from krs.metrics.score import SCORINGS, Score, krs_score
@@ -30,5 +32,6 @@ __all__ = [
     "load_vocabulary",
     "logit_mse",
     "logit_power",
+    "text_completion",
     "vocabulary",
 ]

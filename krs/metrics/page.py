@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from krs.metrics.account_result import Account
-from krs.metrics.answers import Answers
+from krs.metrics.answers_result import Answers
 from krs.metrics.drift import Drift
 from krs.metrics.vocabulary_result import ValueTokens
 from krs.pages import Block, Code, Map, Section, Table, Text
@@ -28,7 +28,10 @@ def sections(found: Answers | Drift | Account | ValueTokens) -> Iterator[Section
 def _answers(found: Answers) -> Iterator[Block]:
     yield Table(f"Means over questions ({found.provenance['bleu']})", found.table.reset_index())
     names = {"vanilla": "before (vanilla)", "unlearned": "after (unlearned)"}
-    said = found.frame[["side", "question", "vanilla", "unlearned"]].fillna("(not asked yet)").rename(columns=names)
+    text = [name for name in ("text",) if name in found.frame]
+    said = (
+        found.frame[["side", "question", *text, "vanilla", "unlearned"]].fillna("(not asked yet)").rename(columns=names)
+    )
     yield Table("Answers before and after", said, 1, texts=True)
     yield _origin(found.provenance)
 
