@@ -231,6 +231,7 @@ _OPTIONS = {
     "top": "--top",
     "unrelated": "--unrelated",
     "vocabulary": "--vocabulary",
+    "words": "--words",
     "windows": "--window",
     **{name: f"--set {name}=" for name in ("parameters", "precision", "ridge", "min_tokens")},
 }

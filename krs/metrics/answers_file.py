@@ -91,7 +91,8 @@ def _unfit(said: Any) -> Iterator[str]:
     many = [len(said["token_ids"].get(model, ())) for model in _MODELS]
     if many[1] and many[0] < len(said["rows"]):
         yield "the unlearned model answers before the vanilla model has"
-    texts, floats = (_TEXTS, _FLOATS)
+    texts: tuple[str, ...] = _TEXTS
+    floats: tuple[str, ...] = _FLOATS
     if any(isinstance(row, dict) and "text" in row for row in said["rows"]):
         texts, floats = (*_TEXTS, "text"), (*_FLOATS, *OF_TEXTS)
     for i, row in enumerate(said["rows"]):
