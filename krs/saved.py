@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from krs.errors import KrsError
 
-Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift"]
+Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift", "vocabulary"]
 REPORT = "krs_unlearn.json"
-_NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "report.json", "drift.csv")
+_NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "vocabulary.json", "report.json", "drift.csv")
 """What commands call their results, in the order in which a directory is shown."""
 
-_MARKS: dict[str, Kind] = {"krs_answers": "answers", "krs_dissection": "dissection"}
+_MARKS: dict[str, Kind] = {"krs_answers": "answers", "krs_dissection": "dissection", "krs_vocabulary": "vocabulary"}
 _DRIFT = {"component", "layer", "cosine", "relative_change", "identical", "parameters", "norm"}
 
 
@@ -50,9 +50,10 @@ class Saved:
             from krs.metrics.drift import Drift
 
             return Drift(pd.read_csv(self.path), tied=False)
-        from krs.metrics import load_account, load_answers
+        from krs.metrics import load_account, load_answers, load_vocabulary
 
-        return (load_account if self.kind == "account" else load_answers)(self.path)
+        read = {"account": load_account, "answers": load_answers, "vocabulary": load_vocabulary}
+        return read[self.kind](self.path)
 
 
 def found(places: Sequence[Path]) -> list[Saved]:
@@ -80,8 +81,8 @@ def _kind(path: Path) -> Kind:
     known = kind(path) if kind is not None else None
     if known is None:
         raise KrsError(
-            f"{str(path)!r} holds no result that krs can show: give a .krs file, answers.json, the .json of a "
-            f"dissection, {REPORT} or drift.csv"
+            f"{str(path)!r} holds no result that krs can show: give a .krs file, answers.json, vocabulary.json, "
+            f"the .json of a dissection, {REPORT} or drift.csv"
         )
     return known
 
