@@ -58,6 +58,6 @@ def plot_told(table: DataFrame, ax: Any = None) -> Axes:
 
 def save_told(table: DataFrame, path: str | Path) -> None:
     """`plot_told`, to a file, in one step."""
-    ax = plot_told(table)
+    figure: Any = plot_told(table).figure
     with replacing(path) as temporary:
-        ax.figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=160, facecolor="white")
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=160, facecolor="white")

@@ -247,7 +247,7 @@ def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, m
     assert (table.models == 2).all()
     thresholds = json.loads((world / "out" / "thresholds.json").read_text(encoding="utf-8"))
     assert set(thresholds["instruments"]) == set(table.index[table.auc >= 0.9]) - {"nll"} != set()
-    assert all(0 <= row["furthest"] and "same" in row for row in thresholds["instruments"].values())
+    assert all({"furthest", "same"} <= row.keys() for row in thresholds["instruments"].values())
     assert (world / "out" / "calibration.png").stat().st_size > 1000
     checked = run("--check")
     assert checked.exit_code == 0, checked.exception
