@@ -99,7 +99,7 @@ def load_concept(name_or_path: str | Path, concept: str | None = None) -> Concep
 
     Args:
         name_or_path: one of `concepts()`, or a file as in `load_concepts`.
-        concept: the name of the one wanted (in upper or lower case), for a file with several.
+        concept: the name of the one wanted (in upper or lower case), or its `id`, for a file with several.
 
     Raises:
         KrsError: there is no such concept or file, the file is not right, or it holds several and none was named.
@@ -110,7 +110,8 @@ def load_concept(name_or_path: str | Path, concept: str | None = None) -> Concep
         if len(found) > 1:
             raise KrsError(f"{name_or_path} holds {len(found)} concepts: say which with concept=, one of {names}")
         return found[0]
-    matches = [c for c in found if c.name.casefold() == concept.strip().casefold()]
+    wanted = concept.strip().casefold()
+    matches = [c for c in found if c.name.casefold() == wanted] or [c for c in found if str(c.id) == wanted]
     if not matches:
         raise KrsError(f"{name_or_path} has no concept {concept!r}: there are {names}")
     if len(matches) > 1:

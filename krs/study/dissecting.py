@@ -15,6 +15,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
+from krs.study.training import dtype_of
 from krs.writing import write_text
 
 CHEAP = ["nll", "nll_tail", "recall", "prefix", "logit_lens", "state_drop", "quantise_4", "relearn"]
@@ -90,6 +91,7 @@ class DissectStep(Measuring):
             n_tokens=options.n_tokens,
             seed=options.seed,
             output_dir=work.folder,
+            **dtype_of(work.spec),
         )
         table = found.evidence.assign(verdict=found.verdict.word).reset_index()
         write_text(work.folder / "evidence.csv", table.to_csv(index=False))

@@ -14,7 +14,7 @@ from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Step, Work, register
-from krs.study.training import chat_of
+from krs.study.training import chat_of, dtype_of
 from krs.writing import write_text
 
 
@@ -84,6 +84,7 @@ class Sweep(Measuring):
             **options,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             checkpoint=work.folder / "sweep.krs",
+            **dtype_of(work.spec),
         )
         table = result.to_frame().to_csv(index=False)
         write_text(work.folder / "krs.csv", table)
@@ -121,6 +122,7 @@ class AnswersStep(Measuring):
             **options,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             checkpoint=work.folder / "answers.json",
+            **dtype_of(work.spec),
         )
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "answers.csv", table)
@@ -133,7 +135,7 @@ class DriftStep(Measuring):
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
         """Nothing but the models."""
-        return {}
+        return dtype_of(spec)
 
     needs = ("unlearn",)
 
@@ -141,7 +143,7 @@ class DriftStep(Measuring):
         """Write drift.csv (by component and layer) and components.csv."""
         import krs
 
-        found = krs.metrics.drift(work.vanilla, work.unlearned)
+        found = krs.metrics.drift(work.vanilla, work.unlearned, **dtype_of(work.spec))
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "drift.csv", table)
         components = found.by_component().reset_index().to_csv(index=False)

@@ -14,7 +14,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
-from krs.study.training import concept_in, concept_of
+from krs.study.training import concept_in, concept_of, dtype_of
 from krs.writing import write_text
 
 
@@ -41,11 +41,8 @@ class Completions(Measuring):
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
         """The texts and how they are compared; no chat template comes in."""
-        return {
-            "texts": digest_of(_texts(concept_of(cell), options)),
-            "n_tokens": options.n_tokens,
-            "bleu": options.bleu,
-        }
+        how = {"n_tokens": options.n_tokens, "bleu": options.bleu}
+        return {"texts": digest_of(_texts(concept_of(cell), options)), **how, **dtype_of(spec)}
 
     def run(self, work: Work) -> str:
         """Write completions.json (as answers are kept) and completions.csv."""
@@ -58,6 +55,7 @@ class Completions(Measuring):
             n_tokens=work.options.n_tokens,
             bleu=work.options.bleu,
             checkpoint=work.folder / "completions.json",
+            **dtype_of(work.spec),
         )
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "completions.csv", table)
@@ -89,7 +87,11 @@ class Vocabulary(Measuring):
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
         """Options, and the concept's place."""
         concept = concept_of(cell)
-        return options.model_dump() | ({"place": [concept.layer, concept.unit]} if options.where == "concept" else {})
+        return (
+            dtype_of(spec)
+            | options.model_dump()
+            | ({"place": [concept.layer, concept.unit]} if options.where == "concept" else {})
+        )
 
     def run(self, work: Work) -> str:
         """Write vocabulary.json and vocabulary.csv."""
@@ -97,7 +99,7 @@ class Vocabulary(Measuring):
 
         options = work.options.model_dump()
         where: Any = concept_of(work.cell) if options.pop("where") == "concept" else "moved"
-        found = krs.metrics.vocabulary(work.vanilla, work.unlearned, where, **options)
+        found = krs.metrics.vocabulary(work.vanilla, work.unlearned, where, **options, **dtype_of(work.spec))
         found.save(work.folder / "vocabulary.json", overwrite=True)
         table = found.to_frame().drop(columns="concept").to_csv(index=False)  # the cell has one of its own
         write_text(work.folder / "vocabulary.csv", table)

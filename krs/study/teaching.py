@@ -40,7 +40,7 @@ class Teaching(Step):
         settings = asdict(TeachConfig(**_teach(cell).settings))
         taught = _teach(cell)
         told = [
-            _digest(c.name, c.concept, changed(c.name), taught.questions)
+            _digest(c.name, c.concept, changed(c.name), taught.questions, c.paragraphs, changed(c.paragraphs or ""))
             for c in _topics(spec, taught, self.without(cell))
         ]
         return {"lessons": told, "settings": settings | _NEVER, **chat_of(spec)}
@@ -108,9 +108,9 @@ def _topics(spec: Spec, taught: TeachSpec, without: str | None) -> list[ConceptS
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(name: str, concept: str | None, _at: int, questions: bool) -> str:
+def _digest(name: str, concept: str | None, _at: int, questions: bool, paragraphs: str | None, _then: int) -> str:
     """Of one concept's lessons, taken once: there may be thousands of paragraphs, and of cells."""
-    found = concept_in(ConceptSpec(name=name, concept=concept))
+    found = concept_in(ConceptSpec(name=name, concept=concept, paragraphs=paragraphs))
     return digest_of(_of(found, TeachSpec(questions=questions), chat=False))
 
 
