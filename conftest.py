@@ -9,6 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for each other sleep, in processes that tests start too. By default they spin, and on a machine that
 # is busy with something else a product on two threads took six times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Containers often set this, and installers often leave nothing compiled: each of the processes that tests start then
+# compiled torch, transformers and peft for itself, 5 of the 9 seconds that importing them took.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from tests.type_checks import install
 
