@@ -14,9 +14,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-from tests.type_checks import install
+from tests import type_checks
 
-install("krs")
+type_checks.install("krs")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -85,8 +85,6 @@ def _fetched():
 @pytest.fixture
 def as_a_user():
     """Run-time type checks off, as they are outside the tests: what is left is krs's own message."""
-    from jaxtyping import config
-
-    config.update("jaxtyping_disable", True)
+    type_checks.switch(False)
     yield
-    config.update("jaxtyping_disable", False)
+    type_checks.switch(True)
