@@ -57,6 +57,7 @@ def place(tmp_path_factory):
     krs.sweep(*names, QUESTIONS[:1], settings="resid", windows=1, positions="each", **ask).save(folder / "map.krs")
     krs.metrics.answers(v, u, QUESTIONS[:1], QUESTIONS[1:], **ask).save(folder / "answers.json")
     krs.account(v, u, QUESTIONS, points=8, **ask).save(folder / "account.krs")
+    krs.metrics.vocabulary(v, u, where=[(1, 2)], tokenizer=tiny_tokenizer()).save(folder / "vocabulary.json")
     krs.metrics.drift(v, u).frame.to_csv(folder / "drift.csv", index=False)
     reading = Reading("nll", np.array([1.0, 2.0, 3.0]), "nats", "low")
     facts = as_facts([{"question": q, "answer": "she"} for q in ("who", "what", "where")])
@@ -105,7 +106,7 @@ def test_other_measures_are_told_of_and_drawn(place, tmp_path):
 
 
 def test_every_other_kind_of_result_in_words(place):
-    kinds = ("mean.krs", "map.krs", "account.krs", "answers.json", "drift.csv", "report.json")
+    kinds = ("mean.krs", "map.krs", "account.krs", "answers.json", "drift.csv", "report.json", "vocabulary.json")
     said = dict(zip(kinds, (_shown(place / name) for name in kinds), strict=True))
     table = krs.load_result(place / "mean.krs").recovery()["attn_out"]
     assert f"- attn_out: at most {table.max():.3f} (SD 0.000), at layer {table.idxmax()}" in said["mean.krs"]
@@ -118,6 +119,9 @@ def test_every_other_kind_of_result_in_words(place):
     assert f"vanilla:   {' '.join(answers.frame.vanilla[0].split())}" in said["answers.json"]
     moved = krs.metrics.drift(str(place / "v"), str(place / "u")).by_component().relative_change["keys"]
     assert f"- keys: {moved:.2e}, " in said["drift.csv"]
+    told = krs.metrics.load_vocabulary(place / "vocabulary.json")
+    assert f"layer 1, value vector 2: moved by {told.vectors.relative_change[0]:.3g}, " in said["vocabulary.json"]
+    assert f"vanilla: {told.tokens.token[0]!r} {told.tokens.token[1]!r} " in said["vocabulary.json"]
     assert "Verdict: partly: half of it reads so\n3 facts; each instrument:\n- nll: 2 [" in said["report.json"]
     assert "- uds: not run (no time)" in said["report.json"]
 
@@ -129,6 +133,7 @@ def test_a_directory_shows_what_is_in_it_and_an_unlearned_models_report(place, t
         for name in (
             "account.krs",
             "answers.json",
+            "vocabulary.json",
             "report.json",
             "drift.csv",
             "a.krs",

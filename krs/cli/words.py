@@ -15,9 +15,22 @@ def words(result: Any, kind: str) -> Iterator[str]:
     """Lines about a result of a kind of `krs.saved`."""
     if kind == "sweep":
         return _mean(result) if hasattr(result, "members") else _sweep(result)
-    return {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}[
-        kind
-    ](result)
+    told = {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}
+    return (told | {"vocabulary": _vocabulary, "study": _study})[kind](result)
+
+
+def _study(result: Any) -> Iterator[str]:
+    yield f"A {result!r}."
+    table = result.table("krs")
+    if len(table):
+        best = table.groupby(["cell", "setting"], sort=False).krs.max().unstack("setting")
+        yield f"Highest KRS of any window, mean over {counted(len(best), 'cell')} (lowest to highest):"
+        for name in dict.fromkeys(table.setting):
+            yield f"- {name}: {best[name].mean():.2f} ({best[name].min():.2f} to {best[name].max():.2f})"
+    read = result.table("dissect")
+    if len(read):
+        words = read.drop_duplicates("cell").verdict.value_counts()
+        yield "Verdicts: " + ", ".join(f"{word} {n}" for word, n in words.items()) + "."
 
 
 def _sweep(result: Any) -> Iterator[str]:
@@ -96,6 +109,11 @@ def _answers(result: Any) -> Iterator[str]:
             f"{str(side).capitalize()}, {counted(int(row.questions), 'question')}: BLEU {row.bleu:.1f} of "
             f"{row.ceiling:.1f}, refusals {row.refusals:.0%} (vanilla {row.refusals_vanilla:.0%})."
         )
+        if "bleu_text" in row:
+            yield (
+                f"Against the texts themselves: BLEU {row.bleu_text:.1f} (vanilla {row.bleu_text_vanilla:.1f}), "
+                f"{row.nll_text:.2f} nats a token of them (vanilla {row.nll_text_vanilla:.2f})."
+            )
         yield from said(result.frame[result.frame.side == side].head(3))
     yield from _end(result.provenance, result.notes)
 
@@ -104,6 +122,8 @@ def said(rows: Any) -> Iterator[str]:
     """Questions, and what both models answer to them."""
     for row in rows.itertuples():
         yield f"- {_line(row.question)}"
+        if hasattr(row, "text"):
+            yield f"  text:      {_line(row.text)}"
         yield f"  vanilla:   {_line(row.vanilla)}"
         yield f"  unlearned: {_line(row.unlearned)}"
 
@@ -115,6 +135,7 @@ def page(answers: Any) -> str:
         lines += ["", f"## {str(side).capitalize()} questions"]
         for row in rows.itertuples():
             lines += ["", f"**{_line(row.question)}**", ""]
+            lines += [f"- text: {_line(row.text)}"] if hasattr(row, "text") else []
             lines += [f"- vanilla: {_line(row.vanilla)}", f"- unlearned: {_line(row.unlearned)}"]
     return "\n".join(lines) + "\n"
 
@@ -155,6 +176,21 @@ def _drift(result: Any) -> Iterator[str]:
     yield "How far weights have moved, by component: relative change, cosine (least of a layer), bit for bit the same."
     for name, row in result.by_component().iterrows():
         yield f"- {str(name).replace('_', ' ')}: {row.relative_change:.2e}, {row.cosine_min:.6f}, {row.identical:.1%}"
+
+
+def _vocabulary(result: Any) -> Iterator[str]:
+    made = result.provenance
+    of = _pair(made) if "unlearned" in made else _name(made["vanilla"])
+    norm = "through the final norm and the head" if made["norm"] else "through the head alone"
+    yield f"{counted(len(result.vectors), 'value vector')} of {of} as tokens, {norm}."
+    for vector, row in result.vectors.iterrows():
+        moved = f": moved by {row.relative_change:.3g}, cosine {row.cosine:.4f}, {row.kept:.0%} of its tokens kept"
+        concept = f" ({row.concept})" if row.concept else ""
+        yield f"- layer {row.layer}, value vector {row.unit}{concept}{moved if 'unlearned' in made else ''}"
+        of_it = result.tokens[result.tokens.vector == vector]
+        for side, rows in of_it.groupby("side", sort=False):
+            yield f"  {side}: {' '.join(map(repr, rows.token))}"
+    yield from _end(made, result.notes)
 
 
 def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:

@@ -68,6 +68,11 @@ class PrefixRecall(Instrument):
     nulls = ("same", "never_knew")
     passes = 12.0
 
+    def lacks(self, case: Case) -> str | None:
+        """Something has to stand before the key: whole answers that were given without one say nothing."""
+        none = not any(_before(case.target, i) for i in range(len(case.target)))
+        return super().lacks(case) or ("needs answers whose key does not stand first" if none else None)
+
     def measure(self, case: Case) -> Reading:
         """1 or 0 a fact, NaN for one whose answer begins with its key."""
         asked = case.target

@@ -32,7 +32,7 @@ def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary | None
         raise KrsError(
             "vanilla and unlearned are the same object: pass two models (copy.deepcopy first, or load it twice)"
         )
-    v, u = (_read(model, side) for model, side in ((vanilla, "vanilla"), (unlearned, "unlearned")))
+    v, u = (one_model(model, side) for model, side in ((vanilla, "vanilla"), (unlearned, "unlearned")))
     for side, body in (("vanilla", v), ("unlearned", u)):
         _in_eval_mode(side, body.model)
     _not_shared(v.model, u.model)
@@ -54,7 +54,7 @@ def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary | None
     return v, u
 
 
-def _read(model: object, side: str) -> Anatomy:
+def one_model(model: object, side: str) -> Anatomy:
     """A model's anatomy, without a bridge whose hooks are idle: bridges and plain models have the same modules then."""
     return anatomy(without_bridge(unwrap(model, side), side), side)
 
@@ -64,7 +64,7 @@ def check_reference(reference: object, pair: tuple[Anatomy, Anatomy], vocabulary
 
     It may be of another architecture and size, and has to have their vocabulary.
     """
-    body = _read(reference, "reference")
+    body = one_model(reference, "reference")
     _in_eval_mode("reference", body.model)
     for side, other in zip(("vanilla", "unlearned"), pair, strict=True):
         _not_shared(other.model, body.model, (side, "reference"))

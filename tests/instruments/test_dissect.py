@@ -77,6 +77,27 @@ def test_a_model_that_answers_knows():
     assert "when asked" in found.why
 
 
+def test_a_reading_counts_as_it_is_and_as_added_to_what_the_vanilla_model_reads():
+    tells = Threshold(0.5, 1.5, 1.0, "likelihood", same=0.0, furthest=2.0)
+    assert tells.vote(np.array([1.6, 1.7, 1.6])) == "never"
+    assert tells.vote(np.array([1.6, 1.7, 1.6]), np.array([0.4, 0.5, 0.3])) == "never"  # within half the distance
+    assert tells.vote(np.array([1.6, 1.7, 1.6]), np.array([1.0, 1.1, 0.9])) == "unsure"  # 0.6 is added
+    assert tells.vote(np.array([0.3, 0.3, 0.4]), np.array([1.0, 1.1, 0.9])) == "knows"
+
+
+def test_what_reads_further_from_knowing_than_not_knowing_can_decides_nothing():
+    by = BY | {"nll_tail": Threshold(0.5, 1.5, 1.0, "likelihood", same=0.0, furthest=2.0)}
+    for far, word in (([2.5, 2.7, 2.6], "does not know"), ([2.9, 3.1, 2.9], "cannot tell")):  # 2.75 is the limit
+        found = verdict({name: _reading(name, NEVER[name] if name != "nll_tail" else far) for name in NEVER}, by)
+        assert found.word == word
+    assert "nll_tail read further from knowing than models that never knew do" in found.why
+    assert found.votes[0].says == "beyond"
+    high = {name: _reading(name, KNOWN[name] if name != "nll_tail" else [2.9, 3.1, 2.9]) for name in KNOWN}
+    assert verdict(high, by).word == "knows"
+    shared = Threshold(0.8, 0.2, 1.0, "saying", same=1.0, furthest=0.1)  # the same the other way up
+    assert [shared.vote(np.array([v, v])) for v in (-0.3, -0.2, 0.1, 0.9)] == ["beyond", "never", "never", "knows"]
+
+
 def _dissect(tmp_path=None, **options):
     vanilla = build("llama")
     models = (vanilla, perturbed(vanilla))
