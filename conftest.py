@@ -9,10 +9,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for each other sleep, in processes that tests start too. By default they spin, and on a machine that
 # is busy with something else a product on two threads took six times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Containers often set this, and installers often leave nothing compiled: each of the processes that tests start then
+# compiled torch, transformers and peft for itself, 5 of the 9 seconds that importing them took.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-from tests.type_checks import install
+from tests import type_checks
 
-install("krs")
+type_checks.install("krs")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -81,8 +85,6 @@ def _fetched():
 @pytest.fixture
 def as_a_user():
     """Run-time type checks off, as they are outside the tests: what is left is krs's own message."""
-    from jaxtyping import config
-
-    config.update("jaxtyping_disable", True)
+    type_checks.switch(False)
     yield
-    config.update("jaxtyping_disable", False)
+    type_checks.switch(True)

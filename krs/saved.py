@@ -11,12 +11,17 @@ from typing import Any, Literal
 
 from krs.errors import KrsError
 
-Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift", "vocabulary"]
+Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift", "vocabulary", "study"]
 REPORT = "krs_unlearn.json"
 _NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "vocabulary.json", "report.json", "drift.csv")
 """What commands call their results, in the order in which a directory is shown."""
 
-_MARKS: dict[str, Kind] = {"krs_answers": "answers", "krs_dissection": "dissection", "krs_vocabulary": "vocabulary"}
+_MARKS: dict[str, Kind] = {
+    "krs_answers": "answers",
+    "krs_dissection": "dissection",
+    "krs_vocabulary": "vocabulary",
+    "krs_study": "study",
+}
 _DRIFT = {"component", "layer", "cosine", "relative_change", "identical", "parameters", "norm"}
 
 
@@ -44,6 +49,10 @@ class Saved:
             from krs.instruments import load_dissection
 
             return load_dissection(self.path)
+        if self.kind == "study":
+            from krs.study import load_exported
+
+            return load_exported(self.path)
         if self.kind == "drift":
             import pandas as pd
 

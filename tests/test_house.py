@@ -37,6 +37,7 @@ FLOORS = {
     "plots": 1,
     "plots_account": 1,
     "plots_compared": 2,
+    "plots_calibration": 1,
     "pages": 1,
     "instruments": 7,
     "study": 8,

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import CodeType, ModuleType
-from typing import Any, get_args
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar, get_args
 
 from beartype import beartype
-from jaxtyping import AbstractArray, config, jaxtyped
+from jaxtyping import AbstractArray, jaxtyped
 
 _SHAPES = {"Bool", "Float", "Int", "Shaped"}
 _CHECK, _CHECK_AXES = "__check__", "__check_axes__"
@@ -30,25 +30,71 @@ def install(package: str) -> None:
     sys.meta_path.insert(0, _Finder(package))
 
 
+def switch(on: bool) -> None:
+    """Whether what is called from now on is checked; the fixture `as_a_user` switches it off."""
+    _Checked.on = on
+    for function in _Checked.all:
+        function.settle()
+
+
 def _check(given: Any, axes: bool = False) -> Any:
-    """A decorator of functions and dataclasses; the fixture `as_a_user` switches it off."""
+    """A decorator of functions and dataclasses."""
     if isinstance(given, type):
         given.__init__ = _check(given.__init__, axes)  # type: ignore[misc]
         return given
-    checked: Callable[..., Any] | None = None
+    return _Checked(given, axes).function
 
-    @functools.wraps(given)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal checked
-        if config.jaxtyping_disable:
-            return given(*args, **kwargs)
-        if checked is None:
+
+class _Checked:
+    """One function whose code is exchanged: it makes its checks at the first call, and is then itself what checks.
+
+    A function around the checked one would cost a second call each time, a third of what checking costs.
+    """
+
+    on: ClassVar[bool] = True
+    all: ClassVar[list[_Checked]] = []
+
+    def __init__(self, given: FunctionType, axes: bool) -> None:
+        self.given, self.axes = given, axes
+        self.checked: FunctionType | None = None
+        made = FunctionType(_hand_on.__code__, given.__globals__, given.__name__, given.__defaults__)
+        self.function = functools.wraps(given)(made)
+        self._hand_on_to(self._first)
+        self.all.append(self)
+
+    def settle(self) -> None:
+        """Become what checks, or what does not, if there was a first call."""
+        if self.checked is not None:
+            self._become(self.checked if self.on else self.given)
+
+    def _first(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.on:
+            return self.given(*args, **kwargs)
+        if self.checked is None:
+            given = self.given
             given.__annotations__ = {name: _resolved(a, given) for name, a in given.__annotations__.items()}
-            shapes = axes or any(map(_has_shapes, given.__annotations__.values()))
-            checked = jaxtyped(given, typechecker=beartype) if shapes else beartype(given)
-        return checked(*args, **kwargs)
+            shapes = self.axes or any(map(_has_shapes, given.__annotations__.values()))
+            self.checked = jaxtyped(given, typechecker=beartype) if shapes else beartype(given)
+            self.settle()
+        return self.checked(*args, **kwargs)
 
-    return call
+    def _become(self, other: FunctionType) -> None:
+        if other.__code__.co_freevars or other.__globals__ is not self.function.__globals__:
+            self._hand_on_to(other)
+        else:
+            self._take(other.__code__, other.__kwdefaults__ or {})
+
+    def _hand_on_to(self, other: Callable[..., Any]) -> None:
+        self._take(_hand_on.__code__, {"_krs_to": other})
+
+    def _take(self, code: CodeType, defaults: dict[str, Any]) -> None:
+        """Defaults first, and none is taken away: another thread may be calling."""
+        self.function.__kwdefaults__ = (self.function.__kwdefaults__ or {}) | defaults
+        self.function.__code__ = code
+
+
+def _hand_on(*args: Any, _krs_to: Callable[..., Any], **kwargs: Any) -> Any:
+    return _krs_to(*args, **kwargs)
 
 
 def _resolved(annotation: Any, function: Any) -> Any:

@@ -21,6 +21,7 @@ from krs.cli.options import (
 )
 from krs.cli.outcome import check_unwritten, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
+from krs.writing import save_in_the_end
 
 
 @app.command()
@@ -69,7 +70,7 @@ def account(
             dtype=dtype,
             device_map=device_map,
         )
-    found.save(output / "account.krs", overwrite=True)
+    save_in_the_end(lambda path: found.save(path, overwrite=True), output / "account.krs", "the account", found)
     write_table(found.to_frame(), output / "account.csv")
     print(found)
     if "account.png" in names:

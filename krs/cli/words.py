@@ -16,7 +16,21 @@ def words(result: Any, kind: str) -> Iterator[str]:
     if kind == "sweep":
         return _mean(result) if hasattr(result, "members") else _sweep(result)
     told = {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}
-    return (told | {"vocabulary": _vocabulary})[kind](result)
+    return (told | {"vocabulary": _vocabulary, "study": _study})[kind](result)
+
+
+def _study(result: Any) -> Iterator[str]:
+    yield f"A {result!r}."
+    table = result.table("krs")
+    if len(table):
+        best = table.groupby(["cell", "setting"], sort=False).krs.max().unstack("setting")
+        yield f"Highest KRS of any window, mean over {counted(len(best), 'cell')} (lowest to highest):"
+        for name in dict.fromkeys(table.setting):
+            yield f"- {name}: {best[name].mean():.2f} ({best[name].min():.2f} to {best[name].max():.2f})"
+    read = result.table("dissect")
+    if len(read):
+        words = read.drop_duplicates("cell").verdict.value_counts()
+        yield "Verdicts: " + ", ".join(f"{word} {n}" for word, n in words.items()) + "."
 
 
 def _sweep(result: Any) -> Iterator[str]:

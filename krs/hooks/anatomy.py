@@ -126,17 +126,18 @@ class Anatomy:
 
     def path(self, point: Point, layer: int | None, which: int = 0) -> str:
         """The dotted path of a point's module, for messages."""
-        inside = self.paths(point, layer)[which]
-        if layer is None:
-            return inside
-        return ".".join(part for part in (self.family.layers, str(layer), inside) if part)
+        return self._whole(self.paths(point, layer)[which], layer)
+
+    def _whole(self, inside: str, layer: int | None) -> str:
+        """A path in the model, of one inside a layer."""
+        return inside if layer is None else ".".join(p for p in (self.family.layers, str(layer), inside) if p)
 
     def modules(self, point: Point, layer: int | None) -> list[nn.Module]:
         """The module, or modules, that a point at a layer is about.
 
         Raises `KrsError` for a layer out of range, and when the path leads nowhere.
         """
-        return [self._follow(point, layer, i) for i in range(len(self.paths(point, layer)))]
+        return [self._follow(point, self._whole(inside, layer)) for inside in self.paths(point, layer)]
 
     def units(self, point: Point, layer: int | None) -> tuple[int, ...] | None:
         """Which entries of its module's last axis a point is about (rows, for a weight); `None` for all.
@@ -202,8 +203,7 @@ class Anatomy:
         config: Any = self.model.config
         return int(config.hidden_size)
 
-    def _follow(self, point: Point, layer: int | None, which: int) -> nn.Module:
-        path = self.path(point, layer, which)
+    def _follow(self, point: Point, path: str) -> nn.Module:
         try:
             return self.model.get_submodule(path)
         except AttributeError:

@@ -80,7 +80,7 @@ class PrefixRecall(Instrument):
         which = [i for i, ids in enumerate(before) if ids]
         values = np.full(len(asked), np.nan)
         if which:
-            answers = said(case.unlearned, asked.only(which), [before[i] for i in which])
+            answers = said(case.unlearned, asked.only(which), [before[i] for i in which], "unlearned")
             begun = [str(asked.wording.tokenizer.decode(list(before[i]))) for i in which]
             for i, text, start in zip(which, answers, begun, strict=True):
                 values[i] = holds(text[len(start) :], asked.facts[i].sought)

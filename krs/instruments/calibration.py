@@ -110,6 +110,29 @@ class Calibration:
             found[name] = Threshold(sign * high, sign * low, told, kinds.get(name, name), same, furthest)
         return found
 
+    def told(self) -> DataFrame:
+        """A row an instrument and silent model of constructed truth, as `krs.plots_calibration.plot_told` takes them.
+
+        Instruments come as in `table`, the paper's score first.
+        """
+        import pandas as pd
+
+        order = sorted(self.table().index, key=lambda name: name != "krs")
+        aucs = self.table().auc
+        found = [
+            {
+                "instrument": name,
+                "model": row.model,
+                "known": row.known,
+                "knowledge": row.reading.knowledge,
+                "auc": aucs[name],
+            }
+            for name in order
+            for row in self.rows[name]
+            if row.silent and row.known is not None and not np.isnan(row.reading.knowledge)
+        ]
+        return pd.DataFrame(found)
+
     def save(self, path: str | Path) -> None:
         """Write thresholds, table and every reading's mean as JSON, in one step."""
         told = {
@@ -120,7 +143,10 @@ class Calibration:
             "instruments": {name: vars(t) for name, t in self.thresholds().items()},
             "table": json.loads(self.table().to_json(orient="index")),
             "means": {name: {row.model: row.reading.mean for row in rows} for name, rows in self.rows.items()},
-            "models": {r.model: {"known": r.known, "grade": r.grade} for r in next(iter(self.rows.values()))},
+            "models": {
+                r.model: {"known": r.known, "grade": r.grade, "silent": r.silent}
+                for r in next(iter(self.rows.values()))
+            },
         }
         write_text(path, json.dumps(told, indent=1, ensure_ascii=False))
 

@@ -21,6 +21,8 @@ from krs.instruments.reading import Reading, interval, mean
 
 Word = Literal["knows", "partly", "does not know", "cannot tell"]
 Says = Literal["knows", "never", "between", "beyond", "unsure"]
+RULES = 2
+"""Raise it when the same readings come to another verdict."""
 _ENOUGH = 2
 """So many kinds of instruments have to agree."""
 _BEYOND = 0.5

@@ -60,6 +60,13 @@ class DissectStep(Measuring):
         if spec.chat_template_kwargs:
             yield (), "instruments take no arguments of the chat template: leave chat_template_kwargs or dissect out"
 
+    def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
+        """What verdicts follow from, too: thresholds and rules."""
+        from krs.instruments.verdict import RULES, thresholds
+
+        told = {name: vars(threshold) for name, threshold in thresholds().items()}
+        return super().inputs(cell, spec, options) | {"verdicts": digest_of([RULES, told])}
+
     def memory(self, cell: Cell, options: Any) -> int | None:
         """Both models, and the retain model where there is one."""
         both, size = super().memory(cell, options), size_of(cell.vanilla)
