@@ -51,7 +51,7 @@ def account(
     given = None if answers is None else files.read_prompts(answers)
 
     import krs
-    from krs.plots_account import save_account
+    from krs.plots.account import save_account
 
     names = writable(output, ["account.krs", "account.csv"], "account.png")
     with interruptible():

@@ -83,7 +83,7 @@ def _read(folder: Path, tools: list[Any] | None, models: list[str] | None, quiet
     write_text(folder / TABLE, found.table().to_csv())
     names = [THRESHOLDS, TABLE]
     if installed("matplotlib") and len(told := found.told()):
-        from krs.plots_calibration import save_told
+        from krs.plots.calibration import save_told
 
         save_told(told, folder / PICTURE)
         names.append(PICTURE)

@@ -111,7 +111,7 @@ class Calibration:
         return found
 
     def told(self) -> DataFrame:
-        """A row an instrument and silent model of constructed truth, as `krs.plots_calibration.plot_told` takes them.
+        """A row an instrument and silent model of constructed truth, as `krs.plots.calibration.plot_told` takes them.
 
         Instruments come as in `table`, the paper's score first.
         """

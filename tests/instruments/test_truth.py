@@ -260,7 +260,7 @@ def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, m
 def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right():
     import pandas as pd
 
-    from krs.plots_calibration import plot_told
+    from krs.plots.calibration import plot_told
 
     rows = [("krs", "a", True, 0.5), ("krs", "b", False, 0.9), ("nll", "a", True, -0.1), ("nll", "b", False, -2.0)]
     table = pd.DataFrame(rows, columns=["instrument", "model", "known", "knowledge"]).assign(auc=[0.0, 0.0, 1.0, 1.0])

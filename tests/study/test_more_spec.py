@@ -54,6 +54,19 @@ def test_each_concept_may_have_a_published_model_of_its_own(place):
     assert n_cells(only) == 1
 
 
+def test_an_exported_study_names_no_place_on_the_machine(place):
+    cat = {"name": "cat.json", "paragraphs": "cats.jsonl"}
+    method = {"name": "grad_diff", "settings": FAST, "retain": "kept.jsonl"}
+    pair = {"vanilla": "v", "unlearned": {"cat": "p"}, "label": "public"}
+    spec = asked(concepts=[cat], methods=[method], pairs=[pair], steps={"prepare": {"n_tokens": 4}, "drift": {}})
+    found = study.run(written(place, spec), place / "exported", progress=False)
+    file = study.export(found, place / "results.json", overwrite=True)
+    assert str(place) not in file.read_text()
+    again = study.load_exported(file).spec
+    assert again.pairs[0].unlearned == {"cat": "p"}
+    assert (again.concepts[0].paragraphs, again.methods[0].retain) == ("cats.jsonl", "kept.jsonl")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
