@@ -36,7 +36,6 @@ _NAMES = ("name", "retain_from", "paragraphs", "retain", "corpus", "vanilla", "u
 """Fields of a spec's parts that may be names of files."""
 
 
-
 def export(study: Study | str | Path, output: str | Path, *, texts: bool = False, overwrite: bool = False) -> Path:
     """Write a study's tables to one JSON file: every curve, reading and answer, no weights.
 

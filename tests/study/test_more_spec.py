@@ -58,7 +58,9 @@ def test_an_exported_study_names_no_place_on_the_machine(place):
     cat = {"name": "cat.json", "paragraphs": "cats.jsonl"}
     method = {"name": "grad_diff", "settings": FAST, "retain": "kept.jsonl"}
     pair = {"vanilla": "v", "unlearned": {"cat": "p"}, "label": "public"}
-    spec = asked(concepts=[cat], methods=[method], pairs=[pair], steps={"prepare": {"n_tokens": 4}, "drift": {}})
+    spec = asked(
+        concepts=[cat], methods=[method], pairs=[pair], steps={"prepare": {"n_tokens": 4}, "unlearn": {}, "drift": {}}
+    )
     found = study.run(written(place, spec), place / "exported", progress=False)
     file = study.export(found, place / "results.json", overwrite=True)
     assert str(place) not in file.read_text()
