@@ -46,7 +46,7 @@ def outputs(cell: Any, stem: str) -> Iterator[str]:
 
     for number, output in enumerate(cell.get("outputs", [])):
         data = output.get("data", {})
-        if output.get("name") == "stderr":
+        if output.get("name") == "stderr":  # tqdm's, where Jupyter's widgets are not installed, for one
             sys.stderr.write(f"{stem}, {cell.id} warns, which is left out: {output.text}\n")
             continue
         if "image/png" in data:
