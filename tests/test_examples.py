@@ -22,7 +22,7 @@ assert found.table("lead").shape == (3, model.config.num_attention_heads)
 """,
     "unlearn_and_dissect": """
 assert said.table.bleu["target"] < said.table.ceiling["target"]
-assert set(found.readings) == {"nll", "nll_tail", "recall", "prefix"}
+assert set(found.readings) == {"nll", "nll_tail", "recall"}
 assert found.readings["nll"].mean > found.readings["nll_tail"].mean
 """,
     "bring_your_own_model": """
@@ -31,13 +31,16 @@ assert abs(same.krs - plain.krs).to_numpy().max() < 1e-4
 assert named.complete
 """,
     "write_a_method": """
-forgotten, other_answer = table["forget answer"], table["unrelated answer"]
-assert forgotten["ga"].iloc[-1] > forgotten["bounded"].iloc[-1] > forgotten["bounded"].iloc[0]
-assert other_answer["ga"].iloc[-1] > other_answer["bounded"].iloc[-1]
+nats_by_step = pd.DataFrame(seen).pivot(index="step", columns="method")["forget answer"]
+last = nats_by_step.diff().iloc[-1]
+assert nats_by_step["ga"].iloc[-1] > nats_by_step["bounded"].iloc[-1] > nats_by_step["bounded"].iloc[0]
+assert last["bounded"] < last["ga"], "the floor is no floor"
 """,
     "write_a_measure": """
 assert result.measures == ("logit_mse", "tv", "odds")
 assert result.table("tv").to_numpy().min() >= 0 and result.table("tv").to_numpy().max() <= 1
+back = {name: result.recovery(name)[setting].max() for name in result.measures}
+assert back["logit_mse"] > back["tv"] + 0.2 and back["logit_mse"] > back["odds"] + 0.2, "the score is not far ahead"
 """,
 }
 """What has to hold in each when it has run."""
