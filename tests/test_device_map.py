@@ -43,6 +43,10 @@ COMMANDS = {
     ),
     "answers": ("v u --target q.txt -o out --n-tokens 3 --quiet", lambda out, _: _answers(out)),
     "drift": ("v u -o out", _table("drift.csv", "cosine", "relative_change", "identical")),
+    "vocabulary": (
+        "v u --count 3 --norm -o out",
+        _table("vocabulary.csv", "layer", "unit", "relative_change", "tv", "score", "probability"),
+    ),
     "prepare": ("c.json --model v -o out --n-tokens 3 --quiet", lambda out, _: (out / "forget.jsonl").read_text()),
     "speak": ("v u who --n-tokens 3", lambda _, said: said),
     "account": ("v u --prompts q.txt -o out --n-tokens 3 --quiet", _table("account.csv", "part", "share")),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from krs._typing import DataFrame, Tokenizer
 from krs.data.concepts import Concept
@@ -18,7 +19,8 @@ from krs.hooks.context import plain_numerics
 from krs.hooks.ends import read_point
 from krs.hooks.finite import REMEDY
 from krs.hooks.library import UNEMBEDDING, VALUE_VECTORS
-from krs.hooks.weights import refuse_offloaded
+from krs.hooks.offload import materialised
+from krs.hooks.points import Point
 from krs.metrics.vocabulary_result import ValueTokens
 from krs.models.devices import summable
 from krs.models.given import Model, load_given
@@ -85,11 +87,11 @@ def vocabulary(
         device_map: see `device`.
 
     Weights are what the modules apply: adapters count as merging would give them, packed (quantised) weights as what
-    they are unpacked to.
+    they are unpacked to. Offloaded ones are read a layer at a time.
 
     Raises `KrsError` for a pair that does not belong together, places that are not there, layers without value vectors
-    (mixtures of experts), models of which no value vector differs, weights that are not in memory or no one linear map,
-    and NaN or infinity.
+    (mixtures of experts), models of which no value vector differs, weights that are no one linear map, and NaN or
+    infinity.
     """
     named = None if isinstance(where, str) and where == "moved" else _named(where)
     _check_numbers(named, unlearned, count=count, top=top)
@@ -158,9 +160,12 @@ def _check_numbers(named: list[_Place] | None, unlearned: object, **numbers: int
         )
 
 
-def _read(body: Anatomy, layer: int) -> Float[Tensor, "n d"]:
-    (module,) = body.modules(VALUE_VECTORS, layer)
-    return read_point(VALUE_VECTORS, module, body.path(VALUE_VECTORS, layer)).detach()
+@contextmanager
+def _weight(body: Anatomy, point: Point, layer: int | None) -> Iterator[Tensor]:
+    """A weight as `[in, out]`; one that is offloaded is in memory inside the block, and no longer."""
+    (module,) = body.modules(point, layer)
+    with materialised(module):
+        yield read_point(point, module, body.path(point, layer)).detach()
 
 
 def _moved(bodies: Sequence[Anatomy], count: int) -> list[_Place]:
@@ -170,10 +175,11 @@ def _moved(bodies: Sequence[Anatomy], count: int) -> list[_Place]:
         bodies[0].role_paths("mlp_out_proj", 0)  # says why
     found: list[tuple[float, int, int]] = []
     for layer in having:
-        both = [_read(body, layer) for body in bodies]
-        for side, body, rows in zip(_SIDES, bodies, both, strict=True):
-            _require_finite(rows, side, body.path(VALUE_VECTORS, layer))
-        change = _relative_changes(*both)
+        with ExitStack() as stack:
+            both = [stack.enter_context(_weight(body, VALUE_VECTORS, layer)) for body in bodies]
+            for side, body, rows in zip(_SIDES, bodies, both, strict=True):
+                _require_finite(rows, side, body.path(VALUE_VECTORS, layer))
+            change = _relative_changes(*both)
         found += [(float(change[unit]), layer, unit) for unit in change.nonzero()[:, 0].tolist()]
     if not found:
         raise KrsError(
@@ -199,14 +205,14 @@ def _vectors(body: Anatomy, side: str, places: Sequence[_Place]) -> Float[Tensor
     """The value vectors of these places, float64 on the host; each layer is read once."""
     found: dict[tuple[int, int], Tensor] = {}
     for layer in dict.fromkeys(place.layer for place in places):
-        rows = _read(body, layer)
-        for unit in (place.unit for place in places if place.layer == layer):
-            if unit >= len(rows):
-                raise KrsError(
-                    f"there is no value vector {unit} at layer {layer}: it has {len(rows)}, 0 to {len(rows) - 1}"
-                )
-            _require_finite(rows[unit], side, body.path(VALUE_VECTORS, layer))
-            found[layer, unit] = rows[unit].cpu().double()
+        with _weight(body, VALUE_VECTORS, layer) as rows:
+            for unit in (place.unit for place in places if place.layer == layer):
+                if unit >= len(rows):
+                    raise KrsError(
+                        f"there is no value vector {unit} at layer {layer}: it has {len(rows)}, 0 to {len(rows) - 1}"
+                    )
+                _require_finite(rows[unit], side, body.path(VALUE_VECTORS, layer))
+                found[layer, unit] = rows[unit].cpu().double()
     return torch.stack([found[place.layer, place.unit] for place in places])
 
 
@@ -215,30 +221,31 @@ def _scores(
     body: Anatomy, side: str, vectors: Float[Tensor, "vector d"], norm: bool, n_rows: int
 ) -> Float[Tensor, "vector vocab"]:
     """What each vector adds to the logits, float64 on the host."""
-    model: nn.Module = body.model
-    (head,) = body.modules(UNEMBEDDING, None)
-    weight = read_point(UNEMBEDDING, head, body.path(UNEMBEDDING, None)).detach()[:, :n_rows]
-    if weight.shape[0] != vectors.shape[1]:
-        raise KrsError(
-            f"value vectors of this {type(model).__name__} have {vectors.shape[1]} entries and its head takes "
-            f"{weight.shape[0]}, with a projection between: they are no distributions over tokens"
-        )
-    if norm:
-        module = model.get_submodule(body.family.final_norm)
-        refuse_offloaded(module, body.family.final_norm)
-        like = next(module.parameters(), weight)
-        vectors = module(vectors.to(like.device, _dtype(model))).cpu().double()
+    vectors = _normed(body, vectors) if norm else vectors
     found = []
-    for part in weight.split(max(1, _WIDE // weight.shape[0]), dim=1):
-        wide = summable(part).double()
-        found.append((vectors.to(wide.device) @ wide).cpu())
+    with _weight(body, UNEMBEDDING, None) as whole:
+        weight = whole[:, :n_rows]
+        if weight.shape[0] != vectors.shape[1]:
+            raise KrsError(
+                f"value vectors of this {type(body.model).__name__} have {vectors.shape[1]} entries and its head takes "
+                f"{weight.shape[0]}, with a projection between: they are no distributions over tokens"
+            )
+        for part in weight.split(max(1, _WIDE // weight.shape[0]), dim=1):
+            wide = summable(part).double()
+            found.append((vectors.to(wide.device) @ wide).cpu())
     scores = torch.cat(found, dim=1)
     _require_finite(scores, side, body.path(UNEMBEDDING, None))
     return scores
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+def _normed(body: Anatomy, vectors: Float[Tensor, "vector d"]) -> Float[Tensor, "vector d"]:
+    """What the model's final norm makes of vectors, in the model's dtype; float64 on the host."""
+    norm = body.model.get_submodule(body.family.final_norm)
+    dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
+    with materialised(norm):
+        at = next((p.device for p in norm.parameters()), torch.device("cpu"))
+        normed: Tensor = norm(vectors.to(at, dtype))
+    return normed.cpu().double()
 
 
 def _require_finite(values: Tensor, side: str, name: str) -> None:
@@ -250,11 +257,10 @@ def _require_finite(values: Tensor, side: str, name: str) -> None:
 
 
 def _one_head(bodies: Sequence[Anatomy]) -> bool:
-    heads = [
-        read_point(UNEMBEDDING, body.modules(UNEMBEDDING, None)[0], body.path(UNEMBEDDING, None)) for body in bodies
-    ]
-    n = min(head.shape[1] for head in heads)
-    return torch.equal(heads[0][:, :n], heads[1][:, :n].to(heads[0].device))
+    with ExitStack() as stack:
+        heads = [stack.enter_context(_weight(body, UNEMBEDDING, None)) for body in bodies]
+        n = min(head.shape[1] for head in heads)
+        return torch.equal(heads[0][:, :n], heads[1][:, :n].to(heads[0].device))
 
 
 def _distances(places: Sequence[_Place], vectors: list[Tensor], scores: list[Tensor], top: int) -> DataFrame:

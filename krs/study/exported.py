@@ -32,6 +32,8 @@ _FILES = {
 _LEFT_OUT = {"drift.csv": ["cosine", "identical", "parameters", "norm"]}
 """Columns that no page shows."""
 _DIGITS = 6
+_NAMES = ("name", "retain_from", "paragraphs", "retain", "corpus", "vanilla", "unlearned")
+"""Fields of a spec's parts that may be names of files."""
 
 
 def export(study: Study | str | Path, output: str | Path, *, texts: bool = False, overwrite: bool = False) -> Path:
@@ -67,21 +69,18 @@ def export(study: Study | str | Path, output: str | Path, *, texts: bool = False
     if not any(row["files"] for row in rows):
         raise KrsError(f"the study in {str(found.folder)!r} has no results yet: run it first, with krs study")
     spec = found.spec.model_dump(exclude_defaults=True)
-    for part in (*spec.get("models", ()), *spec["concepts"]):
-        part["name"] = _place(part["name"])
-    for part in spec.get("methods", ()):
-        if part.get("corpus"):
-            part["corpus"] = _place(part["corpus"])
-    for part in spec.get("pairs", ()):
-        part |= {side: _place(part[side]) for side in ("vanilla", "unlearned")}
+    for part in (p for axis in ("models", "concepts", "methods", "pairs") for p in spec.get(axis, ())):
+        part |= {field: _places(part[field]) for field in _NAMES if part.get(field)}
     told = {MARK: 1, "name": found.folder.name, "texts": texts, "spec": spec, "cells": rows}
     write_text(place, json.dumps(told, ensure_ascii=False, indent=0))
     return place
 
 
-def _place(name: str) -> str:
+def _places(given: Any) -> Any:
     """Files by their own names: where they were on the machine is nobody's business."""
-    path = Path(name)
+    if isinstance(given, dict):
+        return {label: _places(name) for label, name in given.items()}
+    path, name = Path(given), given
     return path.name if path.is_absolute() else name
 
 

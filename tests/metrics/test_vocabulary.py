@@ -134,6 +134,19 @@ def test_packed_weights_write_what_they_are_unpacked_to_or_nothing():
         _read(v, u, where=PLACES)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_weights_that_stay_on_the_disk_write_the_same_tokens(family, tmp_path):
+    for name, model in zip("vu", exact_pair(family), strict=True):
+        model.save_pretrained(tmp_path / name)
+    off, on = ([krs.load(tmp_path / n, **options)[0] for n in "vu"] for options in ({"offload": "disk"}, {}))
+    with float64_throughout():
+        for options in ({"count": 4}, {"where": PLACES, "norm": True}):
+            found, wanted = (_read(*models, **options) for models in (off, on))
+            assert found.vectors.equals(wanted.vectors)
+            assert found.tokens.equals(wanted.tokens)
+    assert any(p.device.type == "meta" for p in off[0].parameters())
+
+
 def test_added_rows_are_no_tokens_of_both():
     v = build("llama", tie_word_embeddings=False)
     u = perturbed(v)
