@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-from tests import type_checks  # noqa: E402
+from tests import type_checks  # noqa: E402 - after what processes inherit
 
 type_checks.install("krs")
 

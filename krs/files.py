@@ -68,6 +68,19 @@ def positions(given: str | None) -> str | list[int] | None:
     return [int(n) for n in given.split(",")]
 
 
+def numbers(given: str, option: str) -> list[int]:
+    """Numbers with commas between.
+
+    >>> numbers("0,3, 4", "--only")
+    [0, 3, 4]
+
+    Raises `KrsError` for anything else.
+    """
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", given):
+        raise KrsError(f"{option} {given!r}: give numbers with commas between, such as 0,3,4")
+    return [int(n) for n in given.split(",")]
+
+
 _WINDOWS = "5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
 
 
@@ -180,6 +193,7 @@ _PHRASES = {
     "krs.sweep(…, measures=[…])": "krs sweep --measure",
     "overwrite=True": "--overwrite",
     "chat=True": "--chat",
+    "where=[(layer, unit)]": "--at LAYER:UNIT",
     "krs.load('smollm2')": "'smollm2'",
     "checkpoint=": "",
 }
@@ -189,6 +203,7 @@ _OPTIONS = {
     "budget": "--budget",
     "chat_template_kwargs": "--template-arg",
     "corpus": "--corpus",
+    "count": "--count",
     "device": "--device",
     "device_map": "--device-map",
     "direction": "--direction",
@@ -201,6 +216,7 @@ _OPTIONS = {
     "offload": "--offload",
     "output_dir": "--output",
     "points": "--points",
+    "norm": "--norm",
     "positions": "--positions",
     "prompts": "--prompts",
     "retain": "--retain",
@@ -212,8 +228,10 @@ _OPTIONS = {
     "target": "--target",
     "text_field": "--text-field",
     "tokenizer": "--tokenizer",
+    "top": "--top",
     "unrelated": "--unrelated",
     "vocabulary": "--vocabulary",
+    "words": "--words",
     "windows": "--window",
     **{name: f"--set {name}=" for name in ("parameters", "precision", "ridge", "min_tokens")},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from krs.writing import check_writable, write_text
 _STUDY = "study.json"
 
 
-def report(what: Any, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
+def report(
+    what: Any, output: str | Path | None = None, *, texts: Iterable[str | Path] = (), overwrite: bool = False
+) -> Path:
     """Write a page about results: figures that answer, tables to copy, what made it all. One file, under 5 MB.
 
     >>> import tempfile
@@ -34,6 +36,8 @@ def report(what: Any, output: str | Path | None = None, *, overwrite: bool = Fal
             `report.json`, `drift.csv`, or the directory of a command), a result, or several sweeps by name.
         output: the page, a name that ends in `.html`. If not given, `report.html` in the directory, or the file's own
             name with that ending; needed for results that are no files.
+        texts: files of concepts, or names of bundled ones, whose questions are put back into a study that was exported
+            without them.
         overwrite: replace a page that is there.
 
     Needs the extra `krs[report]`. Nothing in a result is executed, on the page either: what models have said is text.
@@ -42,8 +46,18 @@ def report(what: Any, output: str | Path | None = None, *, overwrite: bool = Fal
     """
     place = _place(what, output, overwrite)
     require("vl_convert", "report", "a report")
-    write_text(place, document(page_of(what)))
+    write_text(place, document(page_of(_with_texts(what, list(texts)))))
     return place
+
+
+def _with_texts(what: Any, texts: list[str | Path]) -> Any:
+    if not texts:
+        return what
+    if not isinstance(what, str | Path) or Path(what).is_dir() or saved.found([Path(what)])[0].kind != "study":
+        raise KrsError("texts= (--texts) puts questions back into an exported study: leave it out, or give its file")
+    from krs.study import load_exported
+
+    return load_exported(what, texts)
 
 
 def _place(what: Any, output: str | Path | None, overwrite: bool) -> Path:

@@ -11,12 +11,17 @@ from typing import Any, Literal
 
 from krs.errors import KrsError
 
-Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift"]
+Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift", "vocabulary", "study"]
 REPORT = "krs_unlearn.json"
-_NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "report.json", "drift.csv")
+_NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "vocabulary.json", "report.json", "drift.csv")
 """What commands call their results, in the order in which a directory is shown."""
 
-_MARKS: dict[str, Kind] = {"krs_answers": "answers", "krs_dissection": "dissection"}
+_MARKS: dict[str, Kind] = {
+    "krs_answers": "answers",
+    "krs_dissection": "dissection",
+    "krs_vocabulary": "vocabulary",
+    "krs_study": "study",
+}
 _DRIFT = {"component", "layer", "cosine", "relative_change", "identical", "parameters", "norm"}
 
 
@@ -44,15 +49,20 @@ class Saved:
             from krs.instruments import load_dissection
 
             return load_dissection(self.path)
+        if self.kind == "study":
+            from krs.study import load_exported
+
+            return load_exported(self.path)
         if self.kind == "drift":
             import pandas as pd
 
             from krs.metrics.drift import Drift
 
             return Drift(pd.read_csv(self.path), tied=False)
-        from krs.metrics import load_account, load_answers
+        from krs.metrics import load_account, load_answers, load_vocabulary
 
-        return (load_account if self.kind == "account" else load_answers)(self.path)
+        read = {"account": load_account, "answers": load_answers, "vocabulary": load_vocabulary}
+        return read[self.kind](self.path)
 
 
 def found(places: Sequence[Path]) -> list[Saved]:
@@ -80,8 +90,8 @@ def _kind(path: Path) -> Kind:
     known = kind(path) if kind is not None else None
     if known is None:
         raise KrsError(
-            f"{str(path)!r} holds no result that krs can show: give a .krs file, answers.json, the .json of a "
-            f"dissection, {REPORT} or drift.csv"
+            f"{str(path)!r} holds no result that krs can show: give a .krs file, answers.json, vocabulary.json, "
+            f"the .json of a dissection, {REPORT} or drift.csv"
         )
     return known
 

@@ -115,6 +115,26 @@ def rescued(save: Callable[[Path], object], path: Path) -> str:
     return f"it was saved to {str(spare)!r} instead"
 
 
+def save_in_the_end(save: Callable[[Path], object], path: Path, what: str, result: object) -> None:
+    """Save what a long call ends with. Where its place does not take it, `KrsError` has it as `partial`, and says where
+    else it is.
+
+    Args:
+        save: writes it to a path.
+        path: its place.
+        what: how the message calls it, such as `"the account"`.
+        result: it.
+    """
+    try:
+        save(path)
+    except KrsError as reason:
+        failed = KrsError(
+            f"{what} is complete, but {reason}. It is in the exception's attribute `partial`, and {rescued(save, path)}"
+        )
+        failed.partial = result
+        raise failed from reason
+
+
 def _beside(final: Path) -> Path:
     """An unused name in the same folder, with the same ending (which says what kind of file it is)."""
     return final.with_name(f".krs-{uuid.uuid4().hex[:12]}.tmp{final.suffix}")

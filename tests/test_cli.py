@@ -169,6 +169,7 @@ def test_answers_are_not_written_over_unasked(tmp_path):
 def test_errors_name_options_and_not_pythons_keywords():
     """Every argument of a call that the command hands on, in the words in which a message names it."""
     calls = {"sweep": krs.sweep, "answers": krs.metrics.answers, "account": krs.account, "drift": krs.metrics.drift}
+    calls["vocabulary"] = krs.metrics.vocabulary
     for name, call in calls.items():
         options = {o for p in typer.main.get_command(app).commands[name].params for o in p.opts}
         for argument in inspect.signature(call).parameters:
@@ -294,7 +295,7 @@ def test_an_interrupted_sweep_says_where_it_is_and_the_same_command_goes_on(save
 
 
 def test_interrupted_questions_keep_the_vanilla_answers_for_the_same_command(saved_pair, monkeypatch):
-    module = importlib.import_module("krs.metrics.answers")
+    module = importlib.import_module("krs.metrics.asking")
     out, real, asked = saved_pair / "out", module.greedy, []
 
     def greedy(*args, **options):
@@ -363,3 +364,37 @@ def test_an_account_from_the_shell(saved_pair, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"account.krs", "account.csv", "account.png"}
     assert "value_vectors" in done.output
     assert krs.metrics.load_account(tmp_path / "out" / "account.krs").points == 8
+
+
+def test_value_vectors_as_tokens_from_the_shell(saved_pair, tmp_path):
+    run = ["vocabulary", str(saved_pair / "v"), str(saved_pair / "u"), "--count", "2", "--top", "3"]
+    done = CliRunner().invoke(app, [*run, "-o", str(tmp_path / "d")])
+    assert done.exit_code == 0, done.exception
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"vocabulary.json", "vocabulary.csv"}
+    wanted = krs.metrics.vocabulary(str(saved_pair / "v"), str(saved_pair / "u"), count=2, top=3)
+    found = krs.metrics.load_vocabulary(tmp_path / "d" / "vocabulary.json")
+    assert found.tokens.equals(wanted.tokens)
+    assert repr(wanted) in done.output
+    assert isinstance(CliRunner().invoke(app, [*run, "-o", str(tmp_path / "d")]).exception, KrsError)
+    told = [{"Concept": name, "QA": ["Who?"], "Layer": layer, "Dim": 5} for name, layer in (("Emma", 1), ("Tea", 2))]
+    (tmp_path / "c.json").write_text(json.dumps(told))
+    for name, places in ((["--name", "tea"], [(2, 5)]), ([], [(1, 5), (2, 5)])):
+        options = [
+            "--concept",
+            str(tmp_path / "c.json"),
+            *name,
+            "--at",
+            "3:0",
+            "-o",
+            str(tmp_path / "e"),
+            "--overwrite",
+        ]
+        done = CliRunner().invoke(app, ["vocabulary", str(saved_pair / "v"), *options])
+        assert done.exit_code == 0, done.exception
+        named = krs.metrics.load_vocabulary(tmp_path / "e" / "vocabulary.json").vectors
+        assert list(zip(named.layer, named.unit, strict=True)) == [(3, 0), *places]
+    for wrong, says in ((["--at", "3"], "--at '3': give a layer"), (["--name", "x"], "--name 'x' says which concept")):
+        assert says in str(CliRunner().invoke(app, [*run, *wrong]).exception)
+    assert "or --at LAYER:UNIT" in in_options(
+        str(CliRunner().invoke(app, ["vocabulary", str(saved_pair / "v")]).exception)
+    )

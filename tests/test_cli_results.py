@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import krs
 from krs import KrsError, files
 from krs.cli import app
+from krs.cli.words import _names
 from krs.files import in_options, windows
 from krs.instruments.dissection import Dissection
 from krs.instruments.facts import as_facts
@@ -56,6 +57,7 @@ def place(tmp_path_factory):
     krs.sweep(*names, QUESTIONS[:1], settings="resid", windows=1, positions="each", **ask).save(folder / "map.krs")
     krs.metrics.answers(v, u, QUESTIONS[:1], QUESTIONS[1:], **ask).save(folder / "answers.json")
     krs.account(v, u, QUESTIONS, points=8, **ask).save(folder / "account.krs")
+    krs.metrics.vocabulary(v, u, where=[(1, 2)], tokenizer=tiny_tokenizer()).save(folder / "vocabulary.json")
     krs.metrics.drift(v, u).frame.to_csv(folder / "drift.csv", index=False)
     reading = Reading("nll", np.array([1.0, 2.0, 3.0]), "nats", "low")
     facts = as_facts([{"question": q, "answer": "she"} for q in ("who", "what", "where")])
@@ -79,6 +81,22 @@ def test_a_sweep_in_words(place):
     assert f"{result.answers[0]!r}" in said
 
 
+def test_models_that_are_called_the_same_are_told_apart():
+    def of(place, weights="xxh3-128:0123456789"):
+        return {"name_or_path": place, "identity": {"weights": weights}}
+
+    assert _names([of("/a/v"), of("/a/u")]) == ["v", "u"]
+    assert _names([of("/runs/npo/model"), of("/runs/ga/model"), of("/x")]) == ["npo/model", "ga/model", "x"]
+    assert _names([of("out/a/b/model"), of("out/c/b/model")]) == ["a/b/model", "c/b/model"]
+    assert _names([of("model"), of("out/model")]) == ["model", "out/model"]
+    assert _names([of("base"), of("base", "xxh3-128:fedcba98765")]) == [
+        "base, weights 01234567",
+        "base, weights fedcba98",
+    ]
+    assert _names([of("base"), of("base")]) == ["base", "base"]
+    assert _names([{}, {"given_as": "smollm2"}]) == ["a model without a name", "smollm2"]
+
+
 def test_other_measures_are_told_of_and_drawn(place, tmp_path):
     peak = krs.load_result(place / "kl.krs").recovery("kl").iat[0, 0]
     assert f"Measured beside it: kl, whose recovery is at most attn_out {peak:.3f}." in _shown(place / "kl.krs")
@@ -88,7 +106,7 @@ def test_other_measures_are_told_of_and_drawn(place, tmp_path):
 
 
 def test_every_other_kind_of_result_in_words(place):
-    kinds = ("mean.krs", "map.krs", "account.krs", "answers.json", "drift.csv", "report.json")
+    kinds = ("mean.krs", "map.krs", "account.krs", "answers.json", "drift.csv", "report.json", "vocabulary.json")
     said = dict(zip(kinds, (_shown(place / name) for name in kinds), strict=True))
     table = krs.load_result(place / "mean.krs").recovery()["attn_out"]
     assert f"- attn_out: at most {table.max():.3f} (SD 0.000), at layer {table.idxmax()}" in said["mean.krs"]
@@ -101,6 +119,9 @@ def test_every_other_kind_of_result_in_words(place):
     assert f"vanilla:   {' '.join(answers.frame.vanilla[0].split())}" in said["answers.json"]
     moved = krs.metrics.drift(str(place / "v"), str(place / "u")).by_component().relative_change["keys"]
     assert f"- keys: {moved:.2e}, " in said["drift.csv"]
+    told = krs.metrics.load_vocabulary(place / "vocabulary.json")
+    assert f"layer 1, value vector 2: moved by {told.vectors.relative_change[0]:.3g}, " in said["vocabulary.json"]
+    assert f"vanilla: {told.tokens.token[0]!r} {told.tokens.token[1]!r} " in said["vocabulary.json"]
     assert "Verdict: partly: half of it reads so\n3 facts; each instrument:\n- nll: 2 [" in said["report.json"]
     assert "- uds: not run (no time)" in said["report.json"]
 
@@ -112,6 +133,7 @@ def test_a_directory_shows_what_is_in_it_and_an_unlearned_models_report(place, t
         for name in (
             "account.krs",
             "answers.json",
+            "vocabulary.json",
             "report.json",
             "drift.csv",
             "a.krs",

@@ -162,6 +162,25 @@ def _watch(v, u):
     return [np.array(list(looks(u, 0).values()))]
 
 
+def _text_completion(v, u):
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 3, "progress": False}
+    frame = krs.metrics.text_completion(v, u, ["who wrote the book of the sun"], ["the cat sat"], **options).frame
+    return frame[["nll", "nll_vanilla", "nll_text", "nll_text_vanilla"]]
+
+
+def _vocabulary(v, u):
+    """Those that moved, behind the head alone; places, behind the final norm too, and of one model."""
+    options = {"tokenizer": tiny_tokenizer(), "count": 3}
+    found = [
+        krs.metrics.vocabulary(v, u, **options),
+        krs.metrics.vocabulary(v, u, [(1, 2), (3, 4)], norm=True, **options),
+    ]
+    found.append(krs.metrics.vocabulary(v, where=[(0, 1)], **options))
+    numbers = [one.to_frame().drop(columns=["concept", "side", "token"]) for one in found]
+    assert all(len(frame) for frame in numbers)
+    return numbers
+
+
 BACKWARD = ("sweep", "account", "check_account", "dissect")
 
 CASES = {
@@ -184,8 +203,10 @@ CASES = {
     "self_check": _self_check,
     "speak": _speak,
     "sweep": _sweep,
+    "text_completion": _text_completion,
     "to_transformer_lens": _to_transformer_lens,
     "watch": _watch,
+    "vocabulary": _vocabulary,
     "unwrap": lambda v, u: [np.array(krs.hooks.unwrap(u) is u)],
 }
 

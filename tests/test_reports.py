@@ -16,6 +16,7 @@ from krs.instruments.verdict import Verdict
 from tests.instruments.case import FACTS
 from tests.pages.reading import Seen
 from tests.tiny import pair
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 SETTINGS = ["mlp_coef", "mlp_coef+attn_out"]
 
@@ -95,6 +96,18 @@ def test_a_dissections_folder_has_a_page_that_answers(tmp_path):
     (line,) = page.data["figures"]
     assert line["v"] == [[1.0, 0.5], [2.0, 1.5]]
     assert {row[-1] for row in page.tables["What each model says to each question"][1:]} == {evil}
+
+
+def test_value_vectors_have_a_page(tmp_path):
+    found = krs.metrics.vocabulary(*pair("llama"), tokenizer=tiny_tokenizer(), count=2, top=3)
+    found.save(tmp_path / "vocabulary.json")
+    page = _seen(tmp_path / "vocabulary.json", tmp_path)
+    assert len(page.tables["Each token"]) == 1 + 2 * 2 * 3
+    shown = page.tables["By value vector"]
+    assert [row[:2] for row in shown[1:]] == [
+        [str(n) for n in at] for at in found.vectors[["layer", "unit"]].to_numpy()
+    ]
+    assert float(shown[1][shown[0].index("tv")]) == round(float(found.vectors.tv[0]), 3)
 
 
 def test_what_is_no_result_and_no_place_for_a_page_is_refused(sweeps, tmp_path):

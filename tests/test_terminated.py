@@ -26,7 +26,7 @@ def slow(*_, **__):
 import krs.restore.checkpoint as checkpoint
 before = checkpoint.Keeper.update
 checkpoint.Keeper.update = lambda self, n=1: (before(self, n), n and slow())
-if "answers" in sys.argv or "prepare" in sys.argv:
+if "answers" in sys.argv or "prepare" in sys.argv or "wavefront" in sys.argv:
     import importlib
     greedy = importlib.import_module("krs.generation.greedy")
     greedy._BATCH, ask, begun = 1, greedy._lockstep, []
@@ -47,7 +47,7 @@ main()
 
 def _commands(folder):
     v, u = str(folder / "v"), str(folder / "u")
-    sweep = ["sweep", v, u, "--prompts", str(folder / "p.txt"), "-o", str(folder / "out"), "--engine", "plain"]
+    sweep = ["sweep", v, u, "--prompts", str(folder / "p.txt"), "-o", str(folder / "out")]
     train = ["unlearn", "ga", "--model", v, "--forget", str(folder / "p.txt"), "-o", str(folder / "out")]
     (folder / "c.json").write_text(json.dumps({"name": "cat", "questions": ["who is the cat", "the cat sat on"]}))
     ask = ["answers", v, u, "--target", str(folder / "p.txt"), "-o", str(folder / "out")]
@@ -55,13 +55,19 @@ def _commands(folder):
     return {
         "answers": [*ask, "--n-tokens", "2", "--quiet"],
         "prepare": [*prepare, "--n-tokens", "2", "--quiet"],
-        "sweep": [*sweep, "--window", "1", "--n-tokens", "2", "--quiet"],
+        "sweep": [*sweep, "--engine", "plain", "--window", "1", "--n-tokens", "2", "--quiet"],
+        "sweep, answering": [*sweep, "--engine", "wavefront", "--n-tokens", "2", "--quiet"],
         "unlearn": [*train, "--set", "steps=30", "--quiet"],
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["sweep", "unlearn", *(pytest.param(n, marks=pytest.mark.long) for n in ("answers", "prepare"))]
+    "name",
+    [
+        "sweep",
+        "unlearn",
+        *(pytest.param(n, marks=pytest.mark.long) for n in ("sweep, answering", "answers", "prepare")),
+    ],
 )
 def test_a_command_that_is_terminated_keeps_what_it_has(tmp_path, name):
     for side, model in zip("vu", pair("llama"), strict=True):
@@ -82,6 +88,11 @@ def test_a_command_that_is_terminated_keeps_what_it_has(tmp_path, name):
     if name == "sweep":
         assert "the same command goes on from there" in said
         assert 0 < (krs.load_result(out / "sweep.krs").part >= 0).mean() < 1
+    elif name == "sweep, answering":
+        assert "1 of 2 vanilla answers and no restoration yet, is in" in said
+        assert "the same command goes on from there" in said
+        found = krs.load_result(out / "sweep.krs")
+        assert len(found.token_ids) == len(found.provenance["waiting"]["token_ids"]) == 1
     elif name == "answers":
         assert "of 2 vanilla" in said
         assert len(krs.metrics.load_answers(out / "answers.part.json").token_ids["vanilla"]) == 1

@@ -18,6 +18,7 @@ from krs.cli import (
     study,
     sweep,
     unlearn,
+    vocabulary,
 )
 from krs.cli.shell import app, main
 
@@ -41,4 +42,5 @@ __all__ = [
     "study",
     "sweep",
     "unlearn",
+    "vocabulary",
 ]

@@ -18,9 +18,11 @@ from krs.cli.options import (
     TokenizerName,
     Unlearned,
     Vanilla,
+    VocabularyOption,
 )
 from krs.cli.outcome import check_unwritten, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
+from krs.writing import save_in_the_end
 
 
 @app.command()
@@ -37,6 +39,7 @@ def account(
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
+    vocabulary: VocabularyOption = "same",
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -50,7 +53,7 @@ def account(
     given = None if answers is None else files.read_prompts(answers)
 
     import krs
-    from krs.plots_account import save_account
+    from krs.plots.account import save_account
 
     names = writable(output, ["account.krs", "account.csv"], "account.png")
     with interruptible():
@@ -63,13 +66,14 @@ def account(
             points=points,
             n_tokens=n_tokens,
             tokenizer=tokenizer,
+            vocabulary=vocabulary,  # type: ignore[arg-type]
             chat_template_kwargs=files.template_arguments(template_arg),
             progress=not quiet,
             device=device,
             dtype=dtype,
             device_map=device_map,
         )
-    found.save(output / "account.krs", overwrite=True)
+    save_in_the_end(lambda path: found.save(path, overwrite=True), output / "account.krs", "the account", found)
     write_table(found.to_frame(), output / "account.csv")
     print(found)
     if "account.png" in names:

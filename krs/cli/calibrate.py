@@ -13,9 +13,10 @@ from krs.cli.options import Device, Dtype, Quiet
 from krs.cli.outcome import interruptible
 from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
+from krs.extras import installed
 from krs.writing import check_folder, write_text
 
-THRESHOLDS, TABLE, VERDICTS = "thresholds.json", "calibration.csv", "verdicts.csv"
+THRESHOLDS, TABLE, VERDICTS, PICTURE = "thresholds.json", "calibration.csv", "verdicts.csv", "calibration.png"
 
 
 @app.command()
@@ -80,8 +81,14 @@ def _read(folder: Path, tools: list[Any] | None, models: list[str] | None, quiet
     found = read(folder, only=tools, models=models or None, progress=not quiet)
     found.save(folder / THRESHOLDS)
     write_text(folder / TABLE, found.table().to_csv())
+    names = [THRESHOLDS, TABLE]
+    if installed("matplotlib") and len(told := found.told()):
+        from krs.plots.calibration import save_told
+
+        save_told(told, folder / PICTURE)
+        names.append(PICTURE)
     print(found)
-    print(f"written to {folder}/: {THRESHOLDS}, {TABLE}")
+    print(f"written to {folder}/: {', '.join(names)}")
 
 
 def _check(folder: Path, thresholds: Path, quiet: bool) -> None:

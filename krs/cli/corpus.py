@@ -17,16 +17,17 @@ def corpus(
     concept: Annotated[str, typer.Option(help="its name, as texts have it")],
     output: Annotated[Path, typer.Option("--output", "-o", help="a .jsonl file to write")],
     alias: Annotated[list[str] | None, typer.Option(help="another name; may be repeated")] = None,
-    count: Annotated[int, typer.Option(help="how many paragraphs are wanted")] = 6000,
+    count: Annotated[int, typer.Option(help="how many paragraphs, or segments, are wanted")] = 6000,
     text_field: Annotated[str, typer.Option(help="which field or column has the text")] = "text",
     case_sensitive: Annotated[bool, typer.Option(help="take upper and lower case as they are")] = False,
     part_of_word: Annotated[bool, typer.Option(help="a mention may be part of a longer word")] = False,
     min_chars: Annotated[int, typer.Option(help="leave out paragraphs that are shorter")] = 50,
     max_chars: Annotated[int, typer.Option(help="leave out longer ones (first taken apart at lines)")] = 4000,
+    words: Annotated[int | None, typer.Option(help="join paragraphs to segments of about so many words")] = None,
     overwrite: Annotated[bool, typer.Option(help="remove the output that is there, and start again")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Keep the paragraphs of a corpus that mention a concept. Interrupted, it goes on where it was."""
+    """Keep what of a corpus mentions a concept: paragraphs, or segments. Interrupted, it goes on where it was."""
     from krs.data import extract
 
     found = extract(
@@ -40,6 +41,7 @@ def corpus(
         whole_word=not part_of_word,
         min_chars=min_chars,
         max_chars=max_chars,
+        words=words,
         overwrite=overwrite,
         progress=not quiet,
     )

@@ -27,7 +27,7 @@ def interruptible(overwrite: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        for note in getattr(stop, "__notes__", None) or ["nothing is kept"]:
+        for note in getattr(stop, "__notes__", None) or ["nothing new is kept"]:
             print(f"krs: interrupted; {note.replace('the same call', same)}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
 

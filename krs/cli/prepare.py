@@ -19,6 +19,7 @@ def prepare(
     model: Annotated[str, typer.Option(help="the vanilla model, whose answers are to be unlearned")],
     output: Output,
     name: Annotated[str | None, typer.Option(help="which concept of the file")] = None,
+    only: Annotated[str | None, typer.Option(help="some of its questions, by number from 0, such as 0,3,4")] = None,
     retain_from: Annotated[str, typer.Option(help="whose retain questions serve one that has none")] = "harry_potter",
     chat: Annotated[bool, typer.Option(help="put each question through the chat template")] = False,
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 30,
@@ -35,6 +36,7 @@ def prepare(
     forget.jsonl and retain.jsonl hold questions with the model's own answers, requests.jsonl the same for MEMIT, and
     target.txt and unrelated.txt questions alone. Interrupted, the same command goes on from prepare.part.json.
     """
+    numbers = None if only is None else files.numbers(only, "--only")
     check_names(model)
     check_at_hand(model)
 
@@ -46,6 +48,7 @@ def prepare(
             model,
             output,
             name,
+            only=numbers,
             retain_from=retain_from,
             chat=chat,
             n_tokens=n_tokens,

@@ -16,6 +16,9 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="the page; report.html in the directory, or FILE.html")
     ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option(help="concepts whose questions go back into an exported study (repeatable)")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace a page that is there")] = False,
 ) -> None:
     """Write one page about a study, a sweep or a dissection: figures that answer, tables to copy, answers, provenance.
@@ -24,5 +27,5 @@ def report(
     """
     from krs.reports import report as write
 
-    place = write(path, output, overwrite=overwrite)
+    place = write(path, output, texts=texts or (), overwrite=overwrite)
     print(f"written: {place} ({place.stat().st_size / 1e6:.1f} MB)")

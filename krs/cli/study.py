@@ -17,8 +17,12 @@ _FAILED = 1
 
 @app.command()
 def study(
-    what: Annotated[str, typer.Argument(metavar="SPEC.yaml | status | show", help="a spec to run, or what to look at")],
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="of status and show: the study")] = None,
+    what: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml | status | show | export", help="a spec to run, or what to look at")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="of status, show and export: the study")
+    ] = None,
     cell: Annotated[str | None, typer.Argument(metavar="[CELL]", help="of show: the cell")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="directory to write to")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list cells, memory and time, and do nothing")] = False,
@@ -28,17 +32,23 @@ def study(
     ] = None,
     cpus: Annotated[int | None, typer.Option(help="with --runner ray: threads a cell")] = None,
     gpus: Annotated[float | None, typer.Option(help="with --runner ray: GPUs a cell, such as 0.25")] = None,
+    with_texts: Annotated[bool, typer.Option("--with-texts", help="of export: the questions too")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="of export: replace a file that is there")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a grid of models, concepts, methods, strengths and seeds, or what is left of it.
 
     `krs study SPEC.yaml -o DIR` runs it (`krs study run SPEC.yaml -o DIR` too), `krs study status DIR` lists its cells,
-    `krs study show DIR CELL` says all about one. Ends with 1 where a cell has failed.
+    `krs study show DIR CELL` says all about one, `krs study export DIR -o FILE.json` writes all tables into one file,
+    without the questions unless `--with-texts`. Ends with 1 where a cell has failed.
     """
     if what == "run" and folder is not None:
         what, folder = str(folder), None
     if what in ("status", "show"):
         _look(what, folder, cell)
+        return
+    if what == "export":
+        _export(folder, output, with_texts, overwrite)
         return
     if folder is not None or output is None:
         raise KrsError("give a spec and a directory: krs study SPEC.yaml -o DIR")
@@ -62,6 +72,15 @@ def study(
     if found.failed:
         print(f"failed: {', '.join(outcome.cell for outcome in found.failed)} (krs study show {output} CELL says why)")
         raise typer.Exit(_FAILED)
+
+
+def _export(folder: Path | None, output: Path | None, texts: bool, overwrite: bool) -> None:
+    from krs import study as studies
+
+    if folder is None or output is None:
+        raise KrsError("krs study export takes a study's directory and a file: krs study export DIR -o results.json")
+    place = studies.export(folder, output, texts=texts, overwrite=overwrite)
+    print(f"written: {place} ({place.stat().st_size / 1e6:.2f} MB)")
 
 
 def _look(what: str, folder: Path | None, cell: str | None) -> None:

@@ -67,7 +67,7 @@ def sweep(
     """Sweep a pair of models; writes sweep.krs, krs.csv and fig1.png.
 
     Interrupted, it says how much is done, and the same command goes on from there. The first restorations are done
-    after some two fifths of a pass through the models; before that, the vanilla answers are kept.
+    after some two fifths of a pass through the models; before that, the vanilla answers are kept, sixteen at a time.
     """
     check_names(vanilla, unlearned)
     asked = files.questions(prompts, chat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,22 @@ def words(result: Any, kind: str) -> Iterator[str]:
     """Lines about a result of a kind of `krs.saved`."""
     if kind == "sweep":
         return _mean(result) if hasattr(result, "members") else _sweep(result)
-    return {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}[
-        kind
-    ](result)
+    told = {"account": _account, "answers": _answers, "dissection": _dissection, "report": _report, "drift": _drift}
+    return (told | {"vocabulary": _vocabulary, "study": _study})[kind](result)
+
+
+def _study(result: Any) -> Iterator[str]:
+    yield f"A {result!r}."
+    table = result.table("krs")
+    if len(table):
+        best = table.groupby(["cell", "setting"], sort=False).krs.max().unstack("setting")
+        yield f"Highest KRS of any window, mean over {counted(len(best), 'cell')} (lowest to highest):"
+        for name in dict.fromkeys(table.setting):
+            yield f"- {name}: {best[name].mean():.2f} ({best[name].min():.2f} to {best[name].max():.2f})"
+    read = result.table("dissect")
+    if len(read):
+        words = read.drop_duplicates("cell").verdict.value_counts()
+        yield "Verdicts: " + ", ".join(f"{word} {n}" for word, n in words.items()) + "."
 
 
 def _sweep(result: Any) -> Iterator[str]:
@@ -96,6 +109,11 @@ def _answers(result: Any) -> Iterator[str]:
             f"{str(side).capitalize()}, {counted(int(row.questions), 'question')}: BLEU {row.bleu:.1f} of "
             f"{row.ceiling:.1f}, refusals {row.refusals:.0%} (vanilla {row.refusals_vanilla:.0%})."
         )
+        if "bleu_text" in row:
+            yield (
+                f"Against the texts themselves: BLEU {row.bleu_text:.1f} (vanilla {row.bleu_text_vanilla:.1f}), "
+                f"{row.nll_text:.2f} nats a token of them (vanilla {row.nll_text_vanilla:.2f})."
+            )
         yield from said(result.frame[result.frame.side == side].head(3))
     yield from _end(result.provenance, result.notes)
 
@@ -104,6 +122,8 @@ def said(rows: Any) -> Iterator[str]:
     """Questions, and what both models answer to them."""
     for row in rows.itertuples():
         yield f"- {_line(row.question)}"
+        if hasattr(row, "text"):
+            yield f"  text:      {_line(row.text)}"
         yield f"  vanilla:   {_line(row.vanilla)}"
         yield f"  unlearned: {_line(row.unlearned)}"
 
@@ -115,6 +135,7 @@ def page(answers: Any) -> str:
         lines += ["", f"## {str(side).capitalize()} questions"]
         for row in rows.itertuples():
             lines += ["", f"**{_line(row.question)}**", ""]
+            lines += [f"- text: {_line(row.text)}"] if hasattr(row, "text") else []
             lines += [f"- vanilla: {_line(row.vanilla)}", f"- unlearned: {_line(row.unlearned)}"]
     return "\n".join(lines) + "\n"
 
@@ -125,7 +146,8 @@ def _line(text: str | None) -> str:
 
 def _dissection(result: Any) -> Iterator[str]:
     models = result.provenance.get("models", {})
-    yield f"A dissection of {', '.join(f'{_name(made)} ({side})' for side, made in models.items())}."
+    named = zip(models, _names(list(models.values())), strict=True)
+    yield f"A dissection of {', '.join(f'{name} ({side})' for side, name in named)}."
     yield f"Verdict: {result.verdict}"
     yield f"{counted(len(result.facts), 'fact')}; each instrument:"
     for reading in result.readings.values():
@@ -156,6 +178,21 @@ def _drift(result: Any) -> Iterator[str]:
         yield f"- {str(name).replace('_', ' ')}: {row.relative_change:.2e}, {row.cosine_min:.6f}, {row.identical:.1%}"
 
 
+def _vocabulary(result: Any) -> Iterator[str]:
+    made = result.provenance
+    of = _pair(made) if "unlearned" in made else _name(made["vanilla"])
+    norm = "through the final norm and the head" if made["norm"] else "through the head alone"
+    yield f"{counted(len(result.vectors), 'value vector')} of {of} as tokens, {norm}."
+    for vector, row in result.vectors.iterrows():
+        moved = f": moved by {row.relative_change:.3g}, cosine {row.cosine:.4f}, {row.kept:.0%} of its tokens kept"
+        concept = f" ({row.concept})" if row.concept else ""
+        yield f"- layer {row.layer}, value vector {row.unit}{concept}{moved if 'unlearned' in made else ''}"
+        of_it = result.tokens[result.tokens.vector == vector]
+        for side, rows in of_it.groupby("side", sort=False):
+            yield f"  {side}: {' '.join(map(repr, rows.token))}"
+    yield from _end(made, result.notes)
+
+
 def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
     versions = made.get("versions", {})
     by = ", ".join(f"{p} {versions[p]}" for p in ("krs", "torch", "transformers") if p in versions)
@@ -166,12 +203,32 @@ def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
 
 
 def _pair(made: Mapping[str, Any]) -> str:
-    return f"{_name(made.get('unlearned', {}))} (unlearned) beside {_name(made.get('vanilla', {}))} (vanilla)"
+    unlearned, vanilla = _names([made.get("unlearned", {}), made.get("vanilla", {})])
+    return f"{unlearned} (unlearned) beside {vanilla} (vanilla)"
+
+
+def _names(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last part of each model's name; more of it, or which weights it has, where others are called the same."""
+    paths = [_path(made) for made in models]
+    longest = max((len(path.parts) for path in paths), default=1)
+    found = [_last(path, 1) for path in paths]
+    for n in range(2, longest + 1):
+        found = [_last(path, n) if found.count(name) > 1 else name for path, name in zip(paths, found, strict=True)]
+    weights = [str(made.get("identity", {}).get("weights", "")).rpartition(":")[2][:8] for made in models]
+    alike = [found.count(name) > 1 and len(set(weights)) > 1 for name in found]
+    return [f"{n}, weights {w}" if same and w else n for n, w, same in zip(found, weights, alike, strict=True)]
 
 
 def _name(made: Mapping[str, Any]) -> str:
-    name = made.get("name_or_path") or made.get("given_as") or "a model without a name"
-    return Path(str(name)).name or str(name)
+    return _names([made])[0]
+
+
+def _path(made: Mapping[str, Any]) -> Path:
+    return Path(str(made.get("name_or_path") or made.get("given_as") or "a model without a name"))
+
+
+def _last(path: Path, n: int) -> str:
+    return str(Path(*path.parts[-n:])) if path.parts else str(path)
 
 
 def _layers(first: int, last: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,26 @@ class Concept:
         """Its name and its aliases."""
         return (self.name, *self.aliases)
 
+    def only(self, numbers: Sequence[int]) -> Concept:
+        """The concept with some of its questions, by number from 0, and their answers; all else is kept.
+
+        >>> load_concept("paris").only([0, 2]).questions == load_concept("paris").questions[::2][:2]
+        True
+
+        Raises `KrsError` for numbers that there are not, none, and one that is there twice.
+        """
+        wrong = [n for n in numbers if not 0 <= n < len(self.questions)]
+        if wrong or not numbers or len(set(numbers)) < len(numbers):
+            what = f"there is no question {wrong[0]}" if wrong else "give each question once, and at least one"
+            last = len(self.questions) - 1
+            raise KrsError(f"questions {list(numbers)} of {self.name!r}: {what}; they are counted from 0 to {last}")
+        return replace(
+            self,
+            questions=tuple(self.questions[n] for n in numbers),
+            answers=tuple(self.answers[n] for n in numbers if self.answers),
+            answer_tokens=tuple(self.answer_tokens[n] for n in numbers if self.answer_tokens),
+        )
+
 
 def concepts() -> list[str]:
     """Names of the concepts that come with krs.
@@ -79,7 +99,7 @@ def load_concept(name_or_path: str | Path, concept: str | None = None) -> Concep
 
     Args:
         name_or_path: one of `concepts()`, or a file as in `load_concepts`.
-        concept: the name of the one wanted (in upper or lower case), for a file with several.
+        concept: the name of the one wanted (in upper or lower case), or its `id`, for a file with several.
 
     Raises:
         KrsError: there is no such concept or file, the file is not right, or it holds several and none was named.
@@ -90,7 +110,8 @@ def load_concept(name_or_path: str | Path, concept: str | None = None) -> Concep
         if len(found) > 1:
             raise KrsError(f"{name_or_path} holds {len(found)} concepts: say which with concept=, one of {names}")
         return found[0]
-    matches = [c for c in found if c.name.casefold() == concept.strip().casefold()]
+    wanted = concept.strip().casefold()
+    matches = [c for c in found if c.name.casefold() == wanted] or [c for c in found if str(c.id) == wanted]
     if not matches:
         raise KrsError(f"{name_or_path} has no concept {concept!r}: there are {names}")
     if len(matches) > 1:

@@ -1,4 +1,4 @@
-"""Paragraphs about a concept out of a corpus of any size: `extract`, and what it hands back."""
+"""Paragraphs, or segments, about a concept out of a corpus of any size: `extract`, and what it hands back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from krs.data.documents import Place, Query, Record, Source, open_sources
 from krs.data.kept import FORMAT, Counts, Kept, Paths, file_hash, read_json, refuse_others
 from krs.data.mentions import Mentions, paragraphs
+from krs.data.segments import n_words, segments
 from krs.errors import KrsError
 from krs.progress import bar
 from krs.wording import counted
@@ -34,12 +35,14 @@ class Extraction(Counts):
         target: how many were wanted.
         seconds: how long it took, interrupted runs included.
         documents: records read, malformed ones included.
+        segment_words: how many words a segment was to have; `None` where paragraphs were kept.
         paragraphs: of documents that mention the concept; others are not taken apart.
-        matched: paragraphs that mention it.
+        matched: paragraphs, or segments, that mention it.
         unfit: of these, too short or too long ones.
         duplicates: of these, ones that differ from a kept one in case and white space at most.
         malformed: records without a text.
-        written: paragraphs kept.
+        written: paragraphs, or segments, kept.
+        words: how many words these have, all together.
         bytes: of the files, as far as they were read, as they lie on disk; none of a stream.
         problems: where the first malformed records are, and what is wrong with them.
     """
@@ -48,11 +51,17 @@ class Extraction(Counts):
     concept: str = ""
     target: int = 0
     seconds: float = 0.0
+    segment_words: int | None = None
 
     @property
     def reached(self) -> bool:
         """Whether there were as many as wanted."""
         return self.written >= self.target
+
+    @property
+    def mean_words(self) -> float:
+        """Words a kept paragraph or segment, on average; NaN where none was kept."""
+        return self.words / self.written if self.written else float("nan")
 
     @property
     def provenance(self) -> Path:
@@ -67,13 +76,16 @@ class Extraction(Counts):
     def __repr__(self) -> str:
         target = "reached" if self.reached else "not reached: the sources have no more"
         size = f", {self.bytes / 1e6:,.1f} MB" if self.bytes else ""
+        noun = "paragraph" if self.segment_words is None else "segment"
+        wanted = "" if self.segment_words is None else f"; {self.segment_words:,} were asked for"
         lines = [
-            f"{counted(self.written, 'paragraph')} about {self.concept!r} in {self.path} "
-            f"(target of {self.target:,} {target})",
+            f"{counted(self.written, noun)} about {self.concept!r} in {self.path} (target of {self.target:,} {target})",
             f"read: {counted(self.documents, 'document')}{size} in {self.seconds:,.1f} s",
-            f"matched: {counted(self.matched, 'paragraph')}, of them {counted(self.duplicates, 'duplicate')} "
+            f"matched: {counted(self.matched, noun)}, of them {counted(self.duplicates, 'duplicate')} "
             f"and {self.unfit:,} too short or too long",
         ]
+        if self.written:
+            lines.append(f"words: {self.mean_words:,.1f} a {noun} on average{wanted}")
         if self.malformed:
             lines.append(f"malformed: {counted(self.malformed, 'record')}, the first at {'; '.join(self.problems)}")
         return "\n".join(lines)
@@ -92,6 +104,7 @@ def extract(
     id_field: str = "id",
     min_chars: int = 50,
     max_chars: int = 4000,
+    words: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
     prefilter: bool = True,
@@ -126,6 +139,10 @@ def extract(
         id_field: which has the document's id; without one, the number of its line or row stands for it.
         min_chars: paragraphs with fewer characters are left out.
         max_chars: paragraphs with more are left out, once they are taken apart at their lines.
+        words: keep segments instead of paragraphs: whole neighbouring paragraphs joined up to about so many words
+            (`krs.data.segments`; Table 1 of the paper has 1,515 and 2,261 on average). One that mentions the concept is
+            kept if it has at least half and at most twice as many. `min_chars` does not count then, and `max_chars`
+            only says which blocks are taken apart at their lines.
         progress: show bars.
         overwrite: remove the output and what belongs to it, and start again.
         prefilter: look into documents only if their bytes may have a mention in them; `False` gives the same, slowly.
@@ -137,7 +154,7 @@ def extract(
     if isinstance(aliases, str):
         raise KrsError(f"aliases is one string: pass a list of names, [{aliases!r}]")
     query = Query(Mentions.of(concept, tuple(aliases), ignore_case, whole_word), text_field, id_field, prefilter)
-    limits = _Limits(count, min_chars, max_chars)
+    limits = _Limits(count, min_chars, max_chars, words)
     paths = Paths(_checked(Path(output)))
     sources = open_sources(source, paths.output)
     for each in sources:
@@ -162,11 +179,12 @@ def extract(
 
 @dataclass(frozen=True)
 class _Limits:
-    """How many paragraphs are wanted, and of which length."""
+    """How many paragraphs, or segments, are wanted, and of which length."""
 
     count: int
     min_chars: int
     max_chars: int
+    words: int | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -176,6 +194,14 @@ class _Limits:
                 f"no paragraph has at least {self.min_chars} and at most {self.max_chars} characters: "
                 "min_chars has to be the smaller one, from 0 up"
             )
+        if self.words is not None and self.words < 1:
+            raise KrsError(f"words={self.words}: ask for segments of at least 1 word, such as 1515")
+
+    def fit(self, text: str) -> bool:
+        """Whether a paragraph, or a segment, is of a length that is wanted."""
+        if self.words is not None:
+            return self.words <= 2 * n_words(text) and n_words(text) <= 2 * self.words
+        return self.min_chars <= len(text) <= self.max_chars
 
 
 def _checked(output: Path) -> Path:
@@ -213,19 +239,19 @@ def _run(sources: Sequence[Source], query: Query, limits: _Limits, kept: Kept, b
 
 
 def _take(record: Record, source: str, query: Query, limits: _Limits, counts: Counts, kept: Kept) -> Counts:
-    """Write the paragraphs of a document that mention the concept, and count."""
+    """Write the paragraphs, or segments, of a document that mention the concept, and count."""
     if record.problem:
         problems = (*counts.problems, f"{source}:{record.number}: {record.problem}")[:_PROBLEMS]
         return replace(counts, malformed=counts.malformed + record.many, problems=problems)
     pieces = list(paragraphs(record.text, limits.max_chars))
-    matched = unfit = duplicates = written = 0
-    for start, end in pieces:
+    matched = unfit = duplicates = written = words = 0
+    for start, end in pieces if limits.words is None else segments(record.text, pieces, limits.words):
         text = record.text[start:end]
         found = query.first(text)
         if found is None:
             continue
         matched += 1
-        if not limits.min_chars <= len(text) <= limits.max_chars:
+        if not limits.fit(text):
             unfit += 1
         elif not kept.is_new(text):
             duplicates += 1
@@ -244,6 +270,7 @@ def _take(record: Record, source: str, query: Query, limits: _Limits, counts: Co
                 }
             )
             written += 1
+            words += n_words(text)
             if counts.written + written == limits.count:
                 break
     return replace(
@@ -253,6 +280,7 @@ def _take(record: Record, source: str, query: Query, limits: _Limits, counts: Co
         unfit=counts.unfit + unfit,
         duplicates=counts.duplicates + duplicates,
         written=counts.written + written,
+        words=counts.words + words,
     )
 
 
@@ -299,7 +327,12 @@ def _extraction(paths: Paths, meta: dict[str, Any]) -> Extraction:
     counts = {**meta["counts"], "problems": tuple(meta["counts"]["problems"])}
     settings = meta["settings"]
     return Extraction(
-        **counts, path=paths.output, concept=settings["names"][0], target=settings["count"], seconds=meta["seconds"]
+        **counts,
+        path=paths.output,
+        concept=settings["names"][0],
+        target=settings["count"],
+        seconds=meta["seconds"],
+        segment_words=settings["words"],
     )
 
 
@@ -313,7 +346,13 @@ class _Bars:
         self._open = ExitStack()
         unit = "B" if self._files else "document"
         self._read = bar(total, "reading", show=show, unit=unit, done=self._amount(counts), scale=True)
-        self._kept = bar(limits.count, "keeping", show=show, unit="paragraph", done=counts.written)
+        self._kept = bar(
+            limits.count,
+            "keeping",
+            show=show,
+            unit="paragraph" if limits.words is None else "segment",
+            done=counts.written,
+        )
 
     def __enter__(self) -> _Bars:
         self._open.enter_context(self._read)

@@ -1,4 +1,4 @@
-"""What an extraction has kept so far: paragraphs in a file, and beside it how far it has come."""
+"""What an extraction has kept so far: paragraphs (or segments) in a file, and beside it how far it has come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from krs.data.documents import Place
 from krs.errors import KrsError
 from krs.writing import write_text
 
-FORMAT = 1
+FORMAT = 2
 _SECONDS_APART = 1.0
 _DIGEST = 16
 
@@ -34,6 +34,7 @@ class Counts:
     malformed: int = 0
     written: int = 0
     bytes: int = 0
+    words: int = 0
     problems: tuple[str, ...] = ()
 
 

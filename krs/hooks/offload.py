@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from krs.errors import KrsError
 from krs.hooks.interrupts import interrupt_deferred
 
 
 @contextmanager
-def materialised(module: nn.Module) -> Iterator[None]:
+def materialised(module: nn.Module, recurse: bool = True) -> Iterator[None]:
     """Inside, a module's offloaded weights are in memory, loaded once by accelerate's own hooks.
 
     Those hooks load a weight whenever its module is called, and drop it afterwards; a sweep calls a layer's modules
-    many times. Modules that are not offloaded are left alone.
+    many times. Modules that are not offloaded are left alone, and without `recurse` all modules within.
     """
     before: list[tuple[nn.Module, Any, Any]] = []
     try:
-        for part in module.modules():
+        for part in module.modules() if recurse else [module]:
             for hook in _offloading(part):
                 before.append((part, hook, part.__dict__["forward"]))
                 hook.pre_forward(part)
@@ -36,6 +38,19 @@ def materialised(module: nn.Module) -> Iterator[None]:
 def is_offloaded(model: nn.Module) -> bool:
     """Whether accelerate keeps some of this model's weights elsewhere and brings them in when they are used."""
     return any(_offloading(part) for part in model.modules())
+
+
+def whole_copy(model: nn.Module, what: str) -> nn.Module:
+    """A copy whose weights may be changed; `KrsError` for a model some of whose weights are brought in at each call.
+
+    What would be written into such a copy is not what it computes with. `what` says what the copy is for.
+    """
+    if is_offloaded(model) or any(p.device.type == "meta" for p in model.parameters()):
+        raise KrsError(
+            f"{what} needs a copy with all weights in memory, and some are offloaded: load the models whole, in "
+            "bfloat16 or on more memory"
+        )
+    return copy.deepcopy(model)
 
 
 def _offloading(module: nn.Module) -> list[Any]:

@@ -68,6 +68,11 @@ class PrefixRecall(Instrument):
     nulls = ("same", "never_knew")
     passes = 12.0
 
+    def lacks(self, case: Case) -> str | None:
+        """Something has to stand before the key: whole answers that were given without one say nothing."""
+        none = not any(_before(case.target, i) for i in range(len(case.target)))
+        return super().lacks(case) or ("needs answers whose key does not stand first" if none else None)
+
     def measure(self, case: Case) -> Reading:
         """1 or 0 a fact, NaN for one whose answer begins with its key."""
         asked = case.target
@@ -75,7 +80,7 @@ class PrefixRecall(Instrument):
         which = [i for i, ids in enumerate(before) if ids]
         values = np.full(len(asked), np.nan)
         if which:
-            answers = said(case.unlearned, asked.only(which), [before[i] for i in which])
+            answers = said(case.unlearned, asked.only(which), [before[i] for i in which], "unlearned")
             begun = [str(asked.wording.tokenizer.decode(list(before[i]))) for i in which]
             for i, text, start in zip(which, answers, begun, strict=True):
                 values[i] = holds(text[len(start) :], asked.facts[i].sought)

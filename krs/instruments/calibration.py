@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,12 @@ class Calibration:
     Attributes:
         rows: by instrument.
         base: what the models were made from.
+        same: by instrument, what the vanilla model itself reads.
     """
 
     rows: Mapping[str, Sequence[Row]]
     base: str
+    same: Mapping[str, float] = field(default_factory=dict)
 
     def table(self) -> DataFrame:
         """A row an instrument.
@@ -103,8 +105,33 @@ class Calibration:
             least, most = float(min(knows)), float(max(never))
             # Where both groups lie apart, a third of the way between them from either side; else beyond the overlap.
             low, high = (most + (least - most) / 3, least - (least - most) / 3) if least > most else (least, most)
-            found[name] = Threshold(sign * high, sign * low, told, kinds.get(name, name))
+            same = self.same.get(name, float("nan"))
+            furthest = sign * float(min(never))
+            found[name] = Threshold(sign * high, sign * low, told, kinds.get(name, name), same, furthest)
         return found
+
+    def told(self) -> DataFrame:
+        """A row an instrument and silent model of constructed truth, as `krs.plots.calibration.plot_told` takes them.
+
+        Instruments come as in `table`, the paper's score first.
+        """
+        import pandas as pd
+
+        order = sorted(self.table().index, key=lambda name: name != "krs")
+        aucs = self.table().auc
+        found = [
+            {
+                "instrument": name,
+                "model": row.model,
+                "known": row.known,
+                "knowledge": row.reading.knowledge,
+                "auc": aucs[name],
+            }
+            for name in order
+            for row in self.rows[name]
+            if row.silent and row.known is not None and not np.isnan(row.reading.knowledge)
+        ]
+        return pd.DataFrame(found)
 
     def save(self, path: str | Path) -> None:
         """Write thresholds, table and every reading's mean as JSON, in one step."""
@@ -116,7 +143,10 @@ class Calibration:
             "instruments": {name: vars(t) for name, t in self.thresholds().items()},
             "table": json.loads(self.table().to_json(orient="index")),
             "means": {name: {row.model: row.reading.mean for row in rows} for name, rows in self.rows.items()},
-            "models": {r.model: {"known": r.known, "grade": r.grade} for r in next(iter(self.rows.values()))},
+            "models": {
+                r.model: {"known": r.known, "grade": r.grade, "silent": r.silent}
+                for r in next(iter(self.rows.values()))
+            },
         }
         write_text(path, json.dumps(told, indent=1, ensure_ascii=False))
 
@@ -163,14 +193,16 @@ def calibrate(
     tools = [instrument(one) for one in (instruments() if only is None else only)]
     wanted = [m for m in _subjects(truth) if models is None or m.name in set(models)]
     rows: dict[str, list[Row]] = {}
-    with bar(len(wanted) * len(tools), "calibrate", show=progress, unit="reading") as shown:
+    with bar((len(wanted) + 1) * len(tools), "calibrate", show=progress, unit="reading") as shown:
         for model in wanted:
             for tool, reading in _readings(truth, model, tools, shown):
                 row = Row(model.name, model.known, model.grade, silent(model), reading)
                 rows.setdefault(tool.name, []).append(row)
-    if not rows:
-        raise KrsError(f"there is nothing to read in {str(directory)!r}: make the models first")
-    return Calibration(rows, truth.base)
+        if not rows:
+            raise KrsError(f"there is nothing to read in {str(directory)!r}: make the models first")
+        votes = [tool for tool in tools if "same" in tool.nulls]
+        same = {tool.name: found.mean for tool, found in _readings(truth, truth.vanilla, votes, shown)}
+    return Calibration(rows, truth.base, same)
 
 
 def check_verdicts(

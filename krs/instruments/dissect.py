@@ -28,8 +28,8 @@ from krs.models.pair import check_pair
 from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar
-from krs.prompts import encode
-from krs.writing import check_folder
+from krs.prompts import encode, listed
+from krs.writing import check_folder, save_in_the_end
 
 Target: TypeAlias = str | Path | Iterable[FactLike | str]
 _FIRST = ("nll", "nll_tail", "recall")
@@ -95,7 +95,8 @@ def dissect(
         device_map: see `device`.
 
     Raises `KrsError` for bad input before anything runs. What is interrupted raises what interrupted it with the
-    attribute `partial`, the `Dissection` of what was done.
+    attribute `partial`, the `Dissection` of what was done; so does one that cannot be saved in the end, where possible
+    with a file among the temporary ones.
     """
     given, others = _asked(target, "target"), _asked(unrelated, "unrelated", empty=True)
     limit = seconds(budget)
@@ -106,9 +107,9 @@ def dissect(
     named = {"vanilla": vanilla, "unlearned": unlearned} | ({} if retain is None else {"retain": retain})
     loaded = load_given(named, device=device, dtype=dtype, device_map=device_map)
     models = dict(zip(named, (model for model, _ in loaded), strict=True))
-    bodies = check_pair(models["vanilla"], models["unlearned"])
+    bodies = check_pair(models["vanilla"], models["unlearned"], None)
     if retain is not None:
-        check_pair(models["vanilla"], models["retain"])
+        check_pair(models["vanilla"], models["retain"], None)
     chosen = as_tokenizer(tokenizer) or next((t for _, t in loaded if t is not None), None)
     chosen = chosen or next((t for m in models.values() if (t := find_tokenizer(m)) is not None), None)
     if chosen is None:
@@ -212,8 +213,8 @@ def _run(
         raise
     result = found()
     if folder is not None:
-        result.save(folder / "report.json")
-        result.save(folder / "report.html")
+        for name in ("report.json", "report.html"):
+            save_in_the_end(result.save, folder / name, "the dissection", result)
     return result
 
 
@@ -263,7 +264,7 @@ def _asked(given: Target, what: str, empty: bool = False) -> tuple[Fact, ...] | 
 
         rows: list[Any] = read_prompts(Path(given))
         return tuple(rows) if all(isinstance(r, str) for r in rows) else read_facts(given, what)
-    rows = list(given)
+    rows = listed(given, what, "fact")
     if not rows and empty:
         return ()
     if rows and all(isinstance(row, str) for row in rows):

@@ -131,15 +131,29 @@ def load_dissection(path: str | Path) -> Dissection:
     if not isinstance(told, dict) or told.get("krs_dissection") != _FORMAT:
         raise KrsError(f"{str(path)!r} does not hold a dissection (format {_FORMAT}): give the .json of one")
     try:
+        facts = as_facts(told["facts"])
+        _check_texts(told, len(facts))
         cast = told["verdict"]["votes"]
         votes = tuple(Vote(**v | {"share": np.nan if v["share"] is None else v["share"]}) for v in cast)
         return Dissection(
             Verdict(told["verdict"]["word"], told["verdict"]["why"], votes),
             {name: Reading.from_json(r) for name, r in told["readings"].items()},
             told["left_out"],
-            as_facts(told["facts"]),
+            facts,
             told["said"],
             told["provenance"],
         )
-    except (KeyError, TypeError) as reason:
+    except (KeyError, TypeError, ValueError, AttributeError, KrsError) as reason:
         raise KrsError(f"{str(path)!r} does not hold a whole dissection ({reason}): make it again") from None
+
+
+def _check_texts(told: dict[str, Any], facts: int) -> None:
+    """Raise `TypeError` for texts that are none, and for other numbers of answers than of facts."""
+    verdict, left_out, said = told["verdict"], told["left_out"], told["said"]
+    texts = [verdict["word"], verdict["why"], *left_out.values()]
+    for name, answers in said.items():
+        if len(answers) != facts:
+            raise TypeError(f"{name} has {len(answers)} answers to {facts} facts")
+        texts += answers
+    if not all(isinstance(text, str) for text in texts) or not isinstance(told["provenance"], dict):
+        raise TypeError("something else where a text should be")

@@ -93,7 +93,12 @@ class Instrument(ABC):
         notes = list(found.notes)
         for name, stand_in in null_cases(self.nulls, case) if nulls else ():
             if self.lacks(stand_in) is None:
-                other = self._measured(stand_in)
+                try:
+                    other = self._measured(stand_in)
+                except KrsError as reason:
+                    raise KrsError(
+                        f"under the null {name!r}, in which another model or other facts stand in: {reason}"
+                    ) from None
                 others[name] = other.values
                 notes += [f"null {name}: {note}" for note in other.notes]
         return replace(found, nulls=others, notes=tuple(notes), seconds=time.perf_counter() - start)

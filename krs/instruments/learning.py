@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from krs.generation.forward import accepted, device_of
 from krs.hooks.context import plain_calls
+from krs.hooks.offload import whole_copy
 from krs.instruments.case import Asked
 from krs.prompts import TokenBatch
 
@@ -24,7 +24,7 @@ def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Itera
     Each step is on all of them: AdamW, no weight decay, the mean loss over answer tokens. Dropout is off. The copy is
     the same object each time.
     """
-    student = copy.deepcopy(model)
+    student = whole_copy(model, "relearning")
     for parameter in student.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()

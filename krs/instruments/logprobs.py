@@ -89,13 +89,18 @@ def one_forward(model: nn.Module, part: TokenBatch, side: str = "unlearned") -> 
     return AnswerTokens(logprob, hit)
 
 
-def said(model: nn.Module, asked: Asked, begun: Sequence[tuple[int, ...]] | None = None) -> list[str]:
-    """Greedy answers as text, without special tokens; `begun` are tokens that each answer begins with."""
+def said(
+    model: nn.Module, asked: Asked, begun: Sequence[tuple[int, ...]] | None = None, side: str = "the model"
+) -> list[str]:
+    """Greedy answers as text, without special tokens; `begun` are tokens that each answer begins with.
+
+    `side` is what messages call the model.
+    """
     ids = encode(asked.prompts, asked.wording.tokenizer)
     starts = begun if begun is not None else [()] * len(ids)
     whole = tuple(p + tuple(b) for p, b in zip(ids, starts, strict=True))
     n_tokens = max(map(len, asked.batch.targets)) + _MORE
-    found = greedy(model, whole, n_tokens, progress=False, eos=asked.wording.ends)
+    found = greedy(model, whole, n_tokens, progress=False, side=side, eos=asked.wording.ends)
     decode = asked.wording.tokenizer.decode
     return [
         str(decode(list(b) + list(tokens), skip_special_tokens=True)) for b, tokens in zip(starts, found, strict=True)
@@ -107,7 +112,8 @@ def said_of(case: Case, model: nn.Module) -> list[str]:
     found = case.found.setdefault(model, {})
     key = ("said", case.target)
     if key not in found:
-        found[key] = said(model, case.target)
+        sides = {id(case.retain): "retain", id(case.unlearned): "unlearned", id(case.vanilla): "vanilla"}
+        found[key] = said(model, case.target, side=sides.get(id(model), "the model"))
     answers: list[str] = found[key]
     return answers
 

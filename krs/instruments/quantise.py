@@ -5,7 +5,6 @@ Zhang et al. 2024 (arXiv 2410.16454) get much of what was unlearned back by quan
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from krs.hooks.anatomy import anatomy
 from krs.hooks.components import component_of
+from krs.hooks.offload import whole_copy
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.logprobs import answer_tokens
@@ -38,8 +38,8 @@ class _Quantise(Instrument):
     def measure(self, case: Case) -> Reading:
         """How much NLL goes when the model is quantised; below 0 where rounding does harm."""
         batch = case.target.batch
-        before = answer_tokens(case.unlearned, batch).nll()
         rounded = quantised(case.unlearned, self.bits, self.group)
+        before = answer_tokens(case.unlearned, batch).nll()
         return self.reading(before - answer_tokens(rounded, batch, "the quantised").nll())
 
 
@@ -64,7 +64,7 @@ def quantised(model: nn.Module, bits: int, group: int = 64) -> nn.Module:
     Inputs of each output are rounded in groups that share a scale, the largest of their absolute values; the last
     group is shorter where the width is no multiple.
     """
-    rounded = copy.deepcopy(model)
+    rounded = whole_copy(model, "rounding the weights")
     body = anatomy(rounded)
     for name, parameter in rounded.named_parameters():
         if parameter.dim() >= 2 and parameter.is_floating_point() and component_of(body, name)[0] not in _LEFT:

@@ -20,8 +20,14 @@ from krs.errors import KrsError
 from krs.instruments.reading import Reading, interval, mean
 
 Word = Literal["knows", "partly", "does not know", "cannot tell"]
+Says = Literal["knows", "never", "between", "beyond", "unsure"]
+RULES = 2
+"""Raise it when the same readings come to another verdict."""
 _ENOUGH = 2
 """So many kinds of instruments have to agree."""
+_BEYOND = 0.5
+"""How far behind all models that never knew a reading is that no model can come to by not knowing: so many times the
+distance from the furthest of them to those that know."""
 _TRAINED = frozenset({"likelihood", "saying"})
 """They look at what unlearning trains: a model that is kept from saying what it knows reads low in all of them."""
 
@@ -35,20 +41,38 @@ class Threshold:
         never: readings up to here are those of models that never knew.
         auc: of models that know against those that never knew, matched in what they say.
         kind: instruments of one kind look at one thing; they count as one vote.
+        same: what the vanilla model itself read in the calibration; NaN where it does not say.
+        furthest: the reading furthest from knowing of a model that never knew; NaN where it does not say.
     """
 
     knows: float
     never: float
     auc: float
     kind: str = ""
+    same: float = float("nan")
+    furthest: float = float("nan")
 
     @property
     def sign(self) -> float:
         """1 where more is more knowledge, else -1."""
         return 1.0 if self.knows >= self.never else -1.0
 
-    def vote(self, values: np.ndarray) -> Literal["knows", "never", "between", "unsure"]:
-        """What the mean of these values says. For a vote its interval has to end short of the other side."""
+    def vote(self, values: np.ndarray, same: np.ndarray | None = None) -> Says:
+        """What the mean of these values says, and what it adds to what the vanilla model reads of the same facts.
+
+        For a vote its interval has to end short of the other side. Where the vanilla model reads otherwise than the one
+        in the calibration did, by more than half the distance between both thresholds (its own long answers are less
+        likely to it than facts that it was taught), the values count as they are and moved by that difference, and
+        both have to say the same.
+        """
+        said = self._said(values)
+        other = 0.0 if same is None else mean(same) - self.same
+        if np.isnan(other) or abs(other) <= abs(self.knows - self.never) / 2:
+            return said
+        moved = self._said(values - other)
+        return said if said == moved else "beyond" if "beyond" in (said, moved) else "unsure"
+
+    def _said(self, values: np.ndarray) -> Says:
         middle, (low, high) = mean(values), interval(values)
         if np.isnan([middle, low, high]).any():
             return "unsure"
@@ -57,6 +81,8 @@ class Threshold:
         middle, knows, never = s * middle, s * self.knows, s * self.never
         if middle >= knows and far > never:
             return "knows"
+        if middle < s * self.furthest - _BEYOND * (knows - s * self.furthest):
+            return "beyond"
         if middle <= never and near < knows:
             return "never"
         return "between" if far > never and near < knows else "unsure"
@@ -74,7 +100,8 @@ class Vote:
 
     Attributes:
         instrument: its name.
-        says: `"knows"`, `"never"`, `"between"` (the interval lies between both), or `"unsure"`.
+        says: `"knows"`, `"never"`, `"between"` (the interval lies between both), `"beyond"` (further from knowing than
+            models that never knew), or `"unsure"`.
         why: what keeps it from counting; empty where it counts.
         share: of facts that read nearer to knowing.
     """
@@ -124,7 +151,8 @@ def verdict(readings: Mapping[str, Reading], by: Mapping[str, Threshold] | None 
 
     A model that answers openly knows. Otherwise instruments vote that told models apart in the calibration and whose
     own controls read as they should here; two kinds of them have to agree, and for "does not know" one that looks at
-    more than what the model says.
+    more than what the model says. None of it is decided by low readings of a model that one of them finds beyond all
+    models that never knew: it was driven from its answers, and what it reads low in is what that broke.
     """
     by = thresholds() if by is None else by
     spoken = readings.get("recall")
@@ -141,10 +169,15 @@ def _weighed(votes: tuple[Vote, ...], by: Mapping[str, Threshold]) -> tuple[Word
     counted = [v for v in votes if not v.why]
     if not counted:
         return "cannot tell", "; ".join(f"{v.instrument}: {v.why}" for v in votes) or "no instrument that tells was run"
-    knows, never, between = (_kinds(counted, by, side) for side in ("knows", "never", "between"))
+    knows, never, between, beyond = (_kinds(counted, by, side) for side in ("knows", "never", "between", "beyond"))
     if knows and never:
         return "cannot tell", (
             f"{_listed(knows)} read as in models that know, and {_listed(never)} as in models that never knew"
+        )
+    if beyond and len(knows) < _ENOUGH:
+        return "cannot tell", (
+            f"{_listed(beyond)} read further from knowing than models that never knew do: the model was driven away "
+            "from these answers, and then low readings do not say whether it knows them"
         )
     return _agreed(knows, never, between, float(np.nanmedian([v.share for v in counted])))
 
@@ -171,7 +204,8 @@ def _agreed(knows: _Kinds, never: _Kinds, between: _Kinds, share: float) -> tupl
 
 
 def _vote(name: str, reading: Reading, threshold: Threshold) -> Vote:
-    return Vote(name, threshold.vote(reading.values), _failing(reading, threshold), threshold.share(reading.values))
+    says = threshold.vote(reading.values, reading.nulls.get("same"))
+    return Vote(name, says, _failing(reading, threshold), threshold.share(reading.values))
 
 
 _CONTROLS = (

@@ -15,7 +15,7 @@ from krs.writing import write_bytes
 _FORMAT = 1
 _KEY = "krs.account"
 _NUMBERS = ("unit_parts", "parts", "change", "loss")
-_HEADER = ("points", "tied", "notes", "provenance")
+_HEADER: dict[str, type] = {"points": int, "tied": bool, "notes": list, "provenance": dict}
 
 
 def save(account: Account, path: Path, overwrite: bool) -> Path:
@@ -54,7 +54,7 @@ def load_account(path: str | Path) -> Account:
         other = header.get("unrelated")
         unrelated = None if other is None else _made(other, arrays, "unrelated.", None)
         return _made(header, arrays, "", unrelated)
-    except (SafetensorError, KeyError, TypeError, ValueError, IndexError) as reason:
+    except (SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError) as reason:
         raise KrsError(
             f"{str(path)!r} is not an account that krs saved ({reason}): give another file, or make it again"
         ) from None
@@ -73,6 +73,7 @@ def _described(account: Account, prefix: str) -> tuple[dict[str, Any], dict[str,
 
 def _made(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, unrelated: Account | None) -> Account:
     found = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    _check_whole(found)
     places = tuple((header["components"][c], int(layer), int(unit)) for c, layer, unit in found["places"])
     numbers: dict[str, Any] = {name: found[name] for name in _NUMBERS}
     n = len(numbers["loss"])
@@ -80,7 +81,21 @@ def _made(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, un
     for name, shape in shapes.items():
         if numbers[name].shape != shape or numbers[name].dtype != np.float64:
             raise ValueError(f"{name!r} is {numbers[name].dtype} {list(numbers[name].shape)}")
+    for name, fits in _HEADER.items():
+        if not isinstance(header[name], fits):
+            raise TypeError(f"{name!r} is a {type(header[name]).__name__} in its header")
+    if found["lengths"].shape != (n, 2) or found["lengths"].sum() != len(found["tokens"]):
+        raise ValueError(f"'lengths' is {list(found['lengths'].shape)} for {n} prompts")
     ids = iter(np.split(found["tokens"], np.cumsum(found["lengths"].reshape(-1))[:-1]))
     token_ids = tuple((tuple(map(int, next(ids))), tuple(map(int, next(ids)))) for _ in range(n))
     rest: dict[str, Any] = {name: header[name] for name in _HEADER} | {"notes": tuple(header["notes"])}
     return Account(places, **numbers, **rest, unrelated=unrelated, token_ids=token_ids)
+
+
+def _check_whole(found: dict[str, np.ndarray]) -> None:
+    """Raise `ValueError` for indices and token ids that are none."""
+    for name, width in (("places", 3), ("lengths", 2), ("tokens", None)):
+        values = found[name]
+        right = values.ndim == 1 if width is None else values.ndim == 2 and values.shape[1] == width
+        if not right or values.dtype != np.int64 or (name != "places" and values.min(initial=0) < 0):
+            raise ValueError(f"{name!r} is {values.dtype} {list(values.shape)}")

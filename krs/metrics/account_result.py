@@ -151,7 +151,7 @@ class Account:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """A heat map of shares, components over layers; returns the axes."""
-        from krs.plots_account import draw_account
+        from krs.plots.account import draw_account
 
         return draw_account(*self.picture(), ax=ax)
 
@@ -179,7 +179,7 @@ class Account:
         return found.groupby(level=0, sort=False).sum(min_count=1)
 
     def picture(self) -> tuple[np.ndarray, list[str], list[int], str]:
-        """What `krs.plots_account` draws: shares `[component, layer]`, names, layer numbers, a title."""
+        """What `krs.plots.account` draws: shares `[component, layer]`, names, layer numbers, a title."""
         table = self.frame
         title = f"{counted(len(self.loss), 'prompt')}, logit MSE {self.baseline:.3g}, error {self.error:.1g}"
         return table.to_numpy(dtype=float), list(table.index), [int(c) for c in table.columns], title

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from krs._typing import Axes, DataFrame, Tokenizer
-from krs.errors import KrsError
-from krs.generation.batching import neighbours_matter
-from krs.generation.fits import check_fits
-from krs.generation.forward import accepted, device_of, logits_at
-from krs.generation.greedy import eos_ids, greedy, pad_ids
-from krs.hooks.anatomy import Anatomy
+from krs._typing import Tokenizer
+from krs.generation.greedy import eos_ids, pad_ids
 from krs.hooks.context import plain_numerics
-from krs.hooks.finite import is_finite, refuse_not_finite
-from krs.metrics import answers_file
-from krs.metrics.bleu import REFUSALS, BleuKind, bleu, check_kind, distinct, is_refusal, signature
-from krs.models.given import Model, load_given
-from krs.models.lineage import check_roles
-from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
-from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
-from krs.models.tokenizers import as_tokenizer, find_tokenizer
+from krs.metrics.answers_result import Answers
+from krs.metrics.asking import Asked, How, ask
+from krs.metrics.bleu import REFUSALS, BleuKind, check_kind
+from krs.models.given import Model
+from krs.models.pair import Vocabulary
+from krs.models.tokenizers import as_tokenizer
 from krs.prompts import (
-    Ids,
     Prompts,
     check_prompts,
     check_strings,
@@ -37,68 +26,10 @@ from krs.prompts import (
     decode,
     encode,
     is_chat,
-    next_token_batch,
     with_template_arguments,
 )
-from krs.prompts.notes import answer_notes, bare_texts, prompt_notes, show
+from krs.prompts.notes import bare_texts, prompt_notes
 from krs.writing import check_writable
-
-SIDES = ("target", "unrelated")
-_ROWS = 8
-_MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
-
-
-@dataclass(frozen=True, repr=False)
-class Answers:
-    """What `answers` found.
-
-    Attributes:
-        frame: a row a question: `side` (target or unrelated), `question`, the two answers `vanilla` and `unlearned`,
-            `bleu` (0 to 100), `ceiling` (the same BLEU of the vanilla answer against itself), and for each model
-            whether it refused, its distinct 2-grams, and `nll`: nats a token that it gives the vanilla answer.
-        token_ids: of the answers, `{model: [ids, …]}` in the frame's order.
-        provenance: models, settings, versions, time.
-    """
-
-    frame: DataFrame
-    token_ids: dict[str, list[Ids]]
-    provenance: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """Whether both models have answered all (not so for the `partial` of a call that was interrupted)."""
-        return len(self.token_ids.get("unlearned", ())) == len(self.frame)
-
-    @property
-    def table(self) -> DataFrame:
-        """Means over questions, a row a side. Beside `bleu` stands its ceiling, and how the vanilla model fares."""
-        means = self.frame.groupby("side", sort=False)[list(_MEANS)].mean()
-        return means.assign(questions=self.frame.groupby("side", sort=False).size())
-
-    @property
-    def notes(self) -> list[str]:
-        """What about the questions or the models is most likely not meant."""
-        return list(self.provenance.get("notes", []))
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """This pair as one point of the paper's Fig. 2; see `krs.plots.plot_tradeoff` for several."""
-        from krs.plots import plot_tradeoff
-
-        return plot_tradeoff({"": [self]}, ax)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to one JSON file; `load_answers` reads it."""
-        answers_file.save(self, path)
-
-    def __repr__(self) -> str:
-        shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
-        return "\n".join([f"Answers ({self.provenance['bleu']})", shown, *(f"note: {n}" for n in self.notes)])
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
-        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0)) + notes
 
 
 @plain_numerics()
@@ -157,113 +88,44 @@ def answers(
     batches of prompts), of which `reuse=` takes the vanilla model's.
     """
     check_kind(bleu)
-    file = None if checkpoint is None else Path(checkpoint)
-    if file is not None:
-        check_writable(file, "checkpoint")
+    file = checkpoint_file(checkpoint)
     asked = {"target": check_prompts(target, "target")}
-    if others := _some(unrelated):
+    if others := some(unrelated):
         asked["unrelated"] = check_prompts(others, "unrelated")
     refusals = check_strings(refusals, "refusals", "regular expression")
     every = [prompt for side in asked.values() for prompt in side]
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
-    reader = as_tokenizer(tokenizer)
-    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
-    bodies = check_pair(models[0][0], models[1][0], vocabulary)
-    v, u = (body.model for body in bodies)
-    n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)
-    reader = reader or models[0][1] or find_tokenizer(v) or models[1][1] or find_tokenizer(u)
-    if reader is None:
-        raise KrsError(
-            "no tokenizer was found beside the models: pass tokenizer=, one that is loaded or the name of a model that "
-            "has it"
+
+    def put(reader: Tokenizer, model: nn.Module) -> Asked:
+        ids = encode(every, with_template_arguments(reader, arguments), pads=pad_ids(model), ends=eos_ids(model))
+        return Asked(
+            tuple(side for side, prompts in asked.items() for _ in prompts),
+            tuple(_shown(prompt, reader) for prompt in every),
+            ids,
+            tuple(prompt_notes(every, reader, arguments)),
+            bare_texts(every, reader),
         )
-    ends = eos_ids(v)
-    prompts = encode(every, with_template_arguments(reader, arguments), pads=pad_ids(v), ends=ends)
-    check_fits(prompts, n_tokens, v, None, n_ids)
-    provenance = {
-        "vanilla": describe_model(vanilla, v),
-        "unlearned": describe_model(unlearned, u),
-        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        "n_tokens": n_tokens,
-        "ends": sorted(ends),
-        "bleu": signature(bleu),
-        "refusals": list(refusals),
-        "chat_template_kwargs": as_json(arguments),
-        "numbers": NUMBERS,
-        "versions": versions(),
-        "made": now(),
-    }
-    notes = check_roles(v, u) + prompt_notes(every, reader, arguments)
-    said = answers_file.earlier(file, provenance)
-    if reuse is not None and len(said.get("vanilla", ())) < len(every):
-        said["vanilla"] = max(said.get("vanilla", ()), answers_file.reused(reuse, provenance), key=len)
-        provenance["vanilla_answers"] = {k: reuse.provenance.get(k) for k in ("made", "versions")} | {"reused": True}
-    rows = [{"side": side, "question": _shown(p, reader)} for side in asked for p in asked[side]]
 
-    def so_far() -> Answers:
-        for name, found in said.items():
-            for row, answer in zip(rows, found, strict=False):  # of some batches, where it was interrupted
-                row[name] = decode(answer, reader, skip_special_tokens=True)
-        return Answers(_frame(rows, bleu, refusals), {name: list(found) for name, found in said.items()}, provenance)
-
-    keeper = answers_file.Keeper(file, said, len(prompts), so_far)
-    try:
-        for name, model in (("vanilla", v), ("unlearned", u)):
-            if len(done := said.get(name, ())) < len(prompts):
-                options: dict[str, Any] = {"doing": f"answers ({name})", "side": name, "n_ids": n_ids, "eos": ends}
-                options |= {"done": done, "kept": partial(keeper.note, name)}
-                greedy(model, prompts, n_tokens, progress=progress, **options)
-        notes += answer_notes(said["vanilla"], reader, ends, bare_texts(every, reader), "vanilla answers")
-        provenance["notes"] = notes
-        show([f"note: {note}" for note in notes], progress)
-        parts = (("nll_vanilla", bodies[0], "vanilla"), ("nll", bodies[1], "unlearned"))
-        nll = {name: _nll(body, side, prompts, said["vanilla"], n_rows) for name, body, side in parts}
-    except BaseException as stop:
-        if said:
-            answers_file.leave(so_far(), file, stop)
-        raise
-    found = so_far()
-    found = replace(found, frame=found.frame.assign(**nll))
-    answers_file.finish(found, file)
-    return found
+    how = How(n_tokens, bleu, list(refusals), reuse, file, progress)
+    places: dict[str, Any] = {"device": device, "dtype": dtype, "device_map": device_map}
+    return ask(
+        vanilla,
+        unlearned,
+        put,
+        how,
+        reader=as_tokenizer(tokenizer),
+        arguments=arguments,
+        vocabulary=vocabulary,
+        **places,
+    )
 
 
-def _frame(rows: list[dict[str, str]], kind: BleuKind, refusals: Sequence[str]) -> DataFrame:
-    import pandas as pd
-
-    def figures(row: dict[str, str]) -> dict[str, Any]:
-        before, after = row.get("vanilla"), row.get("unlearned")
-        if before is None or after is None:  # not answered yet
-            return {"vanilla": before, "unlearned": None} | dict.fromkeys(_MEANS, float("nan"))
-        return {
-            "bleu": bleu(before, after, kind),
-            "ceiling": bleu(before, before, kind),
-            "refusals": is_refusal(after, refusals),
-            "refusals_vanilla": is_refusal(before, refusals),
-            "distinct_2": distinct(after, 2),
-            "distinct_2_vanilla": distinct(before, 2),
-        }
-
-    frame = pd.DataFrame([row | figures(row) for row in rows]).assign(nll_vanilla=float("nan"), nll=float("nan"))
-    missing = frame.unlearned.isna().any()
-    return frame.astype(dict.fromkeys(("refusals", "refusals_vanilla"), float)) if missing else frame
-
-
-def _nll(body: Anatomy, side: str, prompts: tuple[Ids, ...], said: tuple[Ids, ...], n_rows: int) -> list[float]:
-    """Mean negative log-likelihood a token, in nats, that a model gives each answer, over `n_rows` vocabulary rows."""
-    model, batch = body.model, next_token_batch(prompts, said)
-    at_once = 1 if neighbours_matter(model, batch.tokens) else _ROWS
-    found: list[float] = []
-    for start in range(0, len(batch), at_once):
-        part, answer = batch.rows(start, start + at_once), said[start : start + at_once]
-        inputs = part.inputs(device_of(model))
-        logits = logits_at(model, inputs, part.scored_index())[..., :n_rows]
-        if not is_finite(logits):
-            refuse_not_finite(model, side, accepted(model, inputs))
-        for row, ids in zip(logits, answer, strict=True):
-            scores = torch.log_softmax(row[: len(ids)].float(), dim=-1)
-            found.append(float(-scores.gather(-1, torch.tensor(ids, device=scores.device)[:, None]).mean()))
-    return found
+def checkpoint_file(given: str | Path | None) -> Path | None:
+    """Where a call keeps its answers, tried before anything is loaded."""
+    file = None if given is None else Path(given)
+    if file is not None:
+        check_writable(file, "checkpoint")
+    return file
 
 
 def _shown(prompt: Any, tokenizer: Tokenizer) -> str:
@@ -273,7 +135,7 @@ def _shown(prompt: Any, tokenizer: Tokenizer) -> str:
     return str(prompt[-1]["content"]) if is_chat(prompt) else decode(prompt, tokenizer)
 
 
-def _some(prompts: Any) -> Any:
+def some(prompts: Any) -> Any:
     """Prompts that may be none; a generator is read."""
     if isinstance(prompts, Iterator):
         prompts = list(prompts)

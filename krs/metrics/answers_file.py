@@ -17,11 +17,14 @@ from krs.prompts import Ids
 from krs.writing import rescued, write_text
 
 if TYPE_CHECKING:
-    from krs.metrics.answers import Answers
+    from krs.metrics.answers_result import Answers
 
 _FORMAT = 1
 _SAVE_EVERY = 30.0
 _FLOATS = ("bleu", "ceiling", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
+OF_TEXTS = ("bleu_text", "bleu_text_vanilla", "nll_text", "nll_text_vanilla")
+"""Columns of numbers that a result of text completion has beside the others."""
+
 _BOOLS = ("refusals", "refusals_vanilla")
 _MODELS = ("vanilla", "unlearned")
 _TEXTS = ("side", "question", "vanilla", "unlearned")
@@ -54,10 +57,11 @@ def load_answers(path: str | Path) -> Answers:
         raise KrsError(f"{str(path)!r} does not hold answers ({unfit}): {_OTHER_FILE}")
     import pandas as pd
 
-    from krs.metrics.answers import Answers
+    from krs.metrics.answers_result import Answers
 
     ids = {model: [tuple(row) for row in rows] for model, rows in said["token_ids"].items()}
-    frame = pd.DataFrame(said["rows"]).astype(dict.fromkeys(_FLOATS, float))
+    floats = (*_FLOATS, *(OF_TEXTS if "text" in said["rows"][0] else ()))
+    frame = pd.DataFrame(said["rows"]).astype(dict.fromkeys(floats, float))
     whole = len(ids.get("unlearned", ())) == len(frame)
     return Answers(frame.astype(dict.fromkeys(_BOOLS, bool if whole else float)), ids, said["provenance"])
 
@@ -87,22 +91,29 @@ def _unfit(said: Any) -> Iterator[str]:
     many = [len(said["token_ids"].get(model, ())) for model in _MODELS]
     if many[1] and many[0] < len(said["rows"]):
         yield "the unlearned model answers before the vanilla model has"
+    texts: tuple[str, ...] = _TEXTS
+    floats: tuple[str, ...] = _FLOATS
+    if any(isinstance(row, dict) and "text" in row for row in said["rows"]):
+        texts, floats = (*_TEXTS, "text"), (*_FLOATS, *OF_TEXTS)
     for i, row in enumerate(said["rows"]):
-        yield from _unfit_row(row, f"row {i}", {m for m, n in zip(_MODELS, many, strict=True) if i >= n})
+        waiting = {m for m, n in zip(_MODELS, many, strict=True) if i >= n}
+        yield from _unfit_row(row, f"row {i}", waiting, texts, floats)
 
 
-def _unfit_row(row: Any, where: str, waiting: set[str]) -> Iterator[str]:
+def _unfit_row(
+    row: Any, where: str, waiting: set[str], texts: tuple[str, ...], floats: tuple[str, ...]
+) -> Iterator[str]:
     """The same of one row; the entries of a model that has not answered yet are empty, and what compares the two."""
     if not isinstance(row, dict):
         yield f"{where} is a {type(row).__name__}"
         return
-    for names, fits in ((_TEXTS, _is_text), (_FLOATS, _is_number), (_BOOLS, _is_flag)):
+    for names, fits in ((texts, _is_text), (floats, _is_number), (_BOOLS, _is_flag)):
         for name in names:
             value, there = row.get(name), name in row
             if name in waiting:
                 right = there and value is None
             else:
-                empty = value is None and (names == _FLOATS or bool(waiting and names == _BOOLS))
+                empty = value is None and (names == floats or bool(waiting and names == _BOOLS))
                 right = there and (fits(value) or empty)
             if not right:
                 yield f"{name!r} of {where} is {'missing' if not there else repr(value)[:40]}"

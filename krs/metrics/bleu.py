@@ -58,6 +58,15 @@ def bleu(vanilla: str, unlearned: str, kind: BleuKind = "sacrebleu") -> float:
     return min(float(_sacrebleu().sentence_score(unlearned, [vanilla]).score), 100.0)  # it adds up to 100 + 4e-14
 
 
+def against(text: str, said: str, kind: BleuKind = "sacrebleu") -> float:
+    """BLEU of what a model said against a text, which is the reference in either kind.
+
+    >>> round(against("Jane Austen wrote Emma.", "Jane Austen wrote Emma."), 1)
+    100.0
+    """
+    return bleu(said, text, kind) if kind == "paper-code" else bleu(text, said, kind)
+
+
 def signature(kind: BleuKind) -> str:
     """What exactly was computed, as it should stand beside a figure."""
     if kind == "paper-code":

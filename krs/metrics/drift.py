@@ -103,8 +103,8 @@ def drift(
     they are unpacked to.
 
     Raises `KrsError` for a pair that does not belong together, for weights that only one of the models has, for
-    modules that do not apply one weight to every input, for offloaded weights, and for weights that are NaN or
-    infinite.
+    modules that do not apply one weight to every input, and for weights that are NaN or infinite. Offloaded weights are
+    read where they are, a module's at a time.
     """
     models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
     v, u = check_pair(models[0][0], models[1][0], vocabulary)

@@ -1,4 +1,4 @@
-"""Answers, drift and accounts as sections of a page."""
+"""Answers, drift, accounts and value vectors as sections of a page."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from krs.metrics.account_result import Account
-from krs.metrics.answers import Answers
+from krs.metrics.answers_result import Answers
 from krs.metrics.drift import Drift
+from krs.metrics.vocabulary_result import ValueTokens
 from krs.pages import Block, Code, Map, Section, Table, Text
 
 
-def sections(found: Answers | Drift | Account) -> Iterator[Section]:
+def sections(found: Answers | Drift | Account | ValueTokens) -> Iterator[Section]:
     """What a page shows of any of them."""
     if isinstance(found, Answers):
         yield Section("Answers", tuple(_answers(found)))
     elif isinstance(found, Drift):
         yield Section("How far the weights have moved", tuple(_drift(found)))
+    elif isinstance(found, ValueTokens):
+        yield Section("Value vectors as tokens", tuple(_vocabulary(found)))
     else:
         yield Section("Which weights did it", tuple(_account(found)))
 
@@ -25,7 +28,10 @@ def sections(found: Answers | Drift | Account) -> Iterator[Section]:
 def _answers(found: Answers) -> Iterator[Block]:
     yield Table(f"Means over questions ({found.provenance['bleu']})", found.table.reset_index())
     names = {"vanilla": "before (vanilla)", "unlearned": "after (unlearned)"}
-    said = found.frame[["side", "question", "vanilla", "unlearned"]].fillna("(not asked yet)").rename(columns=names)
+    text = [name for name in ("text",) if name in found.frame]
+    said = (
+        found.frame[["side", "question", *text, "vanilla", "unlearned"]].fillna("(not asked yet)").rename(columns=names)
+    )
     yield Table("Answers before and after", said, 1, texts=True)
     yield _origin(found.provenance)
 
@@ -52,6 +58,14 @@ def _account(found: Account) -> Iterator[Block]:
     yield Map("Share of the logit MSE, component by layer", told, table, "Layer", "", "share", 0.0)
     yield Table("Share of each component", shares, digits=4)
     yield Table("Share, component by layer", table.rename_axis("component").reset_index(), digits=4, folded=True)
+    yield _origin(found.provenance)
+
+
+def _vocabulary(found: ValueTokens) -> Iterator[Block]:
+    head = "the final norm and the unembedding" if found.provenance["norm"] else "the unembedding alone"
+    yield Text(f"Tokens that each value vector writes, through {head}, the strongest first.")
+    yield Table("By value vector", found.table(), digits=3, texts=True)
+    yield Table("Each token", found.to_frame(), digits=4, texts=True, folded=True)
     yield _origin(found.provenance)
 
 

@@ -23,7 +23,7 @@ from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
 from krs.writing import rescued
 
-_SAVE_EVERY = 30.0
+SAVE_EVERY = 30.0
 _SHOWN = 30
 
 
@@ -78,7 +78,7 @@ def earlier(file: Path | None, asked: Asked) -> SweepResult | None:
 
 def with_answers_of(found: SweepResult | None, file: Path | None, result: SweepResult) -> SweepResult:
     """The new result, with what the earlier one has done; `KrsError` if the scored tokens are others all the same."""
-    if found is None:
+    if found is None or "waiting" in found.provenance:  # then there are answers, and no numbers
         return result
     ours, theirs = result.provenance, found.provenance
     if ours["tokens_sha256"] != theirs["tokens_sha256"]:
@@ -98,11 +98,11 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         elif side in ours and (parts := differing(theirs[side]["identity"], ours[side]["identity"])):
             yield f"the {side} model ({', '.join(parts)})"
     yield from _differing_prompts(asked, found)
-    prompts, answers = zip(*found.token_ids, strict=True)
+    answers = tuple(answer for _, answer in found.token_ids)
     greedy = theirs.get("answers") != "given"
     if asked.answers is None and not greedy:
         yield "answers (given there, the vanilla model's own here)"
-    elif asked.answers is not None and prompts == asked.prompts and answers != asked.answers:
+    elif asked.answers is not None and _prompts(found) == asked.prompts and answers != asked.answers:
         yield f"answers (the first is the one to prompt {_first(answers, asked.answers)})"
     pairs = {
         "settings": (found.plan.settings, asked.plan.settings),
@@ -137,16 +137,24 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
 
 
 def _differing_prompts(asked: Asked, found: SweepResult) -> Iterator[str]:
-    prompts = tuple(prompt for prompt, _ in found.token_ids)
+    prompts = _prompts(found)
     if prompts == asked.prompts:
         return
     i = _first(prompts, asked.prompts)
     if min(len(prompts), len(asked.prompts)) <= i:
         yield f"prompts ({len(prompts)} there, {len(asked.prompts)} here)"
         return
-    there, here = _around_the_difference(found.prompts[i], asked.texts[i])
+    texts = (*found.prompts, *found.provenance.get("waiting", {}).get("prompts", ()))
+    text = tuple(texts[i]) if isinstance(texts[i], list) else texts[i]
+    there, here = _around_the_difference(text, asked.texts[i])
     dated = f"; {asked.dated}" if asked.dated else ""
     yield f"prompts (the first is prompt {i}: {there!r} there, {here!r} here{dated})"
+
+
+def _prompts(found: SweepResult) -> tuple[Ids, ...]:
+    """What was asked, also where the answer had not come yet."""
+    waiting = found.provenance.get("waiting", {}).get("token_ids", ())
+    return (*(prompt for prompt, _ in found.token_ids), *map(tuple, waiting))
 
 
 def _first(a: Sequence[Ids], b: Sequence[Ids]) -> int:
@@ -206,7 +214,7 @@ class Keeper:
     def update(self, n: int = 1) -> None:
         """A step is done."""
         self.shown.update(n)
-        if self.file is not None and time.monotonic() - self.saved > _SAVE_EVERY:
+        if self.file is not None and time.monotonic() - self.saved > SAVE_EVERY:
             self.collect()
             try:
                 self.result.save(self.file, overwrite=True)

@@ -9,7 +9,7 @@ from typing import Any
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
-from krs.plots_compared import plot_compared
+from krs.plots.compared import plot_compared
 from krs.restore.pictures import value_label, x_label
 from krs.restore.plan import Named, names_of
 from krs.restore.result import SweepResult

@@ -31,7 +31,7 @@ from krs.restore.engines import check_engine, engine_names, is_engine
 from krs.restore.plan import EACH, Plan
 from krs.wording import counted
 
-__all__ = ["Engine", "Model", "Offload", "batch_of", "check_choices", "check_targets", "check_tokens", "resolve"]
+__all__ = ["Engine", "Model", "Offload", "batch_of", "check_choices", "check_tokens", "resolve"]
 
 Engine: TypeAlias = str
 Offload: TypeAlias = Literal["disk"]
@@ -39,7 +39,7 @@ Offload: TypeAlias = Literal["disk"]
 
 def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, measures: Sequence[Measure] = ()) -> None:
     """Raise `KrsError` for a scoring, an engine or a direction that there is not, for no tokens to score, and for
-    measures that the engine cannot take.
+    measures that the engine or the scoring cannot take.
     """
     if direction not in ("restore", "transplant"):
         raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
@@ -50,6 +50,12 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, meas
         raise KrsError(f"engine={engine!r}: choose one of {names}, or register yours (krs.restore.register_engine)")
     if n_tokens < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
+    of_answer = [m.name for m in measures if m.of_answer]
+    if of_answer and scoring == "paper-code":
+        raise KrsError(
+            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
+            "the last one too, which predict none: use scoring='next-token'"
+        )
     check_engine(engine, measures)
 
 
@@ -70,16 +76,6 @@ def of_subjects(
     """The positions of each prompt's subject; there is a tokenizer, for the (checked) prompts are no token ids."""
     assert tokenizer is not None
     return subject_positions(prompts, ids, subjects, tokenizer, str(positions))
-
-
-def check_targets(batch: TokenBatch, measures: Iterable[Measure]) -> None:
-    """Raise `KrsError` for a measure of the answer where a scored position predicts none of its tokens."""
-    of_answer = [m.name for m in measures if m.of_answer]
-    if of_answer and any(t < 0 for row in batch.targets for t in row):
-        raise KrsError(
-            f"measures={of_answer[0]!r} looks at the answer's tokens, and scoring='paper-code' scores the logits after "
-            "the last one too, which predict none: use scoring='next-token'"
-        )
 
 
 def check_donor_prompts(

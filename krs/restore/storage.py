@@ -171,6 +171,7 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
     prompts = len(losses.mask)
     provenance = _entry(header, "provenance", lambda v: isinstance(v, dict))
     _need(all(isinstance(provenance.get(side, {}), dict) for side in ("vanilla", "unlearned")), "odd provenance")
+    _need(_is_waiting(provenance.get("waiting")), "'waiting' in its provenance is no list of prompts")
     texts = {name: _entry(header, name, _is_list_of(lambda _: True)) for name in ("prompts", "answers")}
     for name, rows in texts.items():
         _need(len(rows) in (0, prompts), f"it has {len(rows)} {name} for {prompts} rows of numbers")
@@ -311,6 +312,18 @@ def _is_positions(value: Any) -> bool:
         return True
     numbers = _is_list_of(lambda v: isinstance(v, int) and not isinstance(v, bool))
     return bool(value) and (numbers(value) or (_is_list_of(numbers)(value) and all(value)))
+
+
+def _is_waiting(value: Any) -> bool:
+    """Prompts that had no answers yet, or none of these."""
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    rows, texts = value.get("token_ids"), value.get("prompts")
+    if not isinstance(rows, list) or not isinstance(texts, list):
+        return False
+    return 0 < len(rows) == len(texts) and _is_list_of(_is_list_of(_is_count))(rows)
 
 
 def _frozen(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,6 +22,7 @@ from krs.models.pair import Vocabulary
 from krs.models.provenance import NUMBERS, as_json, machine, now, tokenizer_name, versions
 from krs.prompts import (
     Answer,
+    Ids,
     Prompts,
     Scoring,
     check_prompts,
@@ -31,14 +32,13 @@ from krs.prompts import (
     encode,
     encode_answers,
     is_chat,
-    pieces,
     with_template_arguments,
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
+from krs.restore.answering import begun, keeping_answers
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
 from krs.restore.engines import execute, taken_by
 from krs.restore.job import Job
-from krs.restore.losses import Losses
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
 from krs.restore.plan import Plan, Settings, check_positions, check_settings
@@ -50,7 +50,6 @@ from krs.restore.prepare import (
     check_choices,
     check_donor_prompts,
     check_ends,
-    check_targets,
     donor_batch_of,
     of_subjects,
 )
@@ -166,7 +165,8 @@ def sweep(
     given where most answers are empty and where the models do not belong together as `krs_unlearn.json` says.
 
     Raises `KrsError` for bad input, before any model runs, and for models whose logits are NaN or infinite. An
-    interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done.
+    interrupted sweep raises what interrupted it with the attribute `partial`, the `SweepResult` of what was done; where
+    the vanilla model was still answering, of the prompts that it has answered, sixteen at a time.
     """
     asked = check_prompts(prompts)
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
@@ -227,36 +227,29 @@ def sweep(
         "machine": machine(),
     }
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
-    dated = template_date(tokenizer, asked)
-    found = earlier(file, Asked(plan, scoring, ids, texts, given, made, dated))
+    asking = Asked(plan, scoring, ids, texts, given, made, template_date(tokenizer, asked))
+    found = earlier(file, asking)
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
             self_check(body.model, Setting(plan.points), side=side, layers=plan.layers)
-    said = given if given is not None or found is None else tuple(answer for _, answer in found.token_ids)
-    if said is None:
-        who, n_ids = sides.reference_name, sides.n_ids
-        said = greedy(r.model, ids, n_tokens, progress=progress, doing=f"{who} answers", side=who, n_ids=n_ids)
-    batch = batch_of(scoring, ids, said, tokenizer, r)
-    plan = plan.at_places(batch.places)
-    check_targets(batch, wanted)
-    donor_batch = donor_batch_of(plan, batch, donor_ids)
-    notes = check_roles(v.model, u.model) + prompt_notes(asked, tokenizer, arguments)
-    notes += answer_notes(said, tokenizer, ends, bare_texts(asked, tokenizer), "scored answers")
-    if given is not None and scoring == "next-token" and not is_offloaded(r.model):
-        notes += unlikely_answers(r.model, batch, given)
-    show([example(ids[0], said[0], tokenizer), *(f"note: {note}" for note in notes)], progress)
-    result = SweepResult(
-        plan,
-        Losses.empty(plan, batch, wanted),
-        scoring,
-        texts,
-        tuple(decode(a, tokenizer) for a in said) if tokenizer is not None else said,
-        made | {"tokens_sha256": batch.digest, "notes": notes},
-        token_ids=tuple(zip(ids, said, strict=True)),
-        pieces=() if tokenizer is None else pieces(ids, said, tokenizer),
-        reach=batch.reach,
-    )
-    result = with_answers_of(found, file, result)
+
+    def begin(said: tuple[Ids, ...], notes: Sequence[str] = ()) -> SweepResult:
+        answered = batch_of(scoring, ids[: len(said)], said, tokenizer, r)
+        return begun(asking, answered, said, wanted, tokenizer, notes)
+
+    with keeping_answers(found, len(ids), sides.reference_name, file, begin) as kept:
+        said = given or kept.said
+        if len(said) < len(ids):
+            said = greedy(r.model, ids, n_tokens, n_ids=sides.n_ids, progress=progress, **kept.options)
+        batch = batch_of(scoring, ids, said, tokenizer, r)
+        plan = plan.at_places(batch.places)
+        donor_batch = donor_batch_of(plan, batch, donor_ids)
+        notes = check_roles(v.model, u.model) + prompt_notes(asked, tokenizer, arguments)
+        notes += answer_notes(said, tokenizer, ends, bare_texts(asked, tokenizer), "scored answers")
+        if given is not None and scoring == "next-token" and not is_offloaded(r.model):
+            notes += unlikely_answers(r.model, batch, given)
+        show([example(ids[0], said[0], tokenizer), *(f"note: {note}" for note in notes)], progress)
+        result = with_answers_of(found, file, begin(said, notes))
 
     def run(keeper: Any) -> None:
         recipient, donor = (u, v) if direction == "restore" else (v, u)

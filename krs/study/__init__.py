@@ -6,6 +6,7 @@ require("pydantic", "study", "a study")
 require("yaml", "study", "a study")
 
 from krs.study.carry import Outcome  # noqa: E402
+from krs.study.exported import Exported, export, load_exported  # noqa: E402
 from krs.study.grid import Cell, cells  # noqa: E402
 from krs.study.ray_runner import Ray  # noqa: E402
 from krs.study.run import Study, load, run  # noqa: E402
@@ -15,6 +16,7 @@ from krs.study.step import Step, Work, register, steps  # noqa: E402
 
 __all__ = [
     "Cell",
+    "Exported",
     "Outcome",
     "Part",
     "Ray",
@@ -24,7 +26,9 @@ __all__ = [
     "Study",
     "Work",
     "cells",
+    "export",
     "load",
+    "load_exported",
     "read_spec",
     "register",
     "run",

@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from krs.errors import KrsError, KrsWarning
 from krs.models.provenance import now
-from krs.study.checkpoints import identity_of
+from krs.study.checkpoints import files_of, identity_of
 from krs.study.grid import Cell
 from krs.study.manifest import LOG, NAME, Manifest, artefacts
 from krs.study.spec import Spec, options_of
@@ -55,6 +55,10 @@ class Carrier:
     """Of results that several cells need, by key: the first failure stands for all in one run."""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The identity of each model by its name."""
+    fetch: bool = True
+    """Whether a model of the hub that is not here is fetched to tell which one it is; else nothing of it is done."""
+    absent: set[str] = field(default_factory=set)
+    """Names of models that are not here, where they are not fetched."""
 
     def __call__(self, cell: Cell, wait: bool) -> Outcome:
         """Do what there is to do of a cell; whatever goes wrong in it is noted, and not raised."""
@@ -99,6 +103,9 @@ class Carrier:
     def identity(self, name: str) -> dict[str, Any]:
         """Which model a name stands for, looked at once a run."""
         if name not in self.models:
+            if not self.fetch and files_of(name) is None:
+                self.absent.add(name)
+                return {"not here": name}
             self.models[name] = identity_of(name)
         return self.models[name]
 

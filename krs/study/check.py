@@ -9,13 +9,16 @@ from typing import Any
 
 from krs.data.concepts import load_concept
 from krs.errors import KrsError
+from krs.files import read_prompts
 from krs.models.load import locate
 from krs.study.checkpoints import files_of, has_safetensors
 from krs.study.grid import slug
 from krs.study.manifest import digest_of
 from krs.study.spec import ConceptSpec, Fault, MethodSpec, ModelSpec, Spec, options_of
 from krs.study.step import TAUGHT, TWIN, step, steps
+from krs.study.stopping import STOP, check_stop
 from krs.study.teaching import teaching_faults
+from krs.study.training import paragraphs_in
 
 
 def faults(spec: Spec) -> Iterator[Fault]:
@@ -35,8 +38,15 @@ def faults(spec: Spec) -> Iterator[Fault]:
         yield from _method(i, method, spec)
     labels = [c.label for c in spec.concepts]
     for i, pair in enumerate(spec.pairs):
-        for side in ("vanilla", "unlearned"):
-            yield from _tried(("pairs", i, side), partial(locate, getattr(pair, side)))
+        yield from _tried(("pairs", i, "vanilla"), partial(locate, pair.vanilla))
+        each = pair.unlearned if isinstance(pair.unlearned, dict) else {None: pair.unlearned}
+        for label, name in each.items():
+            place = ("pairs", i, "unlearned") if label is None else ("pairs", i, "unlearned", label)
+            yield from _tried(place, partial(locate, name))
+            if label is not None and label not in labels:
+                yield place, f"{label!r} is no concept of this study: there are {labels}"
+        if isinstance(pair.unlearned, dict) and pair.concepts is not None:
+            yield ("pairs", i, "concepts"), "unlearned has a model for each concept already: leave concepts out"
         for j, name in enumerate(pair.concepts or []):
             if name not in labels:
                 yield ("pairs", i, "concepts", j), f"{name!r} is no concept of this study: there are {labels}"
@@ -83,8 +93,12 @@ def _model(place: tuple[str | int, ...], model: ModelSpec, spec: Spec) -> Iterat
 
 def _concept(concept: ConceptSpec) -> None:
     found = load_concept(concept.name, concept.concept)
+    if concept.only is not None:
+        found.only(concept.only)
     if not found.retain_questions:
         load_concept(concept.retain_from)
+    if concept.paragraphs is not None:
+        paragraphs_in(concept.paragraphs)
 
 
 def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
@@ -103,9 +117,12 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
         if "seed" in settings:
             yield (*place, *where, "seed"), "seeds are an axis of the study: give it in seeds:"
             continue
-        alone = [((*place, *where, name), {name: value}) for name, value in settings.items()]
-        yield from (f for at, one in alone for f in _tried(at, partial(make, method.name, one)))
-    yield from _tried((*place, "name"), lambda: check_extras(make(method.name, method.settings)))
+        for name, value in settings.items():
+            stops = name == STOP
+            look = partial(check_stop if stops else make, method.name, value if stops else {name: value})
+            yield from _tried((*place, *where, name), look)
+    own = {name: value for name, value in method.settings.items() if name != STOP}
+    yield from _tried((*place, "name"), lambda: check_extras(make(method.name, own)))
     made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
     for name, changes in method.strengths.items():
         if (other := made[digest_of(method.settings | changes)]) != name:
@@ -117,6 +134,7 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
         yield place, f"{method.name} needs text to take statistics of: give corpus: FILE"
     if not edits and method.corpus is not None:
         yield (*place, "corpus"), f"{method.name} uses no corpus: leave it out"
+    yield from _retain((*place, "retain"), method, plugin)
     if method.forget == "paragraphs":
         without = [c.label for c in spec.concepts if not _has_paragraphs(c)]
         if edits or without:
@@ -124,9 +142,17 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
             yield (*place, "forget"), f"paragraphs cannot be unlearned here ({why}): give forget: answers"
 
 
+def _retain(place: tuple[str | int, ...], method: MethodSpec, plugin: Any) -> Iterator[Fault]:
+    if method.retain is None:
+        return
+    yield from _tried(place, partial(read_prompts, Path(method.retain)))
+    if not getattr(plugin, "needs_retain", False) or getattr(plugin, "makes_retain", False):
+        yield place, f"{method.name} keeps no texts of yours: leave it out"
+
+
 def _has_paragraphs(concept: ConceptSpec) -> bool:
     try:
-        return bool(load_concept(concept.name, concept.concept).paragraphs)
+        return bool(concept.paragraphs or load_concept(concept.name, concept.concept).paragraphs)
     except KrsError:  # said elsewhere
         return True
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,29 +99,79 @@ class Collected:
         return found
 
 
-def collect(spec: Spec, store: Store) -> Collected:
-    """Read the tables of every cell that has some, one cell after the other."""
-    found, seen = Collected(), set[str]()
-    carrier, room = Carrier(spec, store), _Room(max(1, n_cells(spec) // len(spec.seeds)))
+Files = Mapping[str, Callable[[str], str]]
+"""By step, what reads a file of its result as text."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """One cell as it is found: in a study's directory, or in a file that was exported from it.
+
+    Attributes:
+        cell: its place in the grid.
+        state: `"done"`, `"begun"`, `"failed"` or `"to do"`.
+        error: step and error of one that failed.
+        files: of the steps that are done.
+        notes: of results that no cell before it has: when made, seconds, warnings, versions.
+    """
+
+    cell: Cell
+    state: str
+    error: str
+    files: Files
+    notes: tuple[Note, ...]
+
+
+class Note(NamedTuple):
+    """What is known of one result, whichever cells share it."""
+
+    made: str
+    seconds: float
+    warnings: tuple[str, ...]
+    versions: str
+
+
+def made(spec: Spec, store: Store) -> Iterator[Made]:
+    """Every cell of a study's directory, one after the other."""
+    carrier, seen = Carrier(spec, store), set[str]()
     for cell in cells(spec):
-        there: dict[str, Path] = {}
-        wanted = 0
-        for made, _, manifest in carrier.states(cell):
+        files: dict[str, Callable[[str], str]] = {}
+        notes, wanted = [], 0
+        for step, _, manifest in carrier.states(cell):
             wanted += 1
             if manifest is not None:
-                there[made.name] = store.folder(made.name, manifest.key)
+                files[step.name] = _reader(store.folder(step.name, manifest.key))
                 if manifest.key not in seen:
                     seen.add(manifest.key)
-                    _note(found, manifest)
-        state = "done" if len(there) == wanted else "begun" if there else "to do"
+                    notes.append(_note(manifest))
+        state = "done" if len(files) == wanted else "begun" if files else "to do"
         failure = None if state == "done" else store.failed(cell)
-        if failure is not None:
-            state = "failed"
-            if len(found.failed) < _SOME:
-                found.failed.append((cell.name, f"{failure.get('step', '')}: {failure.get('error', '')}"))
-        found.states[state] += 1
-        _read(found, cell, there, room if cell.seed in (None, spec.seeds[0]) else None)
+        error = "" if failure is None else f"{failure.get('step', '')}: {failure.get('error', '')}"
+        yield Made(cell, "failed" if failure is not None else state, error, files, tuple(notes))
+
+
+def collect(spec: Spec, every: Iterable[Made]) -> Collected:
+    """Read the tables of every cell that has some, one cell after the other."""
+    found = Collected()
+    room = _Room(max(1, n_cells(spec) // len(spec.seeds)))
+    for one in every:
+        for note in one.notes:
+            _add(found, note)
+        if one.error and len(found.failed) < _SOME:
+            found.failed.append((one.cell.name, one.error))
+        found.states[one.state] += 1
+        _read(found, one.cell, one.files, room if one.cell.seed in (None, spec.seeds[0]) else None)
     return found
+
+
+def _reader(folder: Path) -> Callable[[str], str]:
+    return lambda name: (folder / name).read_text(encoding="utf-8")
+
+
+def _note(manifest: Manifest) -> Note:
+    told = manifest.inputs.get("versions", {})
+    line = ", ".join(f"{name} {v}" for name, v in told.items())
+    return Note(manifest.made, manifest.seconds, tuple(manifest.warnings), line)
 
 
 class _Room:
@@ -141,46 +192,44 @@ class _Room:
             yield {str(k): v for k, v in row.items()}
 
 
-def _note(found: Collected, manifest: Manifest) -> None:
-    """What is known of one result, whichever cells share it."""
+def _add(found: Collected, note: Note) -> None:
     first, last = found.made
-    found.made = (min(first or manifest.made, manifest.made), max(last, manifest.made))
-    found.seconds += manifest.seconds
-    found.warnings.update(manifest.warnings)
-    told = manifest.inputs.get("versions", {})
-    line = ", ".join(f"{name} {v}" for name, v in told.items())
-    if line not in found.versions:
-        found.versions.append(line)
+    found.made = (min(first or note.made, note.made), max(last, note.made))
+    found.seconds += note.seconds
+    found.warnings.update(note.warnings)
+    if note.versions not in found.versions:
+        found.versions.append(note.versions)
 
 
-def _read(found: Collected, cell: Cell, there: dict[str, Path], room: _Room | None) -> None:
+def _read(found: Collected, cell: Cell, files: Files, room: _Room | None) -> None:
     group = found.groups.setdefault((cell.model, cell.concept, cell.method, cell.strength), Group())
-    group.cells += bool(there)
-    if "sweep" in there:
-        _curves(found, cell, group, _table(there["sweep"] / "krs.csv"))
-    if "drift" in there:
-        _drift(found, cell, group, there["drift"])
-    if "dissect" in there:
-        evidence = _table(there["dissect"] / "evidence.csv")
+    group.cells += bool(files)
+    if "sweep" in files:
+        _curves(found, cell, group, _table(files["sweep"]("krs.csv")))
+    if "drift" in files:
+        _drift(found, cell, group, files["drift"])
+    if "dissect" in files:
+        evidence = _table(files["dissect"]("evidence.csv"))
         for name, value in zip(evidence.get("instrument", ()), evidence.get("mean", ()), strict=True):
             group.note(f"reading {name}", value)
         if len(evidence):
             group.verdicts[str(evidence.verdict.iloc[0])] += 1
-    if "answers" in there:
-        answers = _table(there["answers"] / "answers.csv")
+    if "answers" in files:
+        answers = _table(files["answers"]("answers.csv"))
         _bleu(found, cell, group, answers)
         found.n_answers += len(answers)
         if room is not None:
-            restored = _table(there["restored"] / "restored.csv") if "restored" in there else None
+            restored = _table(files["restored"]("restored.csv")) if "restored" in files else None
             where = {axis: str(cell.where[axis]) for axis in AXES}
             found.answers += [where | row for row in room.rows(_said(answers, restored))]
 
 
-def _table(path: Path) -> DataFrame:
+def _table(text: str) -> DataFrame:
     import pandas as pd
 
     texts = dict.fromkeys(_WORDS, str)
-    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={c: [""] for c in _NUMBERS})
+    numbers = {c: [""] for c in _NUMBERS}
+    return pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=numbers)
 
 
 _WORDS = ("side", "question", "vanilla", "unlearned", "restored", "setting", "component", "instrument", "verdict")
@@ -199,8 +248,8 @@ def _curves(found: Collected, cell: Cell, group: Group, table: DataFrame) -> Non
     group.curves.add(values)
 
 
-def _drift(found: Collected, cell: Cell, group: Group, folder: Path) -> None:
-    table = _table(folder / "drift.csv")
+def _drift(found: Collected, cell: Cell, group: Group, read: Callable[[str], str]) -> None:
+    table = _table(read("drift.csv"))
     components = list(dict.fromkeys(map(str, table.component)))
     layers = sorted(set(table.layer.astype(int)))
     components, layers = found.places.setdefault(cell.model, (components, layers))
@@ -208,9 +257,7 @@ def _drift(found: Collected, cell: Cell, group: Group, folder: Path) -> None:
     for component, layer, change in zip(table.component, table.layer, table.relative_change.astype(float), strict=True):
         values[components.index(str(component)), layers.index(int(layer))] = change
     found.drift.setdefault((cell.model, cell.method), Pool()).add(values)
-    for component, change in _table(folder / "components.csv")[["component", "relative_change"]].itertuples(
-        index=False
-    ):
+    for component, change in _table(read("components.csv"))[["component", "relative_change"]].itertuples(index=False):
         group.note(f"drift {component}", float(change))
 
 

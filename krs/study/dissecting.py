@@ -15,6 +15,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
+from krs.study.training import dtype_of
 from krs.writing import write_text
 
 CHEAP = ["nll", "nll_tail", "recall", "prefix", "logit_lens", "state_drop", "quantise_4", "relearn"]
@@ -59,6 +60,13 @@ class DissectStep(Measuring):
         if spec.chat_template_kwargs:
             yield (), "instruments take no arguments of the chat template: leave chat_template_kwargs or dissect out"
 
+    def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
+        """What verdicts follow from, too: thresholds and rules."""
+        from krs.instruments.verdict import RULES, thresholds
+
+        told = {name: vars(threshold) for name, threshold in thresholds().items()}
+        return super().inputs(cell, spec, options) | {"verdicts": digest_of([RULES, told])}
+
     def memory(self, cell: Cell, options: Any) -> int | None:
         """Both models, and the retain model where there is one."""
         both, size = super().memory(cell, options), size_of(cell.vanilla)
@@ -83,6 +91,7 @@ class DissectStep(Measuring):
             n_tokens=options.n_tokens,
             seed=options.seed,
             output_dir=work.folder,
+            **dtype_of(work.spec),
         )
         table = found.evidence.assign(verdict=found.verdict.word).reset_index()
         write_text(work.folder / "evidence.csv", table.to_csv(index=False))

@@ -23,6 +23,8 @@ TABLES = {
     "answers": ("answers", "answers.csv"),
     "drift": ("drift", "drift.csv"),
     "dissect": ("dissect", "evidence.csv"),
+    "completions": ("completions", "completions.csv"),
+    "vocabulary": ("vocabulary", "vocabulary.csv"),
 }
 """By name of a table: the step and the file that it is made of."""
 

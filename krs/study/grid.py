@@ -73,17 +73,15 @@ def cells(spec: Spec) -> Iterator[Cell]:
     labels = {model.name: model.label for model in spec.models}
     for pair in spec.pairs:
         for concept in spec.concepts:
-            if pair.concepts is None or concept.label in pair.concepts:
+            if (unlearned := pair.of(concept.label)) is not None:
                 model_label = labels.get(pair.vanilla, pair.vanilla.rstrip("/").rpartition("/")[2])
-                yield Cell(
-                    model_label, concept.label, pair.label, PUBLISHED, None, pair.vanilla, concept, pair.unlearned
-                )
+                yield Cell(model_label, concept.label, pair.label, PUBLISHED, None, pair.vanilla, concept, unlearned)
 
 
 def n_cells(spec: Spec) -> int:
     """How many there are."""
     own = sum(len(m.strengths) or 1 for m in spec.methods) * len(spec.models) * len(spec.concepts) * len(spec.seeds)
-    return own + sum(len(spec.concepts) if p.concepts is None else len(p.concepts) for p in spec.pairs)
+    return own + sum(p.of(c.label) is not None for p in spec.pairs for c in spec.concepts)
 
 
 def cell_named(spec: Spec, name: str) -> Cell:

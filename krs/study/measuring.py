@@ -14,7 +14,7 @@ from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Step, Work, register
-from krs.study.training import chat_of
+from krs.study.training import chat_of, dtype_of
 from krs.writing import write_text
 
 
@@ -84,6 +84,7 @@ class Sweep(Measuring):
             **options,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             checkpoint=work.folder / "sweep.krs",
+            **dtype_of(work.spec),
         )
         table = result.to_frame().to_csv(index=False)
         write_text(work.folder / "krs.csv", table)
@@ -93,8 +94,9 @@ class Sweep(Measuring):
 
 
 class AnswersOptions(Part):
-    """As the arguments of `krs.metrics.answers`."""
+    """As the arguments of `krs.metrics.answers`; `unrelated`: so many of the unrelated questions, all if not given."""
 
+    unrelated: int | None = Field(default=None, ge=0)
     n_tokens: int = Field(default=30, gt=0)
     bleu: Literal["sacrebleu", "paper-code"] = "sacrebleu"
 
@@ -109,16 +111,18 @@ class AnswersStep(Measuring):
         """Write answers.json and answers.csv."""
         import krs
 
-        place = work.upstream["prepare"]
-        others = place / "unrelated.txt"
+        place, options = work.upstream["prepare"], work.options.model_dump()
+        file = place / "unrelated.txt"
+        others = files.questions(file, work.spec.chat) if file.read_text(encoding="utf-8").strip() else []
         found = krs.metrics.answers(
             work.vanilla,
             work.unlearned,
             files.questions(place / "target.txt", work.spec.chat),
-            files.questions(others, work.spec.chat) if others.read_text(encoding="utf-8").strip() else (),
-            **work.options.model_dump(),
+            others[: options.pop("unrelated")],
+            **options,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             checkpoint=work.folder / "answers.json",
+            **dtype_of(work.spec),
         )
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "answers.csv", table)
@@ -131,7 +135,7 @@ class DriftStep(Measuring):
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
         """Nothing but the models."""
-        return {}
+        return dtype_of(spec)
 
     needs = ("unlearn",)
 
@@ -139,7 +143,7 @@ class DriftStep(Measuring):
         """Write drift.csv (by component and layer) and components.csv."""
         import krs
 
-        found = krs.metrics.drift(work.vanilla, work.unlearned)
+        found = krs.metrics.drift(work.vanilla, work.unlearned, **dtype_of(work.spec))
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "drift.csv", table)
         components = found.by_component().reset_index().to_csv(index=False)

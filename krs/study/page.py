@@ -25,7 +25,8 @@ from krs.pages import (
     Text,
     peaks,
 )
-from krs.study.collected import AXES, Collected, Group, Key, collect
+from krs.study.collected import AXES, Collected, Group, Key, collect, made
+from krs.study.exported import Exported
 from krs.study.run import Study
 from krs.study.spec import Spec
 from krs.study.store import Store
@@ -38,18 +39,19 @@ _WAYS = (AXES, AXES[:3], AXES[:2])
 _BANDS = "mean over {}; band: ± 1 SD"
 
 
-def page_of(study: Study) -> Page:
+def page_of(study: Study | Exported) -> Page:
     """A study's page; it reads one cell at a time, and no sweep's arrays.
 
     Raises `KrsError` for a study without a single result.
     """
-    found = collect(study.spec, Store(study.folder))
+    every = study.made() if isinstance(study, Exported) else made(study.spec, Store(study.folder))
+    found, name = collect(study.spec, every), study.name if isinstance(study, Exported) else study.folder.name
     if not any(group.cells for group in found.groups.values()):
-        raise KrsError(f"the study in {str(study.folder)!r} has no results yet: run it first, with krs study")
-    return page_from(study, found)
+        raise KrsError(f"the study {name!r} has no results yet: run it first, with krs study")
+    return page_from(study.spec, found, name)
 
 
-def page_from(study: Study, found: Collected) -> Page:
+def page_from(spec: Spec, found: Collected, name: str) -> Page:
     """The page of what was collected."""
     panels = _panels(found)
     sections = [
@@ -61,12 +63,10 @@ def page_from(study: Study, found: Collected) -> Page:
         *_drift(found),
         *_verdicts(found),
         Section("What failed, and warnings", _failures(found)),
-        Section("Where this comes from", _origin(study, found)),
+        Section("Where this comes from", _origin(spec, found, name)),
     ]
-    lead = (Text(_lead(study.spec, found)), *_scale(found))
-    return Page(
-        "What a study of unlearning found", lead, tuple(sections), _switches(found), f"krs study: {study.folder.name}"
-    )
+    lead = (Text(_lead(spec, found)), *_scale(found))
+    return Page("What a study of unlearning found", lead, tuple(sections), _switches(found), f"krs study: {name}")
 
 
 def _lead(spec: Spec, found: Collected) -> str:
@@ -384,14 +384,13 @@ def _failures(found: Collected) -> tuple[Block, ...]:
     return tuple(blocks) or (Text("Nothing failed, and there were no warnings."),)
 
 
-def _origin(study: Study, found: Collected) -> tuple[Block, ...]:
+def _origin(asked: Spec, found: Collected, name: str) -> tuple[Block, ...]:
     """The commands, the spec and the versions."""
     import yaml
 
     first, last = found.made
-    name = study.folder.name
     commands = f"krs study study.yaml -o {name}\nkrs report {name}"
-    spec = yaml.safe_dump(study.spec.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    spec = yaml.safe_dump(asked.model_dump(exclude_defaults=True), sort_keys=False, allow_unicode=True)
     versions = "; ".join(found.versions) or "not known"
     told = f"Made from {first} to {last}; {found.seconds:,.0f} s of work. Versions that count: {versions}."
     return (Text(told), Code("The commands that made it", commands, unfolded=True), Code("study.yaml", spec))

@@ -24,6 +24,7 @@ class Progress:
         cells: how many there are, by state: `done`, `begun`, `failed`, `to do`.
         measured: seconds that finished steps took, by kind (step, model, method and strength).
         left: steps that are still to do, by kind; of shared results each once a cell.
+        absent: models of the hub that have not been fetched, so that nothing is known of their cells.
         memory: the most that a cell that is not done will need, in bytes; `None` where it cannot be known.
     """
 
@@ -31,6 +32,7 @@ class Progress:
     measured: dict[Kind, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
     left: Counter[Kind] = field(default_factory=Counter)
     memory: int | None = 0
+    absent: set[str] = field(default_factory=set)
 
     @property
     def seconds(self) -> tuple[float, int]:
@@ -56,15 +58,18 @@ class Progress:
                 f"memory: {size}",
                 f"time left: {time}{f' and {rest}' if known and rest else rest and f' ({rest})'}",
             ]
+        if self.absent:
+            few, more = sorted(self.absent)[:2], len(self.absent) - 2
+            lines.append(f"not fetched yet: {', '.join(few)}{f' and {more} more models' if more > 0 else ''}")
         return "\n".join(lines)
 
 
 def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, str, dict[str, bool]]]:
     """Each cell with its state and, by step, whether that is done; counts it all into `progress`.
 
-    Manifests are read, artefacts are not.
+    Manifests are read, artefacts are not. Models that are not here are not fetched.
     """
-    carrier = Carrier(spec, store)
+    carrier = Carrier(spec, store, fetch=False, absent=progress.absent)
     for cell in cells(spec):
         done: dict[str, bool] = {}
         for made, _, found in carrier.states(cell):

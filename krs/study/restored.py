@@ -13,6 +13,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
+from krs.study.training import dtype_of
 from krs.writing import write_text
 
 
@@ -29,6 +30,7 @@ class RestoredStep(Measuring):
     """What the unlearned model says with pieces of the vanilla one put back where the sweep recovered most."""
 
     options = RestoredOptions
+    version = 2
     needs: ClassVar[tuple[str, ...]] = ("prepare", "unlearn", "sweep")
 
     def check(self, spec: Spec, options: Any) -> Iterator[Fault]:
@@ -65,13 +67,14 @@ class RestoredStep(Measuring):
             return digest_of([])
         first, last = int(best.first_layer), int(best.last_layer)
         said = krs.generate(
-            work.cell.vanilla,
+            work.vanilla,
             work.unlearned,
             asked,
             restore=point.at(*range(first, last + 1)),
             n_tokens=work.options.n_tokens,
             chat_template_kwargs=work.spec.chat_template_kwargs,
             progress=False,
+            **dtype_of(work.spec),
         )
         where = {"setting": point.name, "first_layer": first, "last_layer": last}
         table = pd.DataFrame({**columns, "restored": list(said), **where}).to_csv(index=False)

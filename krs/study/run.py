@@ -39,8 +39,8 @@ class Study:
         """A row for each row of each cell's own table, the cell's place in the grid before it.
 
         Args:
-            name: `"krs"` (a restoration a row), `"answers"` (a question a row), `"drift"` (a component and layer) or
-                `"dissect"` (an instrument a row).
+            name: `"krs"` (a restoration a row), `"answers"` (a question a row), `"drift"` (a component and layer),
+                `"dissect"` (an instrument), `"completions"` (a text) or `"vocabulary"` (a token of a value vector).
         """
         return figures.table(self.spec, Store(self.folder), name)
 

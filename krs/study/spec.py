@@ -54,32 +54,51 @@ class ModelSpec(Part):
 
 
 class ConceptSpec(Part):
-    """A concept: a bundled one or a file, which one of the file, and what tables call it."""
+    """A concept: a bundled one or a file, which one of the file, and what tables call it.
+
+    `only` takes some of its questions, by number from 0: those that the vanilla model answers rightly, perhaps.
+    `paragraphs` is a file of texts that stand in for its own, such as one that `krs corpus` wrote.
+    """
 
     name: str
     concept: str | None = None
     label: str = ""
+    only: list[int] | None = None
+    paragraphs: str | None = None
     retain_from: str = "harry_potter"
 
 
 class MethodSpec(Part):
-    """An unlearning method, its settings, and by name what each strength changes in them."""
+    """An unlearning method, its settings, and by name what each strength changes in them.
+
+    `retain` is a file of texts that are kept; the answers to the concept's retain questions if not given.
+    """
 
     name: str
     label: str = ""
     settings: dict[str, Any] = {}
     strengths: dict[str, dict[str, Any]] = {}
     forget: Literal["answers", "paragraphs"] = "answers"
+    retain: str | None = None
     corpus: str | None = None
 
 
 class PairSpec(Part):
-    """A published pair: nothing is trained. `concepts` are labels out of the study's, all of them if not given."""
+    """A published pair: nothing is trained. `concepts` are labels out of the study's, all of them if not given.
+
+    Where each concept was unlearned in a model of its own, `unlearned` has them by the concepts' labels.
+    """
 
     vanilla: str
-    unlearned: str
+    unlearned: str | dict[str, str]
     label: str = ""
     concepts: list[str] | None = None
+
+    def of(self, concept: str) -> str | None:
+        """The unlearned model of a concept; `None` for one that the pair is not of."""
+        if isinstance(self.unlearned, dict):
+            return self.unlearned.get(concept)
+        return self.unlearned if self.concepts is None or concept in self.concepts else None
 
 
 class Spec(Part):
@@ -93,6 +112,7 @@ class Spec(Part):
         pairs: published models, which are measured as the others are.
         chat: put questions through the chat template.
         chat_template_kwargs: arguments of the template.
+        dtype: that models are loaded in, `auto` for their own; both models of a pair have to have one.
         keep: what is kept of an unlearned model after its cell: its weights, their exact difference to the vanilla
             model's, or nothing.
         steps: what is done in each cell, in this order, with each step's options; the usual five if not given.
@@ -105,6 +125,7 @@ class Spec(Part):
     pairs: list[PairSpec] = []
     chat: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     keep: Keep = "weights"
     steps: dict[str, dict[str, Any] | None] = {
         "prepare": {},
@@ -206,12 +227,18 @@ def _at_home(spec: Spec, base: Path | None) -> Spec:
         also = [placed(name) for name in model.teach.also]
         return model.model_copy(update={"teach": model.teach.model_copy(update={"also": also})})
 
+    def of_each(pair: PairSpec) -> PairSpec:
+        if isinstance(pair.unlearned, str):
+            return local(pair, "vanilla", "unlearned")
+        named = {label: placed(name) for label, name in pair.unlearned.items()}
+        return local(pair, "vanilla").model_copy(update={"unlearned": named})
+
     return spec.model_copy(
         update={
             "models": [with_also(local(m, "name")) for m in spec.models],
-            "concepts": [local(c, "name", "retain_from") for c in spec.concepts],
-            "methods": [local(m, "corpus") for m in spec.methods],
-            "pairs": [local(p, "vanilla", "unlearned") for p in spec.pairs],
+            "concepts": [local(c, "name", "retain_from", "paragraphs") for c in spec.concepts],
+            "methods": [local(m, "corpus", "retain") for m in spec.methods],
+            "pairs": [of_each(p) for p in spec.pairs],
         }
     )
 
@@ -225,6 +252,6 @@ def _labelled(spec: Spec) -> Spec:
             "models": [label(m, m.name) for m in spec.models],
             "concepts": [label(c, c.concept or c.name) for c in spec.concepts],
             "methods": [label(m, m.name) for m in spec.methods],
-            "pairs": [label(p, p.unlearned) for p in spec.pairs],
+            "pairs": [label(p, p.unlearned if isinstance(p.unlearned, str) else "published") for p in spec.pairs],
         }
     )

@@ -40,7 +40,7 @@ class Teaching(Step):
         settings = asdict(TeachConfig(**_teach(cell).settings))
         taught = _teach(cell)
         told = [
-            _digest(c.name, c.concept, changed(c.name), taught.questions)
+            _digest(c.name, c.concept, changed(c.name), taught.questions, c.paragraphs, changed(c.paragraphs or ""))
             for c in _topics(spec, taught, self.without(cell))
         ]
         return {"lessons": told, "settings": settings | _NEVER, **chat_of(spec)}
@@ -102,13 +102,15 @@ def lessons(spec: Spec, taught: TeachSpec, without: str | None = None) -> list[A
 
 
 def _topics(spec: Spec, taught: TeachSpec, without: str | None) -> list[ConceptSpec]:
-    return [*(c for c in spec.concepts if c.label != without), *(ConceptSpec(name=name) for name in taught.also)]
+    """Whole concepts: what is taught does not depend on which questions are asked later."""
+    mine = (c.model_copy(update={"only": None}) for c in spec.concepts if c.label != without)
+    return [*mine, *(ConceptSpec(name=name) for name in taught.also)]
 
 
 @functools.lru_cache(maxsize=1024)
-def _digest(name: str, concept: str | None, _at: int, questions: bool) -> str:
+def _digest(name: str, concept: str | None, _at: int, questions: bool, paragraphs: str | None, _then: int) -> str:
     """Of one concept's lessons, taken once: there may be thousands of paragraphs, and of cells."""
-    found = concept_in(ConceptSpec(name=name, concept=concept))
+    found = concept_in(ConceptSpec(name=name, concept=concept, paragraphs=paragraphs))
     return digest_of(_of(found, TeachSpec(questions=questions), chat=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from pydantic import Field
 
 from krs import files
 from krs.data.concepts import Concept, load_concept
+from krs.errors import KrsError
 from krs.models.identity import file_identity
+from krs.models.load import load
 from krs.study import difference
 from krs.study.checkpoints import files_of, size_of
 from krs.study.grid import Cell
 from krs.study.manifest import Manifest, artefacts, digest_of, file_digest
 from krs.study.spec import ConceptSpec, Keep, Part, Spec
 from krs.study.step import Step, Work, register
+from krs.study.stopping import STOP, until
 
 _KEEP = ("weights", "difference", "nothing")
 TRAINED = 16
@@ -60,11 +64,13 @@ class Prepare(Step):
             work.vanilla,
             work.folder,
             topic.concept,
+            only=topic.only,
             retain_from=topic.retain_from,
             chat=work.spec.chat,
             n_tokens=work.options.n_tokens,
             overwrite=True,
             chat_template_kwargs=work.spec.chat_template_kwargs,
+            **dtype_of(work.spec),
         )
         return digest_of(artefacts(work.folder))
 
@@ -98,6 +104,8 @@ class Unlearn(Step):
         found: dict[str, Any] = {"method": recipe.name, "settings": cell.settings, "seed": cell.seed, **chat_of(spec)}
         if recipe.forget == "paragraphs":
             found["paragraphs"] = digest_of(concept_of(cell).paragraphs)
+        if recipe.retain is not None:
+            found["retain"] = file_digest(Path(recipe.retain))
         if recipe.corpus is not None:
             found["corpus"] = file_digest(Path(recipe.corpus))
         return found | {"cell": cell.name}
@@ -111,13 +119,16 @@ class Unlearn(Step):
         assert recipe is not None
         if not (folder / REPORT).exists() or (folder / "checkpoints" / "krs_moving.json").exists():
             plugin = method(recipe.name)
+            vanilla, tokenizer = load(work.vanilla, device="auto", **dtype_of(work.spec))
             run(
                 recipe.name,
-                work.vanilla,
+                vanilla,
+                tokenizer=tokenizer,
                 **self._texts(work, issubclass(plugin, Edit)),
                 chat_template_kwargs=work.spec.chat_template_kwargs,
                 output_dir=folder,
                 **self._settings(work),
+                **self._stop(work, vanilla, tokenizer),
             )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a killed call may have left some of them
         return str(file_identity(folder)["weights"])
@@ -129,7 +140,17 @@ class Unlearn(Step):
         assert work.cell.recipe is not None
         fields = method(work.cell.recipe.name).config_class.__dataclass_fields__
         often = {"save_steps": work.options.save_steps} if "save_steps" in fields else {}
-        return often | work.cell.settings | {"seed": work.cell.seed}
+        own = {name: value for name, value in work.cell.settings.items() if name != STOP}
+        return often | own | {"seed": work.cell.seed}
+
+    @staticmethod
+    def _stop(work: Work, vanilla: Any, tokenizer: Any) -> dict[str, Any]:
+        condition = work.cell.settings.get(STOP)
+        if condition is None:
+            return {}
+        n_tokens = PrepareOptions(**(work.spec.steps.get("prepare") or {})).n_tokens
+        answers = work.upstream["prepare"] / "forget.jsonl"
+        return until(condition, vanilla, tokenizer, answers, n_tokens, work.spec.chat)
 
     @staticmethod
     def _texts(work: Work, edits: bool) -> dict[str, Any]:
@@ -146,7 +167,8 @@ class Unlearn(Step):
             forget = files.texts(place / "forget.jsonl", work.spec.chat)
         retain = None
         if getattr(plugin, "needs_retain", False) and not plugin.makes_retain:
-            retain = files.texts(place / "retain.jsonl", work.spec.chat)
+            kept = place / "retain.jsonl" if recipe.retain is None else Path(recipe.retain)
+            retain = files.texts(kept, work.spec.chat)
         return {
             "forget": forget,
             "retain": retain,
@@ -204,7 +226,25 @@ def concept_of(cell: Cell) -> Concept:
 
 def concept_in(topic: ConceptSpec) -> Concept:
     """The same of a place in a spec."""
-    return _concept(topic.name, topic.concept, changed(topic.name))
+    found = _concept(topic.name, topic.concept, changed(topic.name))
+    if topic.paragraphs is not None:
+        found = replace(found, paragraphs=paragraphs_in(topic.paragraphs))
+    return found if topic.only is None else found.only(topic.only)
+
+
+def paragraphs_in(name: str) -> tuple[str, ...]:
+    """Texts of a file, such as one of `krs corpus`; raises `KrsError` for one that holds anything else."""
+    return _paragraphs(name, changed(name))
+
+
+@functools.lru_cache(maxsize=64)
+def _paragraphs(name: str, _at: int) -> tuple[str, ...]:
+    texts = files.texts(Path(name))
+    if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+        raise KrsError(
+            f"{name!r} holds more than texts (item {wrong[0]}): give a text a line, or what krs corpus wrote"
+        )
+    return tuple(texts)
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,8 +259,13 @@ def changed(name: str) -> int:
 
 
 def chat_of(spec: Spec) -> dict[str, Any]:
-    """How prompts are put."""
-    return {"chat": spec.chat, "chat_template_kwargs": spec.chat_template_kwargs}
+    """How prompts are put, and to models of which dtype."""
+    return {"chat": spec.chat, "chat_template_kwargs": spec.chat_template_kwargs, **dtype_of(spec)}
+
+
+def dtype_of(spec: Spec) -> dict[str, Any]:
+    """The dtype that models are loaded in, where it is not their own."""
+    return {} if spec.dtype == "auto" else {"dtype": spec.dtype}
 
 
 def _weights(folder: Path) -> list[str]:

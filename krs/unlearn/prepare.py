@@ -30,6 +30,7 @@ def prepare(
     output: str | Path,
     name: str | None = None,
     *,
+    only: Sequence[int] | None = None,
     retain_from: str = "harry_potter",
     chat: bool = False,
     n_tokens: int = 30,
@@ -52,6 +53,7 @@ def prepare(
         model: the vanilla model, by name.
         output: a directory.
         name: which concept of a file with several.
+        only: some of its questions, by number from 0: perhaps those that the model answers rightly.
         retain_from: a concept whose retain questions serve one that has none of its own (the paper's format has none);
             those that mention the concept are left out.
         chat: ask through the chat template.
@@ -75,6 +77,8 @@ def prepare(
         raise KrsError(f"{str(folder)!r} holds what an earlier call wrote: give another directory, or overwrite=True")
     check_folder(folder, [*_FILES, _UNFINISHED])
     found = load_concept(concept, name)
+    if only is not None:
+        found = found.only(only)
     requests_from(found.questions, subjects=found.names)
     sides = {"forget": found.questions}
     sides["retain"] = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)

@@ -10,7 +10,7 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.hooks import patched, record, self_check
 from krs.metrics.score import krs_score
-from tests.tiny import build, pair
+from tests.tiny import build, pair, perturbed
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8]]
@@ -27,6 +27,14 @@ def _asked(v, u):
     return krs.metrics.answers(v, u, target=["who", "the dog"], tokenizer=tiny_tokenizer(), n_tokens=3, progress=False)
 
 
+FACTS = [("who wrote the book", "a cat"), ("what sat", "the red sun"), ("who ran", "one two")]
+
+
+def _dissected(v, u, only, **more):
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 4, "chat": False, "progress": False, "budget": None}
+    return krs.dissect(v, u, FACTS, only=[only], **options, **more)
+
+
 CALLS = {
     "sweep": _sweep,
     "sweep, wavefront": lambda v, u: _sweep(v, u, "wavefront"),
@@ -37,6 +45,11 @@ CALLS = {
     "generate, restored": lambda v, u: krs.generate(v, u, PROMPTS, restore=ATTN_OUT.at(1), n_tokens=3, progress=False),
     "drift": krs.metrics.drift,
     "account": lambda v, u: krs.metrics.account(v, u, PROMPTS, n_tokens=3, progress=False),
+    "sweep, estimate": lambda v, u: _sweep(v, u, "estimate"),
+    "patch_sweep": lambda v, u: krs.patch_sweep(u, v, PROMPTS, n_tokens=3, windows=1, progress=False),
+    "speak": lambda v, u: krs.speak(v, u, "who", restore=ATTN_OUT.at(1), n_tokens=3, tokenizer=tiny_tokenizer()),
+    "dissect": lambda v, u: _dissected(v, u, "nll"),
+    "dissect, said": lambda v, u: _dissected(v, u, "recall"),
 }
 
 
@@ -50,6 +63,24 @@ def test_a_weight_that_is_no_number_is_named_with_its_model(call, side, value):
         models = {"vanilla": models["vanilla"], "unlearned": None}  # without restore=, it alone would not be run
     with pytest.raises(KrsError, match=rf"{side}.*'{WEIGHT}' has .*NaN or infinite"):
         CALLS[call](*models.values())
+
+
+def test_a_third_model_that_is_broken_is_named_too():
+    v, u = pair("llama")
+    third = perturbed(v, seed=5)
+    third.get_parameter(WEIGHT).data[3, 5] = float("nan")
+    with pytest.raises(KrsError, match=rf"the logits of reference are NaN or infinite on prompt 0: {SAYS}"):
+        krs.patch_sweep(u, v, PROMPTS, reference=third, n_tokens=3, windows=1, progress=False)
+    with pytest.raises(KrsError, match=rf"under the null 'never_knew', .* stand in: .*NaN or infinite.*: {SAYS}"):
+        _dissected(v, u, "nll", retain=third)
+
+
+def test_a_corpus_on_which_coefficients_are_no_numbers_has_no_second_moment():
+    model = build("llama")
+    model.get_parameter(WEIGHT).data[3, 5] = float("nan")
+    given = (tiny_tokenizer(), ["the cat sat on the moon"] * 20, (3,))
+    with pytest.raises(KrsError, match=rf"mlp_coef at layer 3 \(.*\) is NaN or infinite: {SAYS}"):
+        krs.unlearn.memit.covariance(model, *given, min_tokens=10, cache=False, progress=False)
 
 
 def test_models_that_are_checked_alone_are_called_the_model():

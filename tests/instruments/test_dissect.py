@@ -11,6 +11,7 @@ from krs.instruments.reading import Reading
 from krs.instruments.verdict import Threshold, verdict
 from tests.instruments.case import FACTS, OTHERS, tiny_case
 from tests.pages.reading import Seen
+from tests.test_writing import full_disk
 from tests.tiny import build, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -74,6 +75,27 @@ def test_a_model_that_answers_knows():
     found = verdict({"recall": _reading("recall", [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0])}, BY)
     assert found.word == "knows"
     assert "when asked" in found.why
+
+
+def test_a_reading_counts_as_it_is_and_as_added_to_what_the_vanilla_model_reads():
+    tells = Threshold(0.5, 1.5, 1.0, "likelihood", same=0.0, furthest=2.0)
+    assert tells.vote(np.array([1.6, 1.7, 1.6])) == "never"
+    assert tells.vote(np.array([1.6, 1.7, 1.6]), np.array([0.4, 0.5, 0.3])) == "never"  # within half the distance
+    assert tells.vote(np.array([1.6, 1.7, 1.6]), np.array([1.0, 1.1, 0.9])) == "unsure"  # 0.6 is added
+    assert tells.vote(np.array([0.3, 0.3, 0.4]), np.array([1.0, 1.1, 0.9])) == "knows"
+
+
+def test_what_reads_further_from_knowing_than_not_knowing_can_decides_nothing():
+    by = BY | {"nll_tail": Threshold(0.5, 1.5, 1.0, "likelihood", same=0.0, furthest=2.0)}
+    for far, word in (([2.5, 2.7, 2.6], "does not know"), ([2.9, 3.1, 2.9], "cannot tell")):  # 2.75 is the limit
+        found = verdict({name: _reading(name, NEVER[name] if name != "nll_tail" else far) for name in NEVER}, by)
+        assert found.word == word
+    assert "nll_tail read further from knowing than models that never knew do" in found.why
+    assert found.votes[0].says == "beyond"
+    high = {name: _reading(name, KNOWN[name] if name != "nll_tail" else [2.9, 3.1, 2.9]) for name in KNOWN}
+    assert verdict(high, by).word == "knows"
+    shared = Threshold(0.8, 0.2, 1.0, "saying", same=1.0, furthest=0.1)  # the same the other way up
+    assert [shared.vote(np.array([v, v])) for v in (-0.3, -0.2, 0.1, 0.9)] == ["beyond", "never", "never", "knows"]
 
 
 def _dissect(tmp_path=None, **options):
@@ -236,3 +258,60 @@ def test_every_model_of_a_case_has_to_belong_to_the_others():
 
 def test_a_case_says_how_questions_are_put():
     assert tiny_case().target.wording.chat is False
+
+
+@pytest.mark.parametrize("name", ["target", "unrelated"])
+@pytest.mark.parametrize("kind", ["dict", "frame", "encoding"])
+def test_what_is_iterated_as_its_keys_is_no_list_of_facts(name, kind, as_a_user):
+    import pandas as pd
+
+    given = {
+        "dict": {"question": "who wrote the book", "answer": "a cat"},
+        "frame": pd.DataFrame({"question": ["who wrote"], "answer": ["a cat"]}),
+        "encoding": tiny_tokenizer()(["who wrote the book"]),
+    }[kind]
+    asked = {"target": FACTS, name: given}
+    said = rf"{name} is a (dict|DataFrame with the columns 'question', 'answer'|BatchEncoding): pass a list of facts"
+    with pytest.raises(krs.KrsError, match=said):
+        krs.dissect("no/vanilla", "no/unlearned", asked.pop("target"), **asked)
+
+
+def test_a_dissection_file_with_something_odd_in_it_is_refused_or_whole(tmp_path, as_a_user):
+    found = _dissect(only=["nll"])[1]
+    found.save(tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text()
+    entries = list(json.loads(text))
+    refused = 0
+    for name in entries:
+        for value in (None, 3, "x", [], [3], {}, {"a": 1}, {"a": ["x"]}):
+            (tmp_path / "a.json").write_text(json.dumps(json.loads(text) | {name: value}))
+            try:
+                again = load_dissection(tmp_path / "a.json")
+            except krs.KrsError:
+                refused += 1
+                continue
+            assert repr(again)
+            assert len(again.answers) == len(again.by_fact) == len(again.facts)
+            again.save(tmp_path / "a.html")
+        (tmp_path / "a.json").write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != name}))
+        with pytest.raises(krs.KrsError, match="does not hold a"):
+            load_dissection(tmp_path / "a.json")
+    assert refused > 5 * len(entries)
+
+
+def test_a_page_that_its_place_does_not_take_is_put_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    real = krs.instruments.Dissection.save
+
+    def save(self, path):
+        if path.parent.name == "out":
+            with full_disk(100):
+                return real(self, path)
+        return real(self, path)
+
+    monkeypatch.setattr(krs.instruments.Dissection, "save", save)
+    said = r"the dissection is complete, but cannot write .*`partial`, and it was saved to '.*json' instead"
+    with pytest.raises(krs.KrsError, match=said) as stop:
+        _dissect(tmp_path / "out", only=["nll"])
+    (spare,) = tmp_path.glob("report-*.json")
+    assert load_dissection(spare).evidence.equals(stop.value.partial.evidence)

@@ -225,6 +225,7 @@ def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, m
     from krs.cli import app
     from krs.instruments import calibration, truth
 
+    monkeypatch.setattr(calibration, "silent", lambda model: True)  # so small a model answers by chance
     for module in (truth, calibration):
         monkeypatch.setattr(module, "CALIBRATION", WORLD)
         monkeypatch.setattr(module, "VERDICT", WORLD)
@@ -246,12 +247,27 @@ def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, m
     assert (table.models == 2).all()
     thresholds = json.loads((world / "out" / "thresholds.json").read_text(encoding="utf-8"))
     assert set(thresholds["instruments"]) == set(table.index[table.auc >= 0.9]) - {"nll"} != set()
+    assert all({"furthest", "same"} <= row.keys() for row in thresholds["instruments"].values())
+    assert (world / "out" / "calibration.png").stat().st_size > 1000
     checked = run("--check")
     assert checked.exit_code == 0, checked.exception
     verdicts = pd.read_csv(world / "out" / "verdicts.csv").set_index(["retain", "model"])
     assert set(verdicts.loc["with"].index) == set(verdicts.loc["without"].index) == made_but("full", "retain")
     assert not verdicts.loc[("with", "hides"), "wrong"]
     assert "of 6 decided" in checked.stdout
+
+
+def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right():
+    import pandas as pd
+
+    from krs.plots.calibration import plot_told
+
+    rows = [("krs", "a", True, 0.5), ("krs", "b", False, 0.9), ("nll", "a", True, -0.1), ("nll", "b", False, -2.0)]
+    table = pd.DataFrame(rows, columns=["instrument", "model", "known", "knowledge"]).assign(auc=[0.0, 0.0, 1.0, 1.0])
+    ax = plot_told(table)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["nll", "KRS, the paper's score"]
+    marks = [tuple(c.get_offsets()[0].round(2)) for c in ax.collections if len(c.get_offsets())]
+    assert marks == [(0.0, -0.13), (1.0, 0.13), (1.0, 0.87), (0.0, 1.13)]  # never knew below, knows above each line
 
 
 def made_but(*names):

@@ -1,9 +1,12 @@
 import copy
+import json
 import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import krs
 from krs import KrsError, KrsWarning
@@ -279,6 +282,29 @@ def test_saved_and_loaded(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(KrsError, match="is not an account that krs saved"):
         load_account(file)
+
+
+def test_a_file_with_something_odd_in_it_is_refused(tmp_path, as_a_user):
+    v, u = _near("llama")
+    file = krs.account(v, u, IDS, unrelated=IDS[:1], points=2, **FAST).save(tmp_path / "a.krs")
+    with safe_open(file, framework="numpy") as opened:
+        header = json.loads(opened.metadata()["krs.account"])
+        arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+    def refused(header, arrays):
+        save_file(arrays, file, metadata={"krs.account": json.dumps(header)})
+        with pytest.raises(KrsError, match="is not an account that krs saved"):
+            load_account(file)
+
+    for name in header:
+        if name != "unrelated":
+            refused({k: v for k, v in header.items() if k != name}, arrays)
+        for value in ("x", [3], 3.5) if name == "unrelated" else ({"a": 1} if name != "provenance" else 3, "x"):
+            refused(header | {name: value}, arrays)
+    for name, array in arrays.items():
+        refused(header, {k: v for k, v in arrays.items() if k != name})
+        refused(header, arrays | {name: np.ascontiguousarray(array[:-1])})
+        refused(header, arrays | {name: array.astype(np.float32)})
 
 
 def test_the_picture_has_a_row_a_component():

@@ -95,6 +95,14 @@ def test_two_unlearned_models_that_differ_in_one_column_are_two_sweeps(models, o
         (lambda v, u: {"positions": "prompt"}, r"positions \(None there, 'prompt' here\)"),
         (lambda v, u: {"settings": ["mlp_coef"]}, "settings"),
         (lambda v, u: {"windows": 1}, "windows"),
+        (lambda v, u: {"measures": "kl"}, "measures"),
+        (lambda v, u: {"direction": "transplant"}, r"direction \('restore' there, 'transplant' here\)"),
+        (lambda v, u: {"family": "llama"}, r"family \(None there, 'llama' here\)"),
+        (
+            lambda v, u: {"v": v.double(), "u": u.double()},
+            r"the vanilla model \(weights\); the unlearned model \(weights\)",
+        ),
+        (lambda v, u: {"scoring": "paper-code", "tokenizer": tiny_tokenizer()}, r"scoring \('next-token' there"),
     ],
 )
 def test_whatever_is_asked_otherwise_is_named(models, change, said, tmp_path):
@@ -249,7 +257,7 @@ def test_a_full_disk_costs_no_numbers(models, tmp_path):
 
 
 def test_a_checkpoint_that_fails_on_the_way_is_said_once_and_the_sweep_goes_on(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("krs.restore.checkpoint._SAVE_EVERY", -1.0)
+    monkeypatch.setattr("krs.restore.checkpoint.SAVE_EVERY", -1.0)
     real, saves = krs.SweepResult.save, []
 
     def save(result, path, overwrite=False):

@@ -1,6 +1,7 @@
 """The bundled model: sweeps equal hooks written out by hand, and generation is what it says."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, windows
 from krs.data.concepts import as_chat, load_concept
 from krs.hooks import self_check
+from krs.models.identity import identity
 from tests import by_hand
 from tests.noise import assert_rounds_alike, assert_same
 from tests.tiny import same_state, state
@@ -157,3 +159,18 @@ def test_one_column_of_one_layer_makes_another_checkpoint(smollm2, tmp_path):
     second[:, 500] += 0.5
     with pytest.raises(krs.KrsError, match=r"holds another sweep. What differs: the unlearned model \(weights\)"):
         krs.sweep(vanilla, unlearned, [[5, 6]], checkpoint=tmp_path / "part.krs", **options)
+
+
+def test_every_byte_of_both_models_costs_less_than_a_twentieth_of_a_small_sweep(models):
+    """Of processor time. The demo's sweep has ten prompts, ten times the windows and answers of thirty tokens."""
+    vanilla, unlearned, tokenizer = models
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        identity(vanilla)
+        identity(unlearned)
+        taken.append(time.process_time() - start)
+    start = time.process_time()
+    asked = ["Hogwarts is a", "Harry Potter's best friends are"]
+    krs.sweep(vanilla, unlearned, asked, tokenizer=tokenizer, windows=windows.of(WINDOWS), n_tokens=10, progress=False)
+    assert min(taken) < 0.05 * (time.process_time() - start)

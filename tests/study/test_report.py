@@ -10,7 +10,8 @@ from krs import KrsError, study
 from krs.cli import app
 from krs.pages import document
 from krs.restore import storage
-from krs.study.collected import Collected, Group, collect
+from krs.study.collected import Collected, Group, collect, made
+from krs.study.manifest import digest_of
 from krs.study.page import label_of, page_from, page_of
 from krs.study.pool import Pool
 from krs.study.store import Store
@@ -182,7 +183,7 @@ def test_ten_thousand_cells_are_less_than_five_megabytes(done):
     found.states["done"] = 10_000
     row = {"model": "v", "concept": "concept 1", "method": "method 2", "strength": "1", "side": "target"}
     found.answers = [row | {"question": "q" * 60, "vanilla": "v" * 80, "unlearned": "u" * 80}] * 2_000
-    text = document(page_from(done, found))
+    text = document(page_from(done.spec, found, "many"))
     assert len(text.encode()) < 5_000_000
     assert "strengths are put together here" in text
     seen = Seen(text)
@@ -190,6 +191,57 @@ def test_ten_thousand_cells_are_less_than_five_megabytes(done):
 
 
 def test_what_is_kept_of_answers_is_bounded(done):
-    found = collect(done.spec, Store(done.folder))
+    found = collect(done.spec, made(done.spec, Store(done.folder)))
     assert len(found.answers) == found.n_answers == 3 * 4
     assert all(isinstance(v, str) for row in found.answers for v in row.values())
+
+
+def test_an_exported_study_makes_the_same_page_and_holds_no_question(done, tmp_path):
+    whole = document(page_of(done))
+    questions = ["who is the cat", "what ran on the moon", "what is red", "who wrote the book"]
+    file = study.export(done, tmp_path / "results.json")
+    kept = file.read_text()
+    assert not any(question in kept for question in questions)
+    assert str(done.folder.parent) not in kept
+    bare = study.load_exported(file)
+    assert repr(bare) == "study of 3 cells: 3 done (without the questions' texts)"
+    joined = study.load_exported(file, [done.folder.parent / "cat.json"])
+    pages = [Seen(text) for text in (whole, document(page_of(joined)), document(page_of(bare)))]
+    assert pages[0].tables.keys() == pages[1].tables.keys() == pages[2].tables.keys()
+    for name, rows in pages[0].tables.items():
+        for mine, theirs in zip(rows, pages[1].tables[name], strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                assert a == b or abs(float(a) - float(b)) <= 2e-4 * max(1.0, abs(float(a))), name
+    for name in ("krs", "answers"):
+        mine, theirs = done.table(name), joined.table(name)
+        assert list(mine.cell) == list(theirs.cell)
+        number = "krs" if name == "krs" else "bleu"
+        np.testing.assert_allclose(mine[number], theirs[number], rtol=1e-5)
+    assert list(joined.table("answers").question.head(2)) == questions[:2]
+    assert list(bare.table("answers").question.head(2)) == [f"{i}:{digest_of(q)}" for i, q in enumerate(questions[:2])]
+
+
+def test_an_exported_study_from_the_shell(done, tmp_path):
+    run = lambda *args: CliRunner().invoke(app, [str(a) for a in args])  # noqa: E731
+    file = tmp_path / "results.json"
+    assert run("study", "export", done.folder, "-o", file).exit_code == 0
+    shown = run("show", file)
+    assert "A study of 3 cells: 3 done" in shown.stdout
+    assert "- mlp_coef: " in shown.stdout
+    pages = [tmp_path / name for name in ("bare.html", "joined.html")]
+    assert run("report", file, "-o", pages[0]).exit_code == 0
+    assert run("report", file, "-o", pages[1], "--texts", done.folder.parent / "cat.json").exit_code == 0
+    assert ["who is the cat" in page.read_text() for page in pages] == [False, True]
+    for args, told in (
+        (("study", "export", done.folder), "takes a study's directory and a file"),
+        (("study", "export", done.folder, "-o", file), "is there already"),
+        (("study", "export", done.folder, "-o", tmp_path / "x.csv"), "give a name that ends in .json"),
+        (
+            ("report", done.folder, "-o", tmp_path / "x.html", "--texts", "paris"),
+            "puts questions back into an exported",
+        ),
+    ):
+        assert told in str(run(*args).exception)
+    (tmp_path / "no.json").write_text('{"krs_study": 1}')
+    with pytest.raises(KrsError, match="holds no exported study"):
+        study.load_exported(tmp_path / "no.json")

@@ -4,13 +4,16 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 import krs
 from krs import study
 from krs.study import difference
+from krs.study.grid import cells
 from krs.study.run import listed, show, status
+from krs.study.stopping import STOP
 from krs.study.store import Store
-from tests.study.small import asked, contents, home, manifests, written
+from tests.study.small import CONCEPTS, asked, contents, home, manifests, written
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -106,6 +109,54 @@ def test_changed_questions_redo_what_reads_them(tmp_path):
     (place / "cat.json").write_text(json.dumps(told | {"questions": ["who is the cat", "what ran in the sun"]}))
     study.run(spec, place / "out", progress=False)
     assert {step for _, step in _redone(before, place / "out")} == {"prepare", "unlearn", "sweep", "answers", "drift"}
+
+
+def test_training_stops_where_the_answers_read_as_asked_and_only_some_questions_are_studied(tmp_path):
+    place = home(tmp_path)
+    fast = {"learning_rate": 1e-2, "steps": 30, "batch_size": 2}
+    start = _nll(place, place / "v", [1])
+    method = {
+        "name": "ga",
+        "settings": fast,
+        "strengths": {"half": {STOP: f"nll > {start + 0.5}"}, "all": {"steps": 2}},
+    }
+    steps = {"prepare": {"n_tokens": 4}, "unlearn": {}, "answers": {"n_tokens": 4, "unrelated": 1}}
+    spec = asked(pairs=[], methods=[method], concepts=[{"name": "cat.json", "only": [1]}], steps=steps)
+    found = study.run(written(place, spec), place / "out", progress=False)
+    assert found.failed == []
+    cell = next(cells(found.spec))
+    folder = {
+        name: Store(place / "out").folder(name, kept.key)
+        for (at, name), kept in manifests(place / "out").items()
+        if at == cell.name
+    }
+    report = json.loads((folder["unlearn"] / "model" / "krs_unlearn.json").read_text())
+    reached = [row["nll"] for row in report["watched"]]
+    assert report["stopped"].startswith("nll ")
+    assert len(reached) == report["steps"] + 1 < 30
+    assert reached[0] == pytest.approx(start, abs=1e-6)
+    assert all(value <= start + 0.5 for value in reached[:-1])
+    assert reached[-1] > start + 0.5
+    assert _nll(place, folder["unlearn"] / "model", [1]) == pytest.approx(reached[-1], abs=1e-5)
+    told = pd.read_csv(folder["answers"] / "answers.csv")
+    assert list(told[told.side == "target"].question) == ["what ran on the moon"]
+    assert (told.side == "unrelated").sum() == 1
+
+
+def _nll(place, model, only):
+    """Of the vanilla model's own answers, from logits, without instruments."""
+    vanilla, tokenizer = krs.load(place / "v")
+    asked = krs.data.as_chat([CONCEPTS["cat"][n] for n in only])
+    said = krs.generate(vanilla, None, asked, tokenizer=tokenizer, n_tokens=4, progress=False)
+    other, _ = krs.load(model)
+    found = []
+    for question, text in zip(asked, said, strict=True):
+        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+        answer = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = [*answer, tokenizer.eos_token_id][:4]
+        logits = other(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
+        found.append(-logits.log_softmax(-1)[range(len(answer)), answer].mean().item())
+    return sum(found) / len(found)
 
 
 @pytest.mark.parametrize(

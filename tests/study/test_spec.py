@@ -80,6 +80,13 @@ def test_a_grid_is_models_x_concepts_x_methods_x_strengths_x_seeds_and_pairs(pla
         ("seeds: [0, 1]", "seeds: [0", r"is not valid YAML: line 14: "),
         ("- ga", "- {name: ga, forget: paragraphs}", r"methods\[1\].forget: paragraphs .*cat, hound has none"),
         ("- ga", "- {name: ga, corpus: x}", r"methods\[1\].corpus: no such file: 'x'"),
+        (
+            "cat.json\n",
+            "{name: cat.json, only: [0, 7]}\n",
+            r"concepts\[0\].name: questions \[0, 7\] of 'cat': there is no ",
+        ),
+        ("{steps: 4}", "{stop_when: nll}", r"line 11: methods\[0\].strengths.strong.stop_when: .*give a name, a sign"),
+        ("{steps: 4}", "{stop_when: uds > 1}", r"line 11: .*stop_when: uds needs retain, which is not at hand"),
         ("seeds:", "keep: some\nseeds:", r"line 13: keep: input should be 'weights', 'difference' or 'nothing'"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
+from krs.hooks.finite import refuse_recorded
 from krs.hooks.library import MLP_COEF
 from krs.hooks.linear import widths
 from krs.models.cache import build_once, cache_root, is_cached
@@ -108,7 +109,8 @@ def covariance(
         progress: show a bar.
 
     Sums are kept in float64. What follows the last of the layers is not computed. Raises `KrsError` for a corpus that
-    is too small, for a cache that cannot be written, and for a matrix that is singular.
+    is too small, for a cache that cannot be written, for coefficients that are NaN or infinite, and for a singular
+    matrix.
     """
     body = anatomy(model)
     body.require([MLP_COEF], layers)
@@ -121,6 +123,7 @@ def covariance(
         named = f"the cache directory {str(cache_root())!r}"
         check_place(cache_root(), named, "the second moments", size, " ($HF_HOME), or set cache=False")
     sums = _sums(body, pieces, missing, progress) if missing else {}
+    refuse_recorded(body, {(MLP_COEF, layer): (total,) for layer, total in sums.items()})
     found = {}
     for layer in layers:
         build = _writer(sums.get(layer), sum(map(len, pieces)), layer)

@@ -8,7 +8,7 @@ from typing import Any
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.extras import require
-from krs.plots import plot_lines
+from krs.plots.curves import plot_lines
 
 _WIDTH = 6.4
 _HEIGHT = {1: 4.2, 2: 3.0}
