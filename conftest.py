@@ -26,6 +26,32 @@ _ASKED = os.environ.get("KRS_TEST_THREADS")
 _TINY_THREADS = int(_ASKED or "1")
 _THREADS = torch.get_num_threads() if _ASKED else max(1, torch.get_num_threads() // _WORKERS)
 
+_LONG_FILES = (
+    "tests/test_examples.py",
+    "tests/restore/test_real_model.py",
+    "tests/restore/test_sites.py",
+    "tests/restore/test_sweep.py",
+    "tests/restore/test_wavefront.py",
+    "tests/test_docs.py",
+    "tests/unlearn/test_processes.py",
+    "tests/unlearn/test_options.py",
+)
+"""What takes longest (`pytest -p tests.cpu_times`)."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to the workers in the order of collection, not those with most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun at the end, one of them ran on while the other workers had nothing left to do."""
+    places = {file: place for place, file in enumerate(_LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::", maxsplit=1)[0], len(places)))
+
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; the tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -29,11 +29,17 @@ def _module(model: nn.Module, layer: int, part: int) -> nn.Module:
     return model.get_submodule(f"{layers}.{layer}.{parts[part]}")
 
 
-def greedy(model: nn.Module, prompt: list[int], n_tokens: int) -> list[int]:
-    ids = list(prompt)
+def greedy(model: nn.Module, prompt: list[int], n_tokens: int, cached: bool = False) -> list[int]:
+    """The answer, every token by a forward of all before it; `cached` keeps keys and values, for large models."""
+    ids, kept = list(prompt), None
     while len(ids) < len(prompt) + n_tokens:
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if cached:
+                out = model(torch.tensor([ids if kept is None else ids[-1:]]), past_key_values=kept, use_cache=True)
+                kept = out.past_key_values
+            else:
+                out = model(torch.tensor([ids]))
+            ids.append(int(out.logits[0, -1].argmax()))
         if ids[-1] == model.config.eos_token_id:
             break
     return ids[len(prompt) :]
@@ -89,13 +95,14 @@ def sweep(
     settings: list[str],
     windows: list[list[int]],
     n_tokens: int,
+    cached: bool = False,
 ) -> np.ndarray:
     """KRS `[setting, window]` by Eq. 3."""
     n_layers = len(vanilla.get_submodule(PATHS.get(vanilla.config.model_type, PATHS["llama"])[0]))
     base = 0.0
     restored = np.zeros((len(settings), len(windows)))
     for prompt in prompts:
-        answer = greedy(vanilla, prompt, n_tokens)
+        answer = greedy(vanilla, prompt, n_tokens, cached)
         ids = torch.tensor([prompt + answer])
         scored = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
         target, kept = _vanilla_values(vanilla, ids, n_layers)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import krs
 from krs import KrsError, files
 from krs.cli import app
+from krs.cli.words import _names
 from krs.files import in_options, windows
 from krs.instruments.dissection import Dissection
 from krs.instruments.facts import as_facts
@@ -78,6 +79,22 @@ def test_a_sweep_in_words(place):
     assert f"- MLP coefficients (mlp_coef): at most {best.krs:.3f}, at layer {best.first_layer:.0f}\n" in said
     assert "2 prompts, " in said
     assert f"{result.answers[0]!r}" in said
+
+
+def test_models_that_are_called_the_same_are_told_apart():
+    def of(place, weights="xxh3-128:0123456789"):
+        return {"name_or_path": place, "identity": {"weights": weights}}
+
+    assert _names([of("/a/v"), of("/a/u")]) == ["v", "u"]
+    assert _names([of("/runs/npo/model"), of("/runs/ga/model"), of("/x")]) == ["npo/model", "ga/model", "x"]
+    assert _names([of("out/a/b/model"), of("out/c/b/model")]) == ["a/b/model", "c/b/model"]
+    assert _names([of("model"), of("out/model")]) == ["model", "out/model"]
+    assert _names([of("base"), of("base", "xxh3-128:fedcba98765")]) == [
+        "base, weights 01234567",
+        "base, weights fedcba98",
+    ]
+    assert _names([of("base"), of("base")]) == ["base", "base"]
+    assert _names([{}, {"given_as": "smollm2"}]) == ["a model without a name", "smollm2"]
 
 
 def test_other_measures_are_told_of_and_drawn(place, tmp_path):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from krs import KrsError
-from krs.writing import check_folder, check_writable, replacing, write_bytes, write_text
+from krs.writing import check_folder, check_writable, replacing, save_in_the_end, write_bytes, write_text
 
 
 @contextmanager
@@ -87,3 +87,17 @@ def test_places_that_take_no_file(tmp_path):
     with pytest.raises(KrsError, match=r"output: '.*file' is a file: give a directory"):
         check_folder(tmp_path / "file", ["a"])
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_long_call_ends_with_is_handed_over_where_its_place_does_not_take_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spare"))
+    (tmp_path / "file").write_text("x")
+    result = {"all": "of it"}
+    save_in_the_end(lambda path: write_text(path, "all"), tmp_path / "out" / "a.txt", "the account", result)
+    assert (tmp_path / "out" / "a.txt").read_text() == "all"
+    said = r"the account is complete, but cannot write .*`partial`, and it was saved to '.*a-.*.txt' instead"
+    with pytest.raises(KrsError, match=said) as stop:
+        save_in_the_end(lambda path: write_text(path, "all"), tmp_path / "file" / "a.txt", "the account", result)
+    assert stop.value.partial is result
+    (spare,) = (tmp_path / "spare").glob("a-*.txt")
+    assert spare.read_text() == "all"

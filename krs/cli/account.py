@@ -18,6 +18,7 @@ from krs.cli.options import (
     TokenizerName,
     Unlearned,
     Vanilla,
+    VocabularyOption,
 )
 from krs.cli.outcome import check_unwritten, interruptible, writable, write_table
 from krs.cli.shell import app, check_names
@@ -38,6 +39,7 @@ def account(
     overwrite: Annotated[bool, typer.Option(help="replace what an earlier call wrote")] = False,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
+    vocabulary: VocabularyOption = "same",
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -64,6 +66,7 @@ def account(
             points=points,
             n_tokens=n_tokens,
             tokenizer=tokenizer,
+            vocabulary=vocabulary,  # type: ignore[arg-type]
             chat_template_kwargs=files.template_arguments(template_arg),
             progress=not quiet,
             device=device,

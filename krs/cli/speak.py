@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krs import files
-from krs.cli.options import Device, DeviceMap, Dtype, TemplateArgs, TokenizerName, Unlearned, Vanilla
+from krs.cli.options import Device, DeviceMap, Dtype, TemplateArgs, TokenizerName, Unlearned, Vanilla, VocabularyOption
 from krs.cli.outcome import interruptible
 from krs.cli.shell import app, check_names
 from krs.errors import KrsError
@@ -32,6 +32,7 @@ def speak(
     n_tokens: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 60,
     template_arg: TemplateArgs = None,
     tokenizer: TokenizerName = None,
+    vocabulary: VocabularyOption = "same",
     device: Device = "auto",
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
@@ -63,6 +64,7 @@ def speak(
             n_tokens=n_tokens,
             tokenizer=tokenizer or beside,
             hear=hear,
+            vocabulary=vocabulary,  # type: ignore[arg-type]
             chat_template_kwargs=arguments,
         )
         for who in _SPEAKERS:

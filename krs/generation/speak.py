@@ -15,7 +15,7 @@ from krs.generation.greedy import generate
 from krs.hooks.library import ATTN_OUT, MLP_COEF
 from krs.hooks.points import Placement
 from krs.models.given import Model, load_given
-from krs.models.pair import check_pair
+from krs.models.pair import Vocabulary, check_pair
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.prompts import Prompt
 
@@ -52,6 +52,7 @@ def speak(
     n_tokens: int = 60,
     tokenizer: Tokenizer | str | Path | None = None,
     hear: Callable[[str, str], None] | None = None,
+    vocabulary: Vocabulary = "same",
     chat_template_kwargs: dict[str, Any] | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str = "auto",
@@ -75,6 +76,7 @@ def speak(
         tokenizer: looked for beside the models if not given.
         hear: is called with who speaks (`"vanilla"`, `"unlearned"`, `"restored"`) and the next piece of text, as it
             comes; one answer after the other.
+        vocabulary: as in `krs.sweep`.
         chat_template_kwargs: as in `krs.sweep`.
         device: where models given by name go, as in `krs.sweep`; `dtype` and `device_map` likewise.
         dtype: see `device`.
@@ -91,7 +93,7 @@ def speak(
     if reader is None:
         raise KrsError("no tokenizer was found beside the models, and answers are texts: pass tokenizer=")
     if restore is None:
-        n_layers = check_pair(*models)[1].n_layers
+        n_layers = check_pair(models[0], models[1], vocabulary)[1].n_layers
         restore = (MLP_COEF + ATTN_OUT).at(*range(max(0, n_layers - _LAST), n_layers))
     placements = (restore,) if isinstance(restore, Placement) else tuple(restore)
     texts = []
@@ -108,6 +110,7 @@ def speak(
             restore=put,
             n_tokens=n_tokens,
             tokenizer=reader,
+            vocabulary=vocabulary,
             chat_template_kwargs=chat_template_kwargs,
             progress=False,
             hear=tell,

@@ -107,9 +107,9 @@ def dissect(
     named = {"vanilla": vanilla, "unlearned": unlearned} | ({} if retain is None else {"retain": retain})
     loaded = load_given(named, device=device, dtype=dtype, device_map=device_map)
     models = dict(zip(named, (model for model, _ in loaded), strict=True))
-    bodies = check_pair(models["vanilla"], models["unlearned"])
+    bodies = check_pair(models["vanilla"], models["unlearned"], None)
     if retain is not None:
-        check_pair(models["vanilla"], models["retain"])
+        check_pair(models["vanilla"], models["retain"], None)
     chosen = as_tokenizer(tokenizer) or next((t for _, t in loaded if t is not None), None)
     chosen = chosen or next((t for m in models.values() if (t := find_tokenizer(m)) is not None), None)
     if chosen is None:

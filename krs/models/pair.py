@@ -18,14 +18,15 @@ Vocabulary: TypeAlias = Literal["same", "shared"]
 _ROWS = ("vocabulary", "rows of the LM head")
 
 
-def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary = "same") -> tuple[Anatomy, Anatomy]:
+def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary | None = "same") -> tuple[Anatomy, Anatomy]:
     """The anatomies of two models that may be compared; raises `KrsError` that names what differs.
 
     They must be two models (no shared storage), both in eval mode, of one architecture, with the same layers,
     widths, vocabulary and dtype. With `vocabulary="shared"` one of them may have more rows at the end of its
-    embedding and its head (a token added, a head padded to a multiple); see `shared_rows`.
+    embedding and its head (a token added, a head padded to a multiple); see `shared_rows`. `None` is for calls that
+    do not offer that.
     """
-    if vocabulary not in ("same", "shared"):
+    if vocabulary not in ("same", "shared", None):
         raise KrsError(f"vocabulary={vocabulary!r}: choose 'same' or 'shared'")
     if vanilla is unlearned:
         raise KrsError(
@@ -40,10 +41,11 @@ def check_pair(vanilla: object, unlearned: object, vocabulary: Vocabulary = "sam
         differing = {what: pair for what, pair in differing.items() if what not in _ROWS}
     if differing:
         listed = "; ".join(f"{what}: {a} and {b}" for what, (a, b) in differing.items())
-        rows_only = (
-            ". If one of them has rows added at the end (a pad token, a head padded to a multiple), "
-            "vocabulary='shared' scores the rows that both have"
-        )
+        rows_only = ". If one of them has rows added at the end (a pad token, a head padded to a multiple), "
+        if vocabulary is None:
+            rows_only += "cut them off first (model.resize_token_embeddings(n)), for here all rows count"
+        else:
+            rows_only += "vocabulary='shared' scores the rows that both have"
         raise KrsError(
             f"vanilla and unlearned do not belong together; they differ in {listed}. "
             "Pass the model that was unlearned and the one it came from, loaded with the same dtype"

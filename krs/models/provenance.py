@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from datetime import UTC, datetime
@@ -51,11 +52,18 @@ def versions() -> dict[str, str]:
     """Versions of what takes part in the numbers."""
     found = {"python": platform.python_version()}
     for package in ("krs", "torch", "transformers", "numpy", "peft", "transformer-lens", "accelerate"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        if (number := _version(package)) is not None:
+            found[package] = number
     return found
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """As it was when it was first asked for: reading it takes as long as a forward of a small model."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def versions_that_count(found: dict[str, str]) -> dict[str, str]:

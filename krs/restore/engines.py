@@ -62,9 +62,14 @@ def engine_names() -> tuple[str, ...]:
     return ("auto", *ENGINES.listed())
 
 
+def is_engine(name: str) -> bool:
+    """Whether `engine_names` has it; entry points, which take milliseconds to look up, only for one not registered."""
+    return name in ("auto", *ENGINES) or name in engine_names()
+
+
 def is_exact(name: str) -> bool:
     """Whether an engine of that name is known, and computes every number rather than estimate some."""
-    return name in engine_names() and name != "auto" and find_engine(name).exact
+    return is_engine(name) and name != "auto" and find_engine(name).exact
 
 
 def check_engine(name: str, measures: Sequence[Measure]) -> None:

@@ -27,7 +27,7 @@ from krs.prompts import (
     paper_code_batch,
     subject_positions,
 )
-from krs.restore.engines import check_engine, engine_names
+from krs.restore.engines import check_engine, engine_names, is_engine
 from krs.restore.plan import EACH, Plan
 from krs.wording import counted
 
@@ -45,7 +45,7 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, meas
         raise KrsError(f"direction={direction!r}: choose 'restore' or 'transplant'")
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if engine not in engine_names():
+    if not is_engine(engine):
         names = ", ".join(map(repr, engine_names()))
         raise KrsError(f"engine={engine!r}: choose one of {names}, or register yours (krs.restore.register_engine)")
     if n_tokens < 1:

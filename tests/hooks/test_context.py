@@ -99,9 +99,50 @@ def _everything():
     return numbers, texts
 
 
+def _looked_into():
+    """What has come since: readings with and without gradients, copies that are trained or rounded, and their nulls."""
+    facts = [("who wrote the book", "a cat"), ("what sat", "the red sun"), ("who ran", "one two")]
+    only = ["nll", "relearn", "quantise_4", "logit_lens", "state_drop", "account", "krs", "held_out_restoration"]
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 4, "chat": False, "progress": False, "budget": None}
+    found = krs.dissect(V, U, facts, only=only, **options)
+    looks = krs.instruments.watch(V, tiny_tokenizer(), facts, instruments=["nll_tail", "state_drop"], chat=False)
+    some = {"windows": windows.of([[1, 2], [3]]), "n_tokens": 3, "progress": False}
+    return {
+        **{name: reading.values for name, reading in found.readings.items()},
+        **{f"{name}, {null}": v for name, reading in found.readings.items() for null, v in reading.nulls.items()},
+        "watched": list(looks(U, 0).values()),
+        "estimated": krs.sweep(V, U, PROMPTS, settings=[MLP_COEF, ATTN_OUT], engine="estimate", **some).krs.to_numpy(),
+        "patched": krs.patch_sweep(U, V, PROMPTS, settings=[ATTN_OUT], **some).recovery().to_numpy(),
+        "accounted": krs.account(V, U, PROMPTS, n_tokens=3, points=16, progress=False).parts,
+    }
+
+
 @pytest.fixture(scope="module")
 def expected():
     return _everything()
+
+
+@pytest.fixture(scope="module")
+def looked_into():
+    return _looked_into()
+
+
+_TELLING = ("inference mode", "autocast", "return_dict")
+"""Those under which something went wrong once; the others are tried by `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in _TELLING else [pytest.mark.long]) for n in SURROUNDINGS]
+)
+def test_every_instrument_reads_the_same_in_any_surroundings(name, looked_into):
+    before = state(V), state(U)
+    with SURROUNDINGS[name]():
+        found = _looked_into()
+    assert found.keys() == looked_into.keys()
+    for what, values in looked_into.items():
+        np.testing.assert_allclose(found[what], values, rtol=1e-4, atol=1e-4, err_msg=what)
+    assert same_state(V, before[0])
+    assert same_state(U, before[1])
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)

@@ -273,12 +273,18 @@ def test_a_longer_vocabulary_from_the_shell(tmp_path):
     calls = [
         ["sweep", *both, "--prompts", str(tmp_path / "p.txt"), "--window", "1", "-o", str(tmp_path / "a")],
         ["answers", *both, "--target", str(tmp_path / "p.txt"), "-o", str(tmp_path / "b")],
+        ["account", *both, "--prompts", str(tmp_path / "p.txt"), "-o", str(tmp_path / "c")],
+        ["speak", *both[:2], "the cat", "--n-tokens", "2"],
+        ["drift", *both[:2]],
     ]
     for call in calls:
         refused = CliRunner().invoke(app, call)
-        assert "do not belong together" in str(refused.exception)
+        assert "vocabulary='shared' scores the rows that both have" in str(refused.exception)
         done = CliRunner().invoke(app, [*call, "--vocabulary", "shared"])
         assert done.exit_code == 0, done.exception
+    dissect = ["dissect", *both[:2], "--target", str(tmp_path / "p.txt"), "-o", str(tmp_path / "d")]
+    refused = CliRunner().invoke(app, dissect)
+    assert "cut them off first (model.resize_token_embeddings(n)), for here all rows count" in str(refused.exception)
 
 
 def test_an_estimate_grows_with_what_there_is_to_do(saved):

@@ -69,7 +69,7 @@ def swept_exactly(exact):
 def test_a_few_windows_equal_hooks_by_hand(exact, swept_exactly):
     vanilla, unlearned, tokenizer = exact
     _, ids = _ids(tokenizer)
-    expected = by_hand.sweep(vanilla, unlearned, ids, SETTINGS, WINDOWS, n_tokens=8)
+    expected = by_hand.sweep(vanilla, unlearned, ids, SETTINGS, WINDOWS, n_tokens=8, cached=True)
     assert_same(swept_exactly.krs.to_numpy().T, expected)
     assert np.isfinite(expected).all()
     assert len(np.unique(expected.round(4))) == expected.size

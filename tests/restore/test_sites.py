@@ -28,6 +28,7 @@ from krs import (
 )
 from krs.hooks import ActivationPoint, Setting, anatomy
 from tests.noise import assert_same, float64_throughout
+from tests.restore.once import checked_once  # noqa: F401
 from tests.tiny import FAMILIES, exact_pair, pair, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
@@ -74,6 +75,7 @@ def _must_answer(site, name):
     return "dropout" not in type(module).__name__.lower()
 
 
+@pytest.mark.usefixtures("checked_once")
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_sample_of_sites_through_both_engines(name):
     chosen = random.Random(f"sites of {name}").sample(_sites(name), 3)
@@ -82,6 +84,7 @@ def test_a_sample_of_sites_through_both_engines(name):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("checked_once")
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_site_through_both_engines(name):
     for site in _sites(name):
@@ -112,6 +115,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.usefixtures("checked_once")
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_the_librarys_points_through_both_engines(name):
     before = [state(m) for m in _pair(name)]

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
 from krs.hooks import patched
 from tests import by_hand
 from tests.noise import assert_rounds_alike, assert_same, float64_throughout
+from tests.restore.once import checked_once  # noqa: F401
 from tests.tiny import FAMILIES, VOCAB, build, exact_pair, pair, perturbed, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
@@ -20,14 +22,21 @@ def _sweep(v, u, prompts=PROMPTS, **options):
     return krs.sweep(v, u, prompts, **({"windows": 3, "n_tokens": 6, "progress": False} | options))
 
 
-@pytest.mark.parametrize("engine", ["plain", "wavefront"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name, engine):
+@functools.cache
+def _by_hand(name):
+    """A pair, its weights, and what hooks by hand give of it, for every engine."""
     v, u = exact_pair(name)
     before = state(v), state(u)
     with float64_throughout(name):
+        return v, u, before, by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
+
+
+@pytest.mark.parametrize("engine", ["plain", "wavefront"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_hooks_written_out_by_hand_prompt_by_prompt(name, engine):
+    v, u, before, expected = _by_hand(name)
+    with float64_throughout(name):
         result = _sweep(v, u, engine=engine)
-        expected = by_hand.sweep(v, u, PROMPTS, SETTINGS, CENTRED_3, n_tokens=6)
     assert result.provenance["engine"] == engine
     assert list(result.krs.columns) == SETTINGS
     assert_same(result.krs.to_numpy().T, expected)
@@ -48,6 +57,7 @@ def test_in_fp32_it_rounds_as_hooks_written_out_by_hand_do(name, engine):
 
 
 @pytest.mark.filterwarnings("ignore:.*scored answers are empty:krs.KrsWarning")  # random models may say EOS at once
+@pytest.mark.usefixtures("checked_once")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_alone_and_in_a_padded_batch_gives_the_same_losses(name):
     v, u = exact_pair(name)

@@ -1,0 +1,81 @@
+"""Tables of docs/reproduction.md, from what `krs study export` wrote: python tables.py results/fig1.json"""
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from krs.instruments.reading import interval
+from krs.study import Exported, load_exported
+
+LABELS = {
+    "mlp_coef": "coefficients",
+    "attn_out": "attention",
+    "mlp_coef+attn_out": "both",
+    "value_vectors": "value vectors",
+}
+
+
+def spread(values: pd.Series) -> str:
+    """A mean with its 95 % interval by bootstrap over cells."""
+    kept = values.dropna().to_numpy(dtype=float)
+    if len(kept) < 2:
+        return f"{kept.mean():.2f}" if len(kept) else ""
+    low, high = interval(kept)
+    return f"{kept.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def peaks(study: Exported) -> pd.DataFrame:
+    """The highest score of any window, a row a method and strength: mean over concepts and seeds."""
+    table = study.table("krs")
+    best = table.groupby(["method", "strength", "cell", "setting"], sort=False).krs.max().reset_index()
+    rows = best.groupby(["method", "strength", "setting"], sort=False).krs.apply(spread).unstack("setting")
+    counts = best.groupby(["method", "strength"], sort=False).cell.nunique()
+    return rows[[s for s in LABELS if s in rows]].rename(columns=LABELS).assign(cells=counts)
+
+
+def behaviour(study: Exported) -> pd.DataFrame:
+    """BLEU against the vanilla answers, what the forgotten answers cost, and how much of them is refused."""
+    table = study.table("answers")
+    keys, numbers = ["method", "strength"], ["bleu", "nll", "refusals"]
+    cells = table.groupby([*keys, "cell", "side"], sort=False)[numbers].mean().unstack("side")
+    cells.columns = [f"{number} {side}" for number, side in cells.columns]
+    groups = cells.groupby(keys, sort=False)
+    found = {
+        "target BLEU": groups["bleu target"].apply(spread),
+        "unrelated BLEU": groups["bleu unrelated"].apply(spread),
+        "NLL of target": groups["nll target"].apply(spread),
+        "refused": groups["refusals target"].mean().map("{:.0%}".format),
+    }
+    return pd.DataFrame(found)
+
+
+def readings(study: Exported) -> pd.DataFrame:
+    """Means of what instruments read, and the verdicts."""
+    table = study.table("dissect")
+    if not len(table):
+        return table
+    rows = table.groupby(["method", "instrument"], sort=False)["mean"].apply(spread).unstack("instrument")
+    same = table.groupby("instrument", sort=False)["null: same"].mean()
+    words = table.drop_duplicates("cell").groupby("method", sort=False).verdict.value_counts()
+    told = {m: ", ".join(f"{word} {n}" for word, n in words[m].items()) for m in rows.index}
+    found = rows[list(dict.fromkeys(table.instrument))].assign(verdicts=pd.Series(told))
+    found.loc["vanilla against itself"] = [
+        f"{same[c]:.2f}" if c in same and not np.isnan(same[c]) else "" for c in found.columns
+    ]
+    return found
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown has it."""
+    flat = table.reset_index()
+    rows = [list(flat.columns), ["---"] * flat.shape[1], *flat.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+for file in sys.argv[1:]:
+    read = load_exported(file)
+    print(f"\n{file}: {read!r}")
+    for made in (peaks(read), behaviour(read), readings(read)):
+        if len(made):
+            print(f"\n{markdown(made)}")
