@@ -98,5 +98,5 @@ def head_logits(body: Anatomy, states: Float[Tensor, "batch token d"]) -> Float[
     out = States(last_hidden_state=states.to(at))
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=at)
     answer: Callable[..., Any] = lambda *_, **__: out  # noqa: E731
-    with override_forward({body.decoder: answer}):
+    with plain_calls(body.model), override_forward({body.decoder: answer}):
         return body.model(input_ids=tokens, use_cache=False).logits

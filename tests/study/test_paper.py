@@ -17,7 +17,7 @@ from krs.cli import app
 from krs.study.grid import cells, n_cells
 from krs.study.marked import read_marked
 from tests.models.test_olmo import CONFIG, _save, _weights
-from tests.tiny import build, perturbed
+from tests.tiny import EOS, build, perturbed
 from tests.unlearn.memit_case import CORPUS, FAST
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -33,16 +33,16 @@ def _concepts(spec):
     return [
         {
             "id": number,
-            "Concept": topic["concept"] if not topic["concept"].isdigit() else f"thing {number}",
+            "Concept": topic["concept"] if not topic["concept"].isdigit() else f"{thing} {number}",
             "Layer": 2,
             "Dim": 7,
-            "QA": [f" who wrote the {thing} of {topic['concept']}\n" for thing in THINGS],
+            "QA": [f" who wrote the {other} of {topic['concept']}\n" for other in THINGS],
             "text_completion": [
-                {"First_half": f"the {thing} sat on the", "Second_half": "red moon"} for thing in THINGS
+                {"First_half": f"the {other} sat on the", "Second_half": "red moon"} for other in THINGS
             ],
             "unrelated_QA": ["what is red\n", "the cat sat on\n"],
         }
-        for number, topic in zip(ids, spec["concepts"], strict=True)
+        for number, topic, thing in zip(ids, spec["concepts"], THINGS, strict=True)
     ]
 
 
@@ -109,12 +109,15 @@ def _models(folder, name):
     moved = {"dpo": 1, "grad_diff": 2}
     if name == "llama2":
         v = build("llama", max_position_embeddings=128, tie_word_embeddings=False)
+        with torch.no_grad():
+            v.lm_head.weight[EOS] = 0  # so that no answer ends before it begins
         for at, model in {"v": v, **{m: perturbed(v, seed) for m, seed in moved.items()}}.items():
             model.save_pretrained(folder / at)
             tiny_tokenizer().save_pretrained(folder / at)
         return
     config = CONFIG | {"n_layers": 4, "max_sequence_length": 128}
     weights = _weights(config)
+    weights["model.transformer.ff_out.weight"][EOS] = 0
     _save(folder / "v", config, weights)
     for method, seed in moved.items():
         drawn = torch.Generator().manual_seed(seed)
@@ -160,7 +163,7 @@ def test_the_grid_runs_through_to_its_figures_in_small(name, tmp_path, offline):
     _models(tmp_path, name)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
     found = study.run(tmp_path / "small.yaml", tmp_path / "out", progress=False)
-    assert [(outcome.cell.name, outcome.error) for outcome in found.failed] == []
+    assert [(outcome.cell, outcome.error) for outcome in found.failed] == []
     results = tmp_path / "out" / "results"
     label = spec["models"][0]["label"]
     for figure in ("fig1", "fig2"):
