@@ -44,7 +44,7 @@ def outputs(cell: Any, stem: str) -> Iterator[str]:
     """
     import base64
 
-    for number, output in enumerate(cell.get("outputs", [])):
+    for number, output in enumerate(_joined(cell.get("outputs", []))):
         data = output.get("data", {})
         if output.get("name") == "stderr":  # tqdm's, where Jupyter's widgets are not installed, for one
             sys.stderr.write(f"{stem}, {cell.id} warns, which is left out: {output.text}\n")
@@ -61,6 +61,17 @@ def outputs(cell: Any, stem: str) -> Iterator[str]:
         else:
             text = output.get("text", data.get("text/plain", ""))
             yield f"```text\n{text.rstrip()}\n```\n"
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """What was printed in one go as one output: the kernel sends it in pieces."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.get("name") is not None and output.get("name") == found[-1].get("name"):
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def page(path: Path) -> str:

@@ -17,13 +17,17 @@ assert list(restored) != list(spoken), "nothing came back"
 """,
     "custom_patching": """
 assert probability(asked) > 10 * probability(other)
-assert max(put_in.values()) > 10 * probability(other)
+behind = put_in["residual stream behind them"]
+assert abs(behind.iloc[-1] - probability(asked)) < 1e-3, "the last layer's residual stream is all there is"
+assert behind.iloc[0] < 0.1 * behind.iloc[-1] and put_in["coefficients of these layers"].max() < 0.1 * behind.iloc[-1]
 assert found.table("lead").shape == (3, model.config.num_attention_heads)
 """,
     "unlearn_and_dissect": """
 assert said.table.bleu["target"] < said.table.ceiling["target"]
 assert set(found.readings) == {"nll", "nll_tail", "recall"}
-assert found.readings["nll"].mean > found.readings["nll_tail"].mean
+for name in ("nll", "nll_tail"):
+    assert found.readings[name].mean > found.readings[name].nulls["same"].mean()
+assert found.verdict.why
 """,
     "bring_your_own_model": """
 assert abs(result.krs["value_vectors"].iloc[-1] - 1) < 1e-3
