@@ -13,6 +13,8 @@ LABELS = {
     "attn_out": "attention",
     "mlp_coef+attn_out": "both",
     "value_vectors": "value vectors",
+    "keys": "keys",
+    "attn_weights": "attention's weights",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from krs.generation.batching import neighbours_matter
 from krs.generation.forward import accepted, device_of
 from krs.hooks.context import plain_calls
 from krs.hooks.offload import whole_copy
@@ -22,7 +23,7 @@ def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Itera
     """A copy of a model, in fp32 or better, before the first step and after each of `n` steps on these facts.
 
     Each step is on all of them: AdamW, no weight decay, the mean loss over answer tokens. Dropout is off. The copy is
-    the same object each time.
+    the same object each time. Facts share a forward, unless what one gives depends on the others beside it.
     """
     student = whole_copy(model, "relearning")
     for parameter in student.parameters():
@@ -32,17 +33,18 @@ def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Itera
     student.eval()
     trained = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    alone = asked.batch.alone or neighbours_matter(student, asked.batch.tokens)
     yield student
     for _ in range(n):
-        _step(student, optimiser, asked.batch)
+        _step(student, optimiser, asked.batch, 1 if alone else _ROWS)
         yield student
 
 
-def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: TokenBatch) -> None:
+def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: TokenBatch, rows: int) -> None:
     total = sum(map(len, batch.targets))
     with torch.enable_grad(), plain_calls(student):
-        for start in range(0, len(batch), _ROWS):
-            part = batch.rows(start, min(start + _ROWS, len(batch)))
+        for start in range(0, len(batch), rows):
+            part = batch.rows(start, min(start + rows, len(batch)))
             inputs = part.inputs(device_of(student))
             logits = student(**accepted(student, inputs), use_cache=False).logits
             (_nll_sum(logits, part) / total).backward()

@@ -28,6 +28,7 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.metrics.logits import logit_mse
 from krs.models.devices import has_float64
+from krs.prompts.listed import listed
 from krs.registry import Registry, caller
 
 MeasureFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -237,8 +238,9 @@ def _version(given: MeasureFunction) -> str:
 
 def measures(given: Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction) -> tuple[Measure, ...]:
     """Several measures, `logit_mse` always the first; raises `KrsError` for two of one name."""
-    listed = [given] if isinstance(given, str | Measure) or callable(given) else list(given)
-    found = [LOGIT_MSE, *(m for m in map(measure, listed) if m != LOGIT_MSE)]
+    one = isinstance(given, str | Measure) or callable(given)
+    names_or_measures = [given] if one else listed(given, "measures", "measure")
+    found = [LOGIT_MSE, *(m for m in map(measure, names_or_measures) if m != LOGIT_MSE)]
     names = [m.name for m in found]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise KrsError(f"measures= names {twice[0]!r} twice: give each a name of its own")

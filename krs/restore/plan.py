@@ -24,6 +24,7 @@ from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.points import Each, Place, Placement, Point, Setting
 from krs.hooks.registry import each
 from krs.hooks.registry import setting as as_setting
+from krs.prompts.listed import listed
 from krs.restore.axes import Axis, Column, HeadCount, columns, expanded
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
@@ -249,10 +250,10 @@ def check_settings(given: Settings) -> tuple[Setting | Each, ...]:
     """Settings, and axes of them, from whatever names them; the paper's four for `None`."""
     if given is None:
         return PAPER_SETTINGS
-    listed = [given] if isinstance(given, str | Point | Setting | Each) else list(given)
-    if not listed:
+    every = [given] if isinstance(given, str | Point | Setting | Each) else listed(given, "settings", "setting")
+    if not every:
         raise KrsError("settings= is empty: name at least one, such as 'mlp_coef+attn_out'")
-    found = tuple(each(s) or as_setting(s) for s in listed)  # type: ignore[arg-type]
+    found = tuple(each(s) or as_setting(s) for s in every)  # type: ignore[arg-type]
     _check_once(found)
     return found
 

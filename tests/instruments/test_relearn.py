@@ -1,14 +1,17 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from krs.generation.batching import neighbours_matter
 from krs.instruments import Case, instrument
 from krs.instruments.learning import halves
 from krs.instruments.relearn import Relearn, RelearnSame
+from tests.hooks.test_rope import LONG
 from tests.instruments.case import FACTS, logprobs, sequence, tiny_case
 from tests.noise import assert_same
-from tests.tiny import same_state, state
+from tests.tiny import exact_pair, same_state, state
 
 
 def _by_hand(case: Case, teach: list[int], test: list[int], steps: int, rate: float) -> np.ndarray:
@@ -39,6 +42,15 @@ def test_held_out_facts_are_those_of_a_loop_by_hand():
         nll = _by_hand(case, teach, test, 3, 1e-2)
         assert_same(found.values[test], (nll[0] - nll[-1]) / nll[0])
     assert same_state(case.unlearned, before)
+
+
+def test_facts_that_change_with_those_beside_them_are_taught_each_by_itself():
+    pairs = exact_pair("llama", **LONG)
+    case = replace(tiny_case(), vanilla=pairs[0], unlearned=pairs[1])
+    assert neighbours_matter(pairs[1], case.target.batch.tokens)
+    found = RelearnSame(steps=2, learning_rate=1e-2).measure(case)
+    nll = _by_hand(case, [0, 1, 2, 3], [0, 1, 2, 3], 2, 1e-2)
+    assert_same(found.curves["nll"].target.to_numpy(), nll.mean(axis=1))
 
 
 def test_steps_to_half_recovery_lie_between_the_steps_around_it():

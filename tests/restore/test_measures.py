@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 import krs
 from krs import ATTN_OUT, MLP_COEF, RESID, VALUE_VECTORS, KrsError, windows
 from tests import by_hand
+from tests.noise import float64_throughout
 from tests.tiny import FAMILIES, pair
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
@@ -41,7 +42,8 @@ def doubles():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere", "phi"])
 def test_both_engines_measure_the_same(name, direction, doubles):
     v, u = doubles[name]
-    ours, twin = (_sweep(v, u, direction=direction, engine=engine) for engine in ("wavefront", "plain"))
+    with float64_throughout(name):
+        ours, twin = (_sweep(v, u, direction=direction, engine=engine) for engine in ("wavefront", "plain"))
     for measure in ours.measures:
         np.testing.assert_allclose(ours.table(measure), twin.table(measure), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(ours.recovery(measure), twin.recovery(measure), rtol=1e-8, atol=1e-8)

@@ -81,6 +81,7 @@ def test_plans_are_values():
     ("options", "message"),
     [
         ({"settings": []}, "settings= is empty"),
+        ({"settings": {"mlp_coef": 1}}, "settings is a dict: pass a list of settings"),
         ({"settings": ["mlp_coef", "mlp_coef"]}, "the same setting twice"),
         ({"positions": "question"}, "give None .all., 'prompt', 'answer'"),
         ({"positions": []}, "restores nothing"),

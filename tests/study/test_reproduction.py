@@ -34,7 +34,8 @@ def test_the_results_open_and_agree_with_their_spec(file):
     found = study.load_exported(file)
     assert len(found.rows) == CELLS[file.stem] == n_cells(found.spec)
     done = found.table("krs")
-    assert len(done) == done.cell.nunique() * 4 * 30
+    settings = (found.spec.steps["sweep"] or {}).get("settings")
+    assert len(done) == done.cell.nunique() * len(settings or "four") * 30
     assert (done.krs <= 1).all()
     page_of(found)
     shown = subprocess.run(
