@@ -9,7 +9,7 @@ OUT    ?= out/demo
 # uv does not read pip's variable for extra wheel folders; hand it over (empty is fine).
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 
-.PHONY: help demo test test-all test-cpus check format bench docs clean
+.PHONY: help demo test test-all test-cpus check format bench notebooks docs clean
 
 help:
 	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure, ask whether it has forgotten (out/demo/)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-cpus  exactness and bounds as other processors round: vector widths, thread counts"
 	@echo "make check   lint, formatting and types"
 	@echo "make bench   benchmarks (benchmarks/)"
+	@echo "make notebooks   run examples/ and write their pages with what they put out (docs/examples/)"
 	@echo "make docs    build the documentation site (site/)"
 
 $(BIN)/uv:
@@ -69,6 +70,9 @@ bench:
 $(VENV)/.installed-bench: $(BIN)/uv pyproject.toml constraints.txt
 	@$(INSTALL) -e ".[bench]"
 	@touch $@
+
+notebooks: $(VENV)/.installed-test
+	@$(BIN)/python docs/notebooks.py
 
 docs: $(VENV)/.installed-docs
 	@$(BIN)/mkdocs build --strict

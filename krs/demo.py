@@ -12,13 +12,14 @@ from typing import Any
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
 from krs.extras import require
-from krs.generation.greedy import Generated, generate
+from krs.generation.greedy import Generated, eos_ids, generate
 from krs.hooks.library import ATTN_OUT, MLP_COEF
 from krs.models.identity import differing, identity
 from krs.models.load import BUNDLED, load
 from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
+from krs.wording import cut_off
 from krs.writing import check_folder, write_text
 
 METHOD = "grad_diff"
@@ -208,23 +209,24 @@ def _answers(
         "unlearned": generate(vanilla, unlearned, about, **options),
         "restored": generate(vanilla, unlearned, about, restore=restore, **options),
     }
-    text = _side_by_side(f"About {concept.name}", concept.questions, said)
+    ends = eos_ids(vanilla)
+    text = _side_by_side(f"About {concept.name}", concept.questions, said, ends)
     said = {
         "vanilla": generate(vanilla, None, other, **options),
         "unlearned": generate(vanilla, unlearned, other, **options),
     }
-    text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said)
+    text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said, ends)
     write_text(file, f"# Answers of three models\n{text}")
     _say(text)
     return said["vanilla"]
 
 
-def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generated]) -> str:
+def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generated], ends: frozenset[int]) -> str:
     lines = [f"\n## {title}\n"]
     for i, question in enumerate(questions):
         lines.append(f"**{question}**\n")
         for name, answers in said.items():
-            one_line = " ".join(answers[i].split())
+            one_line = " ".join(cut_off(answers[i], answers.token_ids[i], ends).split())
             lines.append(f"- {name:9} {one_line}")
         lines.append("")
     return "\n".join(lines) + "\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
     """A number and what it counts, as English has it.
@@ -10,3 +12,12 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
     ('1 setting', '1,200 steps', '0 queries')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def cut_off(text: str, ids: Sequence[int], ends: Iterable[int]) -> str:
+    """A generated text as a reader should see it: with an ellipsis where it stops for want of tokens, not at an end.
+
+    >>> cut_off("The books were written ", [5, 9], ends={0}), cut_off("In 1815.", [5, 0], ends={0})
+    ('The books were written…', 'In 1815.')
+    """
+    return text if not ids or ids[-1] in ends else f"{text.rstrip()}…"

@@ -161,7 +161,9 @@ def test_answers_are_not_written_over_unasked(tmp_path):
     done = CliRunner().invoke(app, [*run, "--overwrite"])
     assert done.output.rstrip().endswith("said/: answers.json, answers.csv, answers.md")
     assert {p.name for p in (tmp_path / "said").iterdir()} == {"answers.json", "answers.csv", "answers.md"}
-    answer = " ".join(krs.metrics.load_answers(tmp_path / "said" / "answers.json").frame.unlearned[0].split())
+    found = krs.metrics.load_answers(tmp_path / "said" / "answers.json")
+    assert len(found.token_ids["unlearned"][0]) == 4  # no end came
+    answer = " ".join(found.frame.unlearned[0].split()) + "…"
     assert f"- who wrote the book\n  vanilla:   {answer}\n  unlearned: {answer}\n" in done.output
     assert f"**who wrote the book**\n\n- vanilla: {answer}\n" in (tmp_path / "said" / "answers.md").read_text()
 

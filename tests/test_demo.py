@@ -6,7 +6,7 @@ import pytest
 
 from krs import KrsError, demo
 from krs.data.concepts import as_chat, load_concept
-from krs.generation import generate
+from krs.generation import Generated, generate
 from krs.instruments import load_dissection
 from tests.tiny import build, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -95,3 +95,10 @@ def test_a_page_that_cannot_be_made_is_said_and_loses_nothing(dissected, tmp_pat
     assert written == []
     assert "The page is left out: " in said
     assert "is a file: give a directory" in said
+
+
+def test_an_answer_that_stops_for_want_of_tokens_is_told_from_one_that_ends():
+    said = {"vanilla": Generated(((5, 9), (5, 0)), (" It was\nwritten ", "By Austen."))}
+    text = demo._side_by_side("Emma", ("Who?", "By whom?"), said, frozenset({0}))
+    assert "- vanilla   It was written…\n" in text
+    assert "- vanilla   By Austen.\n" in text

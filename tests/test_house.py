@@ -36,6 +36,7 @@ FLOORS = {
     "unlearn": 6,
     "plots": 1,
     "pages": 1,
+    "notebook": 1,
     "instruments": 7,
     "study": 8,
     "demo": 8,

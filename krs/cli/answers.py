@@ -97,7 +97,7 @@ def answers(
     write_table(found.frame, output / "answers.csv")
     write_text(output / "answers.md", page(found))
     print(found)
-    print("\n".join(said(found.frame.groupby("side", sort=False).head(_SHOWN))))
+    print("\n".join(said(found.shown.groupby("side", sort=False).head(_SHOWN))))
     (output / "fig2.png").unlink(missing_ok=True)  # of an earlier call
     draw({"": [found]}, output, "fig2.png", names)
     print(f"written to {output}/: {', '.join(names)}")

@@ -114,7 +114,7 @@ def _answers(result: Any) -> Iterator[str]:
                 f"Against the texts themselves: BLEU {row.bleu_text:.1f} (vanilla {row.bleu_text_vanilla:.1f}), "
                 f"{row.nll_text:.2f} nats a token of them (vanilla {row.nll_text_vanilla:.2f})."
             )
-        yield from said(result.frame[result.frame.side == side].head(3))
+        yield from said(result.shown[result.shown.side == side].head(3))
     yield from _end(result.provenance, result.notes)
 
 
@@ -131,7 +131,7 @@ def said(rows: Any) -> Iterator[str]:
 def page(answers: Any) -> str:
     """All answers as Markdown."""
     lines = ["# Answers", "", f"Of {_pair(answers.provenance)}."]
-    for side, rows in answers.frame.groupby("side", sort=False):
+    for side, rows in answers.shown.groupby("side", sort=False):
         lines += ["", f"## {str(side).capitalize()} questions"]
         for row in rows.itertuples():
             lines += ["", f"**{_line(row.question)}**", ""]

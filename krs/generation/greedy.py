@@ -19,6 +19,7 @@ from krs.generation.batching import neighbours_matter
 from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
 from krs.generation.pieces import Pieces
+from krs.hooks.calls import CACHES
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.families import Family, with_family
 from krs.hooks.finite import WIDER, refuse_not_finite
@@ -324,7 +325,7 @@ class _Speaker:
 
     def __init__(self, model: nn.Module, prompts: tuple[Ids, ...]) -> None:
         self.model = model
-        self.cache: Any = None
+        self.cache: dict[str, Any] = {}
         self.device = device_of(model)
         self.prompts = prompts
         self.switch = switches_at(model)
@@ -343,7 +344,7 @@ class _Speaker:
             ids = torch.tensor([[tokens[-1]] for tokens in said])
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
             if self.switch is not None and self.mask.shape[1] == self.switch + 1:  # a prompt by itself, see `batching`
-                self.cache, ids = None, torch.tensor([[*self.prompts[0], *said[0]]])
+                self.cache, ids = {}, torch.tensor([[*self.prompts[0], *said[0]]])
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {
             "input_ids": ids.to(self.device),
@@ -352,6 +353,7 @@ class _Speaker:
         }
         last = torch.full((ids.shape[0], 1), ids.shape[1] - 1)
         with head_at(self.model, last):
-            out = self.model(**accepted(self.model, inputs), past_key_values=self.cache, use_cache=True)
-        self.cache = out.past_key_values
+            out = self.model(**accepted(self.model, inputs), **self.cache, use_cache=True)
+        name = next(name for name in CACHES if getattr(out, name, None) is not None)
+        self.cache = {name: getattr(out, name)}
         return out.logits[:, -1].float()

@@ -23,7 +23,7 @@ SPEAKERS = ("vanilla", "unlearned", "restored")
 _LAST = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spoken:
     """What three models say to one question.
 
@@ -39,7 +39,7 @@ class Spoken:
     restored: str
     restore: tuple[Placement, ...]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{who}: {getattr(self, who).strip()}" for who in SPEAKERS)
 
 

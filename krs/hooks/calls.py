@@ -11,6 +11,9 @@ from torch.utils.hooks import RemovableHandle
 from krs.errors import KrsError
 from krs.hooks.values import by_position
 
+CACHES = ("cache", "past_key_values")
+"""What transformers calls the key-value cache, as an argument and in what a model returns: from 5.24 on, and before."""
+
 
 class CallWatch:
     """Notes, as each forward of a decoder begins, its batch size, its length and its first position.
@@ -39,7 +42,7 @@ class CallWatch:
             raise KrsError("the model was called without input_ids or inputs_embeds")
         self.calls += 1
         self.batch, self.length = tokens.shape[:2]
-        past = kwargs.get("past_key_values")
+        past = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
         self.offset = int(past.get_seq_length()) if past is not None else 0
 
     def by_position(self, value: Tensor, module: nn.Module) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

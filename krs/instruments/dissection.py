@@ -14,6 +14,7 @@ from krs.errors import KrsError
 from krs.instruments.facts import Fact, as_facts
 from krs.instruments.reading import Reading, mean, smallest_difference
 from krs.instruments.verdict import Verdict, Vote, as_json
+from krs.notebook import as_html
 from krs.writing import write_text
 
 _FORMAT = 1
@@ -89,10 +90,9 @@ class Dissection:
         return "\n".join(lines + [f"  {name}: not run ({why})" for name, why in self.left_out.items()])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self.evidence.dropna(axis=1, how="all").to_html(float_format=lambda x: f"{x:.3g}", border=0)
-        return f"<p><strong>{escape(str(self.verdict))}</strong></p>{table}"
+        left_out = (f"{name}: not run ({why})" for name, why in self.left_out.items())
+        table = self.evidence.dropna(axis=1, how="all").drop(columns="seconds", errors="ignore")
+        return as_html(f"Dissection: {self.verdict}", table, left_out, number=".3g")
 
     def save(self, path: str | Path) -> Path:
         """Write a page (`.html`) or everything as JSON (`.json`, which `load_dissection` reads), in one step."""

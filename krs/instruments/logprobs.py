@@ -18,6 +18,7 @@ from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.instruments.case import Asked, Case
 from krs.models.devices import summable
 from krs.prompts import TokenBatch, encode
+from krs.wording import cut_off
 
 _ROWS = 8
 _MORE = 10
@@ -94,7 +95,7 @@ def said(
 ) -> list[str]:
     """Greedy answers as text, without special tokens; `begun` are tokens that each answer begins with.
 
-    `side` is what messages call the model.
+    An answer that was cut at the most tokens ends in an ellipsis. `side` is what messages call the model.
     """
     ids = encode(asked.prompts, asked.wording.tokenizer)
     starts = begun if begun is not None else [()] * len(ids)
@@ -103,7 +104,8 @@ def said(
     found = greedy(model, whole, n_tokens, progress=False, side=side, eos=asked.wording.ends)
     decode = asked.wording.tokenizer.decode
     return [
-        str(decode(list(b) + list(tokens), skip_special_tokens=True)) for b, tokens in zip(starts, found, strict=True)
+        cut_off(str(decode([*start, *tokens], skip_special_tokens=True)), tokens, asked.wording.ends)
+        for start, tokens in zip(starts, found, strict=True)
     ]
 
 

@@ -112,7 +112,7 @@ class Vote:
     share: float = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The answer in a word, and why.
 
@@ -126,7 +126,7 @@ class Verdict:
     why: str
     votes: tuple[Vote, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.word}: {self.why}" if self.word != "cannot tell" else f"cannot tell, because {self.why}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from krs._typing import Axes, DataFrame, Series
 from krs.errors import KrsError
 from krs.metrics.weight_units import ACCOUNTED, WHOLE, Place
+from krs.notebook import as_html
 from krs.wording import counted
 
 
@@ -203,11 +204,7 @@ class Account:
         return "\n".join([self._headline(), self._table().to_string(float_format=lambda x: f"{x:.3f}"), *notes])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self._table().to_html(float_format=lambda x: f"{x:.3f}", border=0)
-        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
-        return f"<p><b>{escape(self._headline())}</b></p>{table}{notes}"
+        return as_html(self._headline(), self._table(), (f"note: {n}" for n in self.notes))
 
 
 def parts_of(places: tuple[Place, ...]) -> list[tuple[str, int]]:

@@ -9,7 +9,9 @@ from typing import Any
 from krs._typing import Axes, DataFrame
 from krs.metrics import answers_file
 from krs.metrics.answers_file import OF_TEXTS
+from krs.notebook import as_html
 from krs.prompts import Ids
+from krs.wording import cut_off
 
 MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
 """Columns of numbers that every result has."""
@@ -48,6 +50,17 @@ class Answers:
         return means.assign(questions=self.frame.groupby("side", sort=False).size())
 
     @property
+    def shown(self) -> DataFrame:
+        """The frame's texts for a reader: answers that were cut at the most tokens end in an ellipsis."""
+        ends = frozenset(self.provenance.get("ends", ()))
+        told = self.frame[[name for name in ("side", "question", "text") if name in self.frame]].copy()
+        for model in ("vanilla", "unlearned"):
+            ids = self.token_ids.get(model, [])
+            texts = self.frame[model].tolist()
+            told[model] = [cut_off(t, i, ends) for t, i in zip(texts, ids, strict=False)] + texts[len(ids) :]
+        return told
+
+    @property
     def notes(self) -> list[str]:
         """What about the questions or the models is most likely not meant."""
         return list(self.provenance.get("notes", []))
@@ -64,10 +77,10 @@ class Answers:
 
     def __repr__(self) -> str:
         shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
-        return "\n".join([f"Answers ({self.provenance['bleu']})", shown, *(f"note: {n}" for n in self.notes)])
+        return "\n".join([self._headline(), shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return as_html(self._headline(), self.table, (f"note: {n}" for n in self.notes), number=".2f")
 
-        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
-        return str(self.table.to_html(float_format=lambda x: f"{x:.2f}", border=0)) + notes
+    def _headline(self) -> str:
+        return f"Answers ({self.provenance['bleu']})"

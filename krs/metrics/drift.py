@@ -25,6 +25,7 @@ from krs.models.devices import summable
 from krs.models.given import Model, load_given
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair
+from krs.notebook import as_html
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,11 +65,13 @@ class Drift:
         return plot_drift(self, value, ax)
 
     def __repr__(self) -> str:
-        tied = " (the head is the embedding)" if self.tied else ""
-        return f"Drift{tied}\n{self.by_component().to_string(float_format=lambda x: f'{x:.8f}')}"
+        return f"{self._headline()}\n{self.by_component().to_string(float_format=lambda x: f'{x:.8f}')}"
 
     def _repr_html_(self) -> str:
-        return str(self.by_component().to_html(float_format=lambda x: f"{x:.8f}", border=0))
+        return as_html(self._headline(), self.by_component(), number=".8f")
+
+    def _headline(self) -> str:
+        return f"Drift{' (the head is the embedding)' if self.tied else ''}"
 
 
 @plain_numerics()

@@ -28,10 +28,7 @@ def sections(found: Answers | Drift | Account | ValueTokens) -> Iterator[Section
 def _answers(found: Answers) -> Iterator[Block]:
     yield Table(f"Means over questions ({found.provenance['bleu']})", found.table.reset_index())
     names = {"vanilla": "before (vanilla)", "unlearned": "after (unlearned)"}
-    text = [name for name in ("text",) if name in found.frame]
-    said = (
-        found.frame[["side", "question", *text, "vanilla", "unlearned"]].fillna("(not asked yet)").rename(columns=names)
-    )
+    said = found.shown.fillna("(not asked yet)").rename(columns=names)
     yield Table("Answers before and after", said, 1, texts=True)
     yield _origin(found.provenance)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from krs._typing import DataFrame
 from krs.errors import KrsError
+from krs.notebook import as_html
 from krs.wording import counted
 from krs.writing import write_text
 
@@ -93,11 +94,7 @@ class ValueTokens:
         return "\n".join([self._headline(), shown, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self.table(_SHOWN).to_html(index=False, float_format=lambda x: f"{x:.3f}", border=0)
-        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
-        return f"<p><b>{escape(self._headline())}</b></p>{table}{notes}"
+        return as_html(self._headline(), self.table(_SHOWN), (f"note: {n}" for n in self.notes), index=False)
 
 
 def load_vocabulary(path: str | Path) -> ValueTokens:

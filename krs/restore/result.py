@@ -14,6 +14,7 @@ from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.recovery import recovery, resampled
 from krs.metrics.score import Score, krs_score
+from krs.notebook import as_html
 from krs.prompts import Ids, Scoring
 from krs.restore import storage
 from krs.restore.axes import column_index
@@ -394,8 +395,4 @@ class SweepResult:
         return "\n".join([self._headline(), table, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self.recovery().to_html(float_format=lambda x: f"{x:.3f}", max_rows=None, border=0)
-        notes = "".join(f"<p><em>note: {escape(n)}</em></p>" for n in self.notes)
-        return f"<p><b>{escape(self._headline())}</b></p>{table}{notes}"
+        return as_html(self._headline(), self.recovery(), (f"note: {n}" for n in self.notes))

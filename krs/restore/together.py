@@ -16,6 +16,7 @@ from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.models.identity import differing
 from krs.models.provenance import now
+from krs.notebook import as_html
 from krs.plots import mean_and_sd, plot_lines
 from krs.restore import storage
 from krs.restore.losses import Losses, Measured
@@ -233,14 +234,14 @@ class MeanResult:
 
     def __repr__(self) -> str:
         table = self.recovery().to_string(float_format=lambda x: f"{x:.3f}", max_rows=40)
+        return f"{self._headline()}\n{table}"
+
+    def _headline(self) -> str:
         spread = np.nanmax(self.sd().to_numpy(), initial=0.0)
-        return f"MeanResult of {', '.join(self.names)}; largest standard deviation {spread:.3f}\n{table}"
+        return f"MeanResult of {', '.join(self.names)}; largest standard deviation {spread:.3f}"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        table = self.recovery().to_html(float_format=lambda x: f"{x:.3f}", max_rows=None, border=0)
-        return f"<p><b>MeanResult of {escape(', '.join(self.names))}</b></p>{table}"
+        return as_html(self._headline(), self.recovery())
 
 
 def mean(results: Iterable[SweepResult], names: Iterable[str] | None = None) -> MeanResult:

@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ import krs
 from krs import KrsError
 from krs.data.concepts import as_chat
 from krs.metrics import answers, load_answers
+from krs.metrics.answers_result import Answers
 from tests.noise import assert_same, float64_throughout
 from tests.tiny import build, exact_pair, pair, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -155,3 +157,13 @@ def test_a_batch_answers_as_its_questions_do_one_by_one_on_the_real_model(smollm
     together = krs.generate(model, None, questions, tokenizer=tokenizer, n_tokens=12, progress=False)
     alone = [krs.generate(model, None, [q], tokenizer=tokenizer, n_tokens=12, progress=False)[0] for q in questions]
     assert list(together) == alone
+
+
+def test_an_answer_that_was_cut_is_shown_as_cut_and_kept_as_it_is():
+    said = {"vanilla": ["It was ", "By Austen."], "unlearned": ["No", None]}
+    frame = pd.DataFrame({"side": ["target"] * 2, "question": ["Who?", "By whom?"]} | said)
+    found = Answers(frame, {"vanilla": [(5, 9), (5, 0)], "unlearned": [(7, 8)]}, {"ends": [0], "bleu": "x"})
+    assert found.shown.vanilla.tolist() == ["It was…", "By Austen."]
+    assert found.shown.unlearned.tolist()[0] == "No…"
+    assert found.shown.unlearned.isna().tolist() == [False, True]
+    assert found.frame.vanilla[0] == "It was "
