@@ -29,6 +29,16 @@ def assert_same(found: Any, expected: Any, apart: float = EXACT) -> None:
     np.testing.assert_allclose(found, expected, rtol=apart, atol=apart)
 
 
+def assert_same_table(found: Any, expected: Any, apart: float = EXACT) -> None:
+    """The same table: texts alike, numbers equal up to rounding in float64.
+
+    Two threads may add up otherwise in two calls that are alike, so that not even they are equal to the bit.
+    """
+    from pandas.testing import assert_frame_equal
+
+    assert_frame_equal(found, expected, rtol=apart, atol=apart)
+
+
 def assert_rounds_alike(found: Any, exact: Any, others: Sequence[Any]) -> None:
     """No further from the exact value (the same weights in float64) than `TIMES` what other ways to it are.
 

@@ -8,8 +8,9 @@ import pytest
 
 from krs import KrsError
 from krs.metrics import answers, answers_file, load_answers
+from tests.noise import assert_same_table, float64_throughout
 from tests.test_writing import full_disk
-from tests.tiny import build, pair
+from tests.tiny import build, exact_pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 GREEDY = importlib.import_module("krs.generation.greedy")
@@ -18,12 +19,13 @@ TARGET, UNRELATED = ["who wrote the book", "what is red"], ["the cat sat on"]
 
 def _ask(v, u, **options):
     given = {"target": TARGET, "unrelated": UNRELATED, "tokenizer": tiny_tokenizer(), "n_tokens": 4, "progress": False}
-    return answers(v, u, **(given | options))
+    with float64_throughout():
+        return answers(v, u, **(given | options))
 
 
 @pytest.fixture(scope="module")
 def models():
-    return pair("llama")
+    return exact_pair("llama")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +66,10 @@ def test_an_interrupted_call_keeps_the_vanilla_answers_and_goes_on_from_them(mod
     handle.remove()
     answering = max(map(len, found.token_ids["vanilla"]))
     assert len(ran) <= 2 * (anew - answering)  # once each for the likelihood, beside looking whether neighbours matter
-    assert resumed.frame.equals(found.frame)
-    assert reused.frame.equals(found.frame)
+    assert_same_table(resumed.frame, found.frame)
+    assert_same_table(reused.frame, found.frame)
     assert resumed.complete
-    assert load_answers(file).frame.equals(found.frame)
+    assert load_answers(file).frame.equals(resumed.frame)
     assert reused.provenance["vanilla_answers"]["reused"]
 
 
@@ -128,11 +130,11 @@ def test_an_interruption_inside_a_side_keeps_its_whole_batches(models, tmp_path,
     handle.remove()
     assert len(ran) == forwards - (begun[2] - begun[0])
     assert resumed.complete
-    assert resumed.frame.equals(whole.frame)
+    assert_same_table(resumed.frame, whole.frame)
     assert resumed.token_ids == whole.token_ids
     own = {k: v for k, v in resumed.provenance.items() if k != "made"}
     assert own == {k: v for k, v in whole.provenance.items() if k != "made"}
-    assert _ask(v, u, reuse=partial, **asked).frame.equals(whole.frame)
+    assert_same_table(_ask(v, u, reuse=partial, **asked).frame, whole.frame)
     with pytest.raises(KrsError, match=r"What differs: the vanilla model \(weights\)"):
         _ask(_changed(v), u, reuse=partial, **asked)
 
@@ -148,7 +150,7 @@ def test_answers_are_kept_while_they_are_given(models, tmp_path, monkeypatch):
 
 
 def _changed(model):
-    other = build("llama")
+    other = build("llama").double()
     other.load_state_dict(model.state_dict())
     other.model.layers[2].mlp.down_proj.weight.data[:, 17] += 1e-4
     return other

@@ -14,8 +14,8 @@ from krs.cli import app
 from krs.metrics import load_answers, text_completion
 from tests import by_hand
 from tests.metrics.test_answers_file import _stops
-from tests.noise import assert_same, float64_throughout
-from tests.tiny import exact_pair, pair
+from tests.noise import assert_same, assert_same_table, float64_throughout
+from tests.tiny import exact_pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 TEXTS = ["the cat sat on the red moon and ran", ("who wrote the", "book of the sun"), "one two"]
@@ -25,12 +25,13 @@ UNRELATED = ["a dog ran in the green sun"]
 
 def _complete(v, u, **options):
     given = {"paragraphs": TEXTS, "tokenizer": tiny_tokenizer(), "progress": False}
-    return text_completion(v, u, **(given | options))
+    with float64_throughout():
+        return text_completion(v, u, **(given | options))
 
 
 @pytest.fixture(scope="module")
 def models():
-    return pair("llama")
+    return exact_pair("llama")
 
 
 def test_both_go_on_as_long_as_the_text_and_are_compared_with_it():
@@ -91,9 +92,9 @@ def test_interrupted_it_goes_on_and_is_read_back_whole(models, tmp_path):
     assert partial.frame.bleu_text.isna().all()
     assert list(stop.value.partial.frame.vanilla) == list(wanted.frame.vanilla) == list(partial.frame.vanilla)
     found = _complete(v, u, unrelated=UNRELATED, checkpoint=file)
-    assert found.frame.equals(wanted.frame)
-    assert load_answers(file).frame.equals(wanted.frame)
-    assert _complete(v, u, unrelated=UNRELATED, reuse=found).frame.equals(wanted.frame)
+    assert_same_table(found.frame, wanted.frame)
+    assert load_answers(file).frame.equals(found.frame)
+    assert_same_table(_complete(v, u, unrelated=UNRELATED, reuse=found).frame, wanted.frame)
     with pytest.raises(KrsError, match="holds other answers. What differs: prompts"):
         _complete(v, u, checkpoint=file, paragraphs=["the cat sat on the red moon and sat", *TEXTS[1:]])
     told = json.loads(file.read_text())

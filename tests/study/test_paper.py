@@ -17,13 +17,16 @@ from krs.cli import app
 from krs.study.grid import cells, n_cells
 from krs.study.marked import read_marked
 from tests.models.test_olmo import CONFIG, _save, _weights
-from tests.tiny import EOS, build, perturbed
+from tests.tiny import build, perturbed
 from tests.unlearn.memit_case import CORPUS, FAST
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 SPECS = Path(__file__).parents[2] / "examples" / "paper"
 NAMES = ("llama2", "olmo")
 THINGS = ["book", "cat", "dog", "sun", "moon", "red", "blue", "green", "one", "two"]
+SILENT = [0, 1, 2, *range(30, 61)]
+"""Ids without a word, which a random model would end its answers with, or say and be silent."""
+
 SEVEN = ["ga", "grad_diff", "dpo", "npo", "npo_kl", "memit_empty", "memit_entropy"]
 
 
@@ -110,14 +113,14 @@ def _models(folder, name):
     if name == "llama2":
         v = build("llama", max_position_embeddings=128, tie_word_embeddings=False)
         with torch.no_grad():
-            v.lm_head.weight[EOS] = 0  # so that no answer ends before it begins
+            v.lm_head.weight[SILENT] = 0
         for at, model in {"v": v, **{m: perturbed(v, seed) for m, seed in moved.items()}}.items():
             model.save_pretrained(folder / at)
             tiny_tokenizer().save_pretrained(folder / at)
         return
     config = CONFIG | {"n_layers": 4, "max_sequence_length": 128}
     weights = _weights(config)
-    weights["model.transformer.ff_out.weight"][EOS] = 0
+    weights["model.transformer.ff_out.weight"][SILENT] = 0
     _save(folder / "v", config, weights)
     for method, seed in moved.items():
         drawn = torch.Generator().manual_seed(seed)
