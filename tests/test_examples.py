@@ -57,7 +57,7 @@ def _marked(path):
 
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("notebook", map(_marked, NOTEBOOKS))
+@pytest.mark.parametrize("notebook", [_marked(path) for path in NOTEBOOKS])
 def test_a_notebook_runs_and_holds_what_it_says(notebook, smollm2):
     import nbformat
     from nbclient import NotebookClient
