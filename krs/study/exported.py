@@ -41,7 +41,8 @@ def export(study: Study | str | Path, output: str | Path, *, texts: bool = False
 
     >>> import tempfile
     >>> from krs import study
-    >>> asked = {"models": ["smollm2"], "concepts": ["paris"], "methods": ["ga"], "steps": {"prepare": {"n_tokens": 2}}}
+    >>> pair = {"vanilla": "smollm2", "unlearned": "smollm2"}    # stands in for a published pair
+    >>> asked = {"concepts": ["paris"], "pairs": [pair], "chat": True, "steps": {"prepare": {"n_tokens": 2}, "drift": {}}}
     >>> found = study.run(asked, tempfile.mkdtemp(), progress=False)
     >>> file = study.export(found, tempfile.mkdtemp() + "/results.json")
     >>> study.load_exported(file)
