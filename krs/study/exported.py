@@ -42,7 +42,8 @@ def export(study: Study | str | Path, output: str | Path, *, texts: bool = False
     >>> import tempfile
     >>> from krs import study
     >>> pair = {"vanilla": "smollm2", "unlearned": "smollm2"}    # stands in for a published pair
-    >>> asked = {"concepts": ["paris"], "pairs": [pair], "chat": True, "steps": {"prepare": {"n_tokens": 2}, "drift": {}}}
+    >>> steps = {"prepare": {"n_tokens": 2}, "drift": {}}
+    >>> asked = {"concepts": ["paris"], "pairs": [pair], "chat": True, "steps": steps}
     >>> found = study.run(asked, tempfile.mkdtemp(), progress=False)
     >>> file = study.export(found, tempfile.mkdtemp() + "/results.json")
     >>> study.load_exported(file)
