@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         """
         if name not in self:
             known = self.names()
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(name.casefold(), known, n=1) or get_close_matches(name, known, n=1)
             meant = f". Did you mean {near[0]!r}?" if near else ""
             raise KrsError(f"unknown {self.noun} {name!r}{where}: known are {', '.join(known)}{remedy}{meant}")
         return self._known[name][0]

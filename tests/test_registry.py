@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from krs import KrsError
+from krs.metrics.measures import measure
 from krs.registry import Registry
 
 
@@ -30,6 +31,11 @@ def test_an_unknown_name_is_told_of_with_those_that_there_are():
     message = r"unknown tool 'hamer' in the box: known are hammer; buy one. Did you mean 'hammer'\?"
     with pytest.raises(KrsError, match=message):
         tools.find("hamer", " in the box", "; buy one")
+
+
+def test_a_name_in_capitals_is_told_of_too():
+    with pytest.raises(KrsError, match=r"unknown measure 'KL'.*Did you mean 'kl'\?"):
+        measure("KL")
 
 
 def test_a_copy_stands_by_itself():

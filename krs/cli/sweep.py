@@ -35,7 +35,7 @@ def sweep(
     window: Annotated[
         str,
         typer.Option(
-            help="5 or centred:5, sliding:4, each, from_layer_on, up_to_layer, last:3, or layers such as 7-9,17-19"
+            help="5 or centred:5 (a width), sliding:4, each, from_layer_on, up_to_layer, last:3, or layers: 7-9,17-17"
         ),
     ] = "5",
     n_tokens: Annotated[int, typer.Option(help="answer tokens scored a prompt")] = 30,

@@ -204,7 +204,8 @@ def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
 
 def _pair(made: Mapping[str, Any]) -> str:
     unlearned, vanilla = _names([made.get("unlearned", {}), made.get("vanilla", {})])
-    return f"{unlearned} (unlearned) beside {vanilla} (vanilla)"
+    sides = (("unlearned", unlearned), ("vanilla", vanilla))
+    return " beside ".join(name if name == side else f"{name} ({side})" for side, name in sides)
 
 
 def _names(models: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -195,7 +195,8 @@ def _run(
                     left_out[tool.name] = f"takes about {cost:.0f} s, and {left:.0f} s of the budget are left"
                     continue
                 try:
-                    with bar(None, f"{tool.name} (about {cost:.0f} s)", show=progress):
+                    anyway = ", which no budget leaves out" if spent + cost > limit else ""
+                    with bar(None, f"{tool.name} (about {cost:.0f} s{anyway})", show=progress):
                         reading = tool.read(case, nulls)
                 except KrsError as reason:
                     if keep_order:  # it was asked for

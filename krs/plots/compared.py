@@ -53,7 +53,7 @@ def plot_compared(
             low=low,
             high=high,
             x_label="" if whole else x_label,
-            y_label=y_label if axes in shown[::2] else "",
+            y_label="" if whole else y_label,
             title=name if whole or not title else f"{title}\n{name}",
             ax=axes,
         )
@@ -61,6 +61,7 @@ def plot_compared(
     shown[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))  # the axes share it
     if whole:
         shown[0].figure.supxlabel(x_label, fontsize="medium")
+        shown[0].figure.supylabel(y_label, fontsize="medium")
         _one_legend(shown, title)
     return shown[0]
 

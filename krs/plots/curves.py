@@ -63,7 +63,9 @@ def plot_lines(
         axes.plot(x[span], numbers[span], label=label, color=colour, zorder=3, **style)
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if len(layers) == len(names):
+    if len(names) == 1:
+        axes.set_xticks(x, [str(names[0])])
+    elif len(layers) == len(names):
         whole_numbers(axes.xaxis)
     else:
         ticks = [i for i, n in enumerate(names) if i not in layers or len(names) <= TICKS or n % 5 == 0]

@@ -1,6 +1,7 @@
 """Results that add up: over prompts, over results; and as figures, LaTeX, xarray, words."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import krs
@@ -246,3 +247,19 @@ def test_xarray_that_is_not_installed(parts, monkeypatch):
     for result in (parts[0], krs.mean(parts)):
         with pytest.raises(KrsError, match=r"to_xarray\(\) needs xarray, which is not installed: pip install"):
             result.to_xarray()
+
+
+def test_one_window_stands_at_its_layer():
+    from krs.plots import plot_lines
+
+    ax = plot_lines(pd.DataFrame({"a": [0.5]}, index=pd.Index([17], name="layer")), labels=["a"])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["17"]
+
+
+def test_panels_of_several_sweeps_share_one_label():
+    from krs.plots.compared import plot_compared
+
+    tables = {name: pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4], "c": [0.0, 0.1]}) for name in ("one", "two")}
+    ax = plot_compared(tables, panels={"a": "A", "b": "B", "c": "C"}, y_label="a long name of what is measured")
+    assert ax.figure.get_supylabel() == "a long name of what is measured"
+    assert not any(axes.get_ylabel() for axes in ax.figure.axes)
