@@ -107,7 +107,7 @@ def test_one_model_alone_and_concepts_that_name_a_vector():
     assert "relative_change" not in found.table()
     assert found.vectors.tv.isna().all()
     mine, other = (f.tokens[(f.tokens.vector == 0) & (f.tokens.side == "vanilla")] for f in (found, both))
-    assert mine.score.tolist() == other.score.tolist()
+    assert_same(mine.score.to_numpy(), other.score.to_numpy())
     assert found.to_frame().shape == (10, 13)
 
 
