@@ -24,8 +24,8 @@ import krs
 from krs.generation.greedy import greedy
 
 
-def loop(recipient: Any, donor: Any, prompts: tuple, answers: tuple) -> list[list[float]]:
-    """Mean log-probability of the answer, `[layer][prompt]`, one hooked forward a layer."""
+def loop(recipient: Any, donor: Any, prompts: tuple, answers: tuple) -> list[float]:
+    """Mean log-probability of the answers' tokens, a number a layer, one hooked forward each."""
     rows = [list(p) + list(a) for p, a in zip(prompts, answers, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -42,7 +42,8 @@ def loop(recipient: Any, donor: Any, prompts: tuple, answers: tuple) -> list[lis
             handle = layer.register_forward_hook(lambda _, __, ___, i=i: kept[i])
             logits = recipient(input_ids=ids, attention_mask=mask).logits
             handle.remove()
-            found.append([_answered(row, p, a) for row, p, a in zip(logits, prompts, answers, strict=True)])
+            summed = sum(_answered(row, p, a) for row, p, a in zip(logits, prompts, answers, strict=True))
+            found.append(summed / sum(map(len, answers)))
     return found
 
 
@@ -52,7 +53,7 @@ def _keeper(kept: dict[int, Any], i: int) -> Any:
 
 def _answered(logits: torch.Tensor, prompt: tuple, answer: tuple) -> float:
     scored = logits[len(prompt) - 1 : len(prompt) + len(answer) - 1].log_softmax(-1)
-    return scored[range(len(answer)), list(answer)].mean().item()
+    return scored[range(len(answer)), list(answer)].sum().item()
 
 
 def _timed(call: Any) -> tuple[float, Any]:
@@ -91,8 +92,7 @@ def main() -> None:
             seconds[name].append(spent)
         print(f"round {number}: " + ", ".join(f"{name} {s[-1]:.1f} s" for name, s in seconds.items()), flush=True)
     ours = found["resid"].table("answer_logprob").iloc[:, 0]
-    theirs = torch.tensor(found["loop"]).mean(dim=1)
-    apart = max(abs(a - float(b)) for a, b in zip(ours, theirs, strict=True))
+    apart = max(abs(a - b) for a, b in zip(ours, found["loop"], strict=True))
     faster = statistics.median(a / b for a, b in zip(seconds["loop"], seconds["resid"], strict=True))
     dearer = statistics.median(a / b for a, b in zip(seconds["beside"], seconds["alone"], strict=True))
     print(
