@@ -140,7 +140,7 @@ class Calibration:
             "made": now(),
             "versions": versions(),
             "machine": machine(),
-            "instruments": {name: vars(t) for name, t in self.thresholds().items()},
+            "instruments": {name: _numbers(t) for name, t in self.thresholds().items()},
             "table": json.loads(self.table().to_json(orient="index")),
             "means": {name: {row.model: row.reading.mean for row in rows} for name, rows in self.rows.items()},
             "models": {
@@ -168,6 +168,11 @@ class Calibration:
             "models": len(rows),
             "seconds": float(np.median([r.reading.seconds for r in rows])),
         }
+
+
+def _numbers(threshold: Threshold) -> dict[str, Any]:
+    """Without what there is no number for, which JSON has no word for."""
+    return {name: value for name, value in vars(threshold).items() if name == "kind" or not np.isnan(value)}
 
 
 def calibrate(
