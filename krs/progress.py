@@ -3,41 +3,130 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
-from krs.wording import counted
+from tqdm.std import tqdm as plain_bar
+
+from krs.wording import counted, span
+
+_EVERY = 30.0
+"""Seconds between two lines in a log file, at first; a tenth of what has passed later, so that no night fills it."""
+_SELDOM = 600.0
+"""And never more than these."""
+_HEARD: ContextVar[Callable[[str], None] | None] = ContextVar("krs_progress_heard", default=None)
+_OPEN: ContextVar[tuple[Lines, ...]] = ContextVar("krs_progress_open", default=())
 
 
 def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: int = 0, scale: bool = False) -> Any:
     """A tqdm bar that says what it is doing; use it as a context manager and call `.update()`.
 
-    Where nobody watches (the error output is neither a terminal nor a notebook's), one line says what has begun, and
-    no bar fills the log.
+    Where nobody watches (the error output is neither a terminal nor a notebook's), a line says what has begun, and
+    where that takes longer, a line now and then how far it is: no bar fills the log.
 
     Args:
         total: how many steps there will be; `None` if nobody knows.
         doing: what the steps are, in a few words; shown at the left.
-        show: `False` draws nothing.
+        show: `False` draws nothing. Inside of another stage, its steps are signs of life of that one.
         unit: of a step, in the singular.
         done: how many steps an earlier run has done; they do not count for the rate.
         scale: write thousands as k, millions as M.
     """
     from tqdm.auto import tqdm
 
-    watched = sys.stderr.isatty() or _in_notebook(tqdm)
-    if show and not watched:
-        sys.stderr.write(f"{_line(total, doing, unit, done)}\n")
-        sys.stderr.flush()
+    if not show:
+        return _Silent(total=total, disable=True)
+    if not (sys.stderr.isatty() or _in_notebook(tqdm)):
+        return Lines(total, doing, unit, done, scale)
     return tqdm(
         total=total,
         desc=doing,
-        disable=not (show and watched),
         unit=unit,
         initial=done,
         unit_scale=scale,
         dynamic_ncols=True,
         leave=True,
     )
+
+
+@contextmanager
+def heard(say: Callable[[str], None]) -> Iterator[None]:
+    """Lines of long stages in the block go to `say` as well, where stderr itself goes into a file that nobody reads."""
+    before = _HEARD.set(say)
+    try:
+        yield
+    finally:
+        _HEARD.reset(before)
+
+
+class Lines:
+    """Stands in for a bar in a log file: the same calls, a line when it begins, and one now and then after that."""
+
+    def __init__(self, total: int | None, doing: str, unit: str, done: int, scale: bool) -> None:
+        self.total, self.n, self.initial = total, done, done
+        self._doing, self._unit, self._scale = doing, unit, scale
+        self._more = ""
+        self._begun = self._last = time.monotonic()
+        self._told: int | None = None
+        self._outer: Any = None
+        _write(_line(total, doing, unit, done))
+
+    def __enter__(self) -> Lines:
+        self._outer = _OPEN.set((*_OPEN.get(), self))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _OPEN.reset(self._outer)
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """Steps are done."""
+        self.n += n
+        self.still()
+
+    def still(self) -> None:
+        """Something was done, be it no whole step: say so if it is time."""
+        now = time.monotonic()
+        if now - self._last >= min(max(_EVERY, (now - self._begun) / 10), _SELDOM):
+            self._say(now)
+
+    def set_postfix(self, terms: dict[str, str]) -> None:
+        """As tqdm's."""
+        self._more = ", ".join(f"{name} {value}" for name, value in terms.items())
+
+    def set_postfix_str(self, text: str) -> None:
+        """As tqdm's."""
+        self._more = text
+
+    def close(self) -> None:
+        """Say where it ended, if it took long enough for a line on the way."""
+        if self._told is not None and self._told != self.total:
+            self._say(time.monotonic())
+
+    def _say(self, now: float) -> None:
+        self._last, self._told = now, self.n
+        line = _how_far(self, now - self._begun)
+        _write(line)
+        if (say := _HEARD.get()) is not None:
+            say(line)
+
+
+class _Silent(plain_bar):
+    """Draws nothing; the stage that it is a part of knows by it that something is done."""
+
+    initial = 0
+
+    def update(self, n: float | None = 1) -> None:
+        for stage in _OPEN.get()[-1:]:
+            stage.still()
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _in_notebook(tqdm: type) -> bool:
@@ -51,3 +140,21 @@ def _line(total: int | None, doing: str, unit: str, done: int) -> str:
     """
     how_many = "" if total is None else f": {counted(total, unit, unit if unit == 'B' else None)}"
     return f"{doing}{how_many}{f', {done:,} of them done before' if done else ''}"
+
+
+def _how_far(stage: Lines, seconds: float) -> str:
+    """How far a stage is after so many seconds, about how long it will take, and what it says of itself."""
+    n, total, fresh = stage.n, stage.total, stage.n - stage.initial
+    told = []
+    if total is not None:
+        told.append(f"{_amount(n, stage)} of {_amount(total, stage)}{'' if stage._unit == 'B' else f' {stage._unit}s'}")
+    elif n:
+        told.append(counted(n, stage._unit))
+    told.append(f"after {span(seconds)}")
+    if total is not None and fresh > 0 and n < total:
+        told.append(f"about {span(seconds * (total - n) / fresh)} left")
+    return f"{stage._doing}: {', '.join(told)}{f' ({stage._more})' if stage._more else ''}"
+
+
+def _amount(n: int, stage: Lines) -> str:
+    return f"{plain_bar.format_sizeof(n)}{stage._unit}" if stage._scale and stage._unit == "B" else f"{n:,}"

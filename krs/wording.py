@@ -21,3 +21,15 @@ def cut_off(text: str, ids: Sequence[int], ends: Iterable[int]) -> str:
     ('The books were written…', 'In 1815.')
     """
     return text if not ids or ids[-1] in ends else f"{text.rstrip()}…"
+
+
+def span(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> span(42.0), span(3700.0)
+    ('42 s', '1 h 2 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

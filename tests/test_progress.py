@@ -1,14 +1,22 @@
-"""Bars for those who watch, a line a stage for log files, nothing where nothing is asked for."""
+"""Bars for those who watch, lines now and then for log files, nothing where nothing is asked for."""
 
 import io
+import json
+import re
 import sys
+from itertools import pairwise
 
+import pytest
 import transformers.trainer
 from transformers.utils.notebook import NotebookProgressCallback
 
-from krs import unlearn
+import krs
+from krs import progress, study, unlearn
 from krs.progress import bar
-from tests.tiny import build
+from krs.restore import engines
+from krs.restore.job import Progress
+from tests.study.small import asked, home, written
+from tests.tiny import build, perturbed
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
@@ -41,9 +49,94 @@ def test_nothing_is_shown_where_nothing_is_asked_for(monkeypatch):
         assert not _steps(False, to, monkeypatch)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test turns."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_a_log_file_is_told_how_far_it_is_now_and_then_and_where_it_ended(clock, capsys):
+    with bar(60, "unlearn (npo)", show=True, unit="step", done=20) as shown:
+        for step in range(40):
+            clock.now += 3
+            shown.set_postfix({"loss": f"{step}.500"})
+            shown.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "unlearn (npo): 60 steps, 20 of them done before",
+        "unlearn (npo): 30 of 60 steps, after 30 s, about 90 s left (loss 9.500)",
+        "unlearn (npo): 40 of 60 steps, after 60 s, about 60 s left (loss 19.500)",
+        "unlearn (npo): 50 of 60 steps, after 90 s, about 30 s left (loss 29.500)",
+        "unlearn (npo): 60 of 60 steps, after 2 min (loss 39.500)",
+    ]
+
+
+def test_a_night_does_not_flood_a_log_file_and_never_leaves_it_silent_for_longer_than_ten_minutes(clock, capsys):
+    said = []
+    with bar(36_000, "sweep", show=True, unit="step") as shown:
+        for _ in range(36_000):
+            clock.now += 1
+            shown.update()
+            said += [clock.now] if capsys.readouterr().err else []
+    assert len(said) < 100
+    assert max(later - earlier for earlier, later in pairwise(said)) <= 600
+
+
+def test_bytes_are_told_in_their_own_units(clock, capsys):
+    with bar(5_000_000_000, "reading", show=True, unit="B", scale=True) as shown:
+        clock.now += 40
+        shown.update(1_250_000_000)
+    first, second, _ = capsys.readouterr().err.splitlines()
+    assert (first, second) == (
+        "reading: 5,000,000,000 B",
+        "reading: 1.25GB of 5.00GB, after 40 s, about 2 min left",
+    )
+
+
+def test_a_stage_without_steps_of_its_own_is_alive_while_what_is_in_it_is(clock, capsys):
+    with bar(None, "relearn (about 90 s)", show=True):
+        with bar(3, "relearning", show=False) as inner:
+            for _ in range(3):
+                clock.now += 20
+                inner.update()
+    with bar(3, "alone", show=False) as inner:
+        clock.now += 500
+        inner.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "relearn (about 90 s)",
+        "relearn (about 90 s): after 40 s",
+        "relearn (about 90 s): after 60 s",
+    ]
+
+
+def test_what_an_earlier_call_did_says_nothing_about_how_long_the_rest_takes(clock, monkeypatch, capsys):
+    class Engine:
+        name, exact = "slow", True
+
+        def run(self, job):
+            yield Progress(90, earlier=True)
+            for _ in range(10):
+                clock.now += 40
+                yield Progress(1)
+
+        def steps(self, job):
+            return 100
+
+    monkeypatch.setattr(engines, "ENGINES", engines.ENGINES.copy())
+    engines.register_engine(Engine())
+    vanilla = build("llama")
+    with pytest.raises(krs.KrsError, match="has ended"):
+        krs.sweep(vanilla, perturbed(vanilla), [[1, 2, 3]], n_tokens=2, windows=3, engine="slow")
+    assert "91 of 100 steps, after 40 s, about 6 min left" in capsys.readouterr().err
+
+
 def _unlearn(**options):
     given = {"forget": ["the cat sat"], "steps": 2, "tokenizer": tiny_tokenizer()}
-    unlearn.run("ga", build("llama"), **given | options)
+    return unlearn.run("ga", build("llama"), **given | options)
 
 
 def test_training_shows_nothing_in_a_notebook_either_where_nothing_is_asked_for(monkeypatch, capsys):
@@ -59,3 +152,23 @@ def test_training_says_one_line_in_a_log_file(capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "unlearn (ga): 2 steps\n"
+
+
+def test_training_that_takes_longer_says_its_step_and_that_step_s_loss(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    _unlearn(steps=3, output_dir=tmp_path / "u")
+    log = json.loads((tmp_path / "u" / unlearn.REPORT).read_text())["log"]
+    said = capsys.readouterr().err.splitlines()[1:4]
+    found = [re.fullmatch(r"unlearn \(ga\): (\d) of 3 steps, .*\(loss (-?[\d.]+)\)", line).groups() for line in said]
+    assert found == [(str(n), f"{entry['loss']:.3f}") for n, entry in enumerate(log, 1)]
+
+
+def test_a_study_says_how_far_a_long_step_is_and_of_which_cell(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    place = home(tmp_path)
+    spec = asked(pairs=[], methods=[asked()["methods"][0]], steps={"prepare": {"n_tokens": 4}, "unlearn": {}})
+    study.run(written(place, spec), place / "out")
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("v--cat--ga--default--s0: unlearn (ga): 1 of 2 steps, after ")]
+    study.run(written(place, spec | {"methods": asked()["methods"][1:]}), place / "out", progress=False)
+    assert capsys.readouterr().err == ""

@@ -12,6 +12,7 @@ from krs.generation.forward import accepted, device_of
 from krs.hooks.context import plain_calls
 from krs.hooks.offload import whole_copy
 from krs.instruments.case import Asked
+from krs.progress import bar
 from krs.prompts import TokenBatch
 
 _ROWS = 4
@@ -35,9 +36,11 @@ def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Itera
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     alone = asked.batch.alone or neighbours_matter(student, asked.batch.tokens)
     yield student
-    for _ in range(n):
-        _step(student, optimiser, asked.batch, 1 if alone else _ROWS)
-        yield student
+    with bar(n, "relearning", show=False) as done:
+        for _ in range(n):
+            _step(student, optimiser, asked.batch, 1 if alone else _ROWS)
+            done.update()
+            yield student
 
 
 def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: TokenBatch, rows: int) -> None:

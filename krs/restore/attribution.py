@@ -62,7 +62,7 @@ class EstimateEngine:
             todo = job.todo(rows)
             if todo:
                 yield _chunk(job.part(rows), rows, todo)
-            yield Progress(_passes(job))
+            yield Progress(_passes(job), earlier=not todo)
 
     def steps(self, job: Job) -> int:
         """A pass of a model each, forward or backward, for each run of prompts."""

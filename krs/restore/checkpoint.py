@@ -232,6 +232,15 @@ class Keeper:
         if chunk.note:
             self.part["note"] = chunk.note
 
+    @property
+    def initial(self) -> int:
+        """Steps of earlier calls, which tqdm leaves out of its rate."""
+        return int(self.shown.initial)
+
+    @initial.setter
+    def initial(self, n: int) -> None:
+        self.shown.initial = n
+
     def set_postfix_str(self, text: str) -> None:
         """As tqdm's."""
         self.shown.set_postfix_str(text)

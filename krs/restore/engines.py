@@ -166,6 +166,8 @@ def _collect(engine: Engine, job: Job, losses: Losses, shown: Any) -> None:
             else:
                 if step.what:
                     shown.set_postfix_str(step.what)
+                if step.earlier:
+                    shown.initial += step.steps
                 shown.update(step.steps)
     if missing := int((~job.done).any(axis=1).sum()):
         raise KrsError(

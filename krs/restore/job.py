@@ -147,10 +147,12 @@ class Progress:
     Attributes:
         steps: how many; negative where a way was given up and its steps are done once more.
         what: what comes next, in a few words.
+        earlier: whether an earlier call did them, so that they say nothing about how fast this one is.
     """
 
     steps: int
     what: str = ""
+    earlier: bool = False
 
 
 @runtime_checkable

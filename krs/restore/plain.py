@@ -38,7 +38,7 @@ class PlainEngine:
         """Yields a chunk for each restoration of each run of prompts."""
         for rows in chunks(job):
             todo = job.todo(rows)
-            yield Progress(len(job.plan) - len(todo))
+            yield Progress(len(job.plan) - len(todo), earlier=True)
             if todo:
                 yield from _run_of_prompts(job, rows, todo)
 

@@ -94,7 +94,7 @@ class RayEngine:
                 if todo := job.todo(rows):
                     running[task.remote(common, _Part.of(job, rows))] = rows, todo
                 else:
-                    yield Progress(rows.stop - rows.start)
+                    yield Progress(rows.stop - rows.start, earlier=True)
             try:
                 while running:
                     for ref in ray.wait(list(running))[0]:

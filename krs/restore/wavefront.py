@@ -65,7 +65,7 @@ class WavefrontEngine:
         with freed_memory_kept():
             for rows in groups(job):
                 parts = _parts(job, job.todo(rows), rows)
-                yield Progress(total - sum(_layer_runs(job.plan, todo) for todo in parts))
+                yield Progress(total - sum(_layer_runs(job.plan, todo) for todo in parts), earlier=True)
                 for todo in parts:
                     with torch.no_grad():
                         scorer = scorer or Scorer(job)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from filelock import Timeout
 
 from krs.errors import KrsError, KrsWarning
 from krs.models.provenance import now
+from krs.progress import heard
 from krs.study.checkpoints import files_of, identity_of
 from krs.study.grid import Cell
 from krs.study.manifest import LOG, NAME, Manifest, artefacts
@@ -59,6 +61,8 @@ class Carrier:
     """Whether a model of the hub that is not here is fetched to tell which one it is; else nothing of it is done."""
     absent: set[str] = field(default_factory=set)
     """Names of models that are not here, where they are not fetched."""
+    aloud: bool = False
+    """Whether lines of long stages, which go into a step's log, go to stderr too, behind the cell's name."""
 
     def __call__(self, cell: Cell, wait: bool) -> Outcome:
         """Do what there is to do of a cell; whatever goes wrong in it is noted, and not raised."""
@@ -184,7 +188,7 @@ class Carrier:
         left = work.folder.is_dir() and any(p.name != LOG for p in work.folder.iterdir())
         work.folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        with logged(work.folder / LOG, made.name) as warned:
+        with self._aloud(work.cell), logged(work.folder / LOG, made.name) as warned:
             try:
                 content = made.run(work)
             except KrsError as reason:
@@ -203,6 +207,11 @@ class Carrier:
         manifest = Manifest(made.name, key, inputs, content, artefacts(work.folder), **told)
         manifest.write(work.folder)
         return manifest
+
+    def _aloud(self, cell: Cell) -> AbstractContextManager[None]:
+        """Say on the stderr that is there now what goes on in the block, if somebody wants to know."""
+        to = sys.stderr
+        return heard(lambda line: _write(f"{cell.name}: {line}\n", to)) if self.aloud else nullcontext()
 
     def _noted(self, cell: Cell, reason: Exception, seconds: float) -> Outcome:
         name = reason.name if isinstance(reason, _StepFailed) else ""
@@ -233,6 +242,11 @@ def most_memory(spec: Spec, cell: Cell, names: Collection[str]) -> int | None:
     """The most bytes that one of these steps of a cell needs; `None` where that cannot be known."""
     sizes = [made.memory(cell, options) for made, options in steps_of(spec, cell) if made.name in names]
     return None if None in sizes else max((size for size in sizes if size is not None), default=0)
+
+
+def _write(line: str, to: Any) -> None:
+    to.write(line)
+    to.flush()
 
 
 @contextmanager

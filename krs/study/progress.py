@@ -11,7 +11,7 @@ from krs.study.grid import Cell, cells
 from krs.study.spec import Spec
 from krs.study.step import TAUGHT, TWIN
 from krs.study.store import Store
-from krs.wording import counted
+from krs.wording import counted, span
 
 Kind = tuple[str, ...]
 
@@ -53,7 +53,7 @@ class Progress:
             known, unknown = self.seconds
             size = "unknown" if self.memory is None else f"about {self.memory / 1e9:.2f} GB, from checkpoint headers"
             rest = f"{counted(unknown, 'step')} of a kind that has not been measured yet" if unknown else ""
-            time = f"about {_span(known)}" if known or not unknown else "unknown"
+            time = f"about {span(known)}" if known or not unknown else "unknown"
             lines += [
                 f"memory: {size}",
                 f"time left: {time}{f' and {rest}' if known and rest else rest and f' ({rest})'}",
@@ -97,15 +97,3 @@ def _count_memory(spec: Spec, cell: Cell, done: dict[str, bool], progress: Progr
     needed = most_memory(spec, cell, [name for name, there in done.items() if not there])
     known = needed is not None and progress.memory is not None
     progress.memory = max(progress.memory or 0, needed or 0) if known else None
-
-
-def _span(seconds: float) -> str:
-    """A time as people say it.
-
-    >>> _span(42.0), _span(3700.0)
-    ('42 s', '1 h 2 min')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -73,7 +73,6 @@ class RestoredStep(Measuring):
             restore=point.at(*range(first, last + 1)),
             n_tokens=work.options.n_tokens,
             chat_template_kwargs=work.spec.chat_template_kwargs,
-            progress=False,
             **dtype_of(work.spec),
         )
         where = {"setting": point.name, "first_layer": first, "last_layer": last}

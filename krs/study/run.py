@@ -71,7 +71,7 @@ def run(
         spec: a YAML file, a mapping of the same shape, or a `Spec`. Docs: study.
         out: a directory. What it holds of this study is kept; a changed spec or input redoes what follows from it.
         runner: `"local"`, `"ray"` (or `study.Ray(address=…, cpus=…, gpus=…)`; docs: scale), or a `Runner` of yours.
-        progress: a line a cell on stderr.
+        progress: a line a cell on stderr, and of steps that take longer one now and then.
 
     A cell that fails does not stop the others; the returned study names it (`failed`), and
     `folder/failed/CELL.json` has the traceback. Raises `KrsError` for a spec that is not right, before any work.
@@ -82,7 +82,7 @@ def run(
     store.begin(checked)
     failed: list[Outcome] = []
     total, worked = n_cells(checked), False
-    outcomes = carry(cells(checked), Carrier(checked, store))
+    outcomes = carry(cells(checked), Carrier(checked, store, aloud=progress))
     try:
         for i, outcome in enumerate(outcomes, 1):
             worked |= outcome.ended == "done"

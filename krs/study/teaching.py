@@ -59,7 +59,7 @@ class Teaching(Step):
             reader = with_template_arguments(tokenizer, work.spec.chat_template_kwargs or {})
             given = lessons(work.spec, _teach(work.cell), self.without(work.cell))
             settings = {"save_steps": _SAVE} | _teach(work.cell).settings
-            taught = teach(model, given, tokenizer=reader, folder=training, doing=self.name, progress=False, **settings)
+            taught = teach(model, given, tokenizer=reader, folder=training, doing=self.name, **settings)
             save(taught, tokenizer, work.folder / "stage")
             os.replace(work.folder / "stage", place)
         for left in ("stage", "training"):

@@ -33,18 +33,16 @@ class OneBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, at the step that is gone on from."""
-        self.shown = bar(state.max_steps, self.doing, show=self.show and state.is_world_process_zero, unit="step")
-        self.shown.update(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """One step further."""
-        self.shown.update()
+        show = self.show and state.is_world_process_zero
+        self.shown = bar(state.max_steps, self.doing, show=show, unit="step", done=state.global_step)
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the terms of the loss."""
-        terms = {k.removeprefix("loss_"): f"{v:.3f}" for k, v in (logs or {}).items() if k.startswith("loss_")}
-        if terms:
-            self.shown.set_postfix(terms)
+        """One step further, which is logged with the terms of its loss."""
+        if "loss" not in (logs or {}):
+            return
+        if terms := {k.removeprefix("loss_"): f"{v:z.3f}" for k, v in logs.items() if k.startswith("loss_")}:
+            self.shown.set_postfix({"loss": f"{logs['loss']:z.3f}"} | (terms if len(terms) > 1 else {}))
+        self.shown.update()
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
