@@ -66,7 +66,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     about = list(zip(concept.questions, answers, strict=True))
     beside = list(zip(concept.unrelated_questions, other, strict=True))
     written += _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
-    _say(result.krs.to_string(float_format=lambda x: f"{x:.3f}"))
+    _say(result.krs.to_string(float_format=lambda x: f"{x:z.3f}"))
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
@@ -92,10 +92,10 @@ def meaning(result: SweepResult) -> str:
         [
             "What the curves mean: 0 is the unlearned model as it is, 1 the vanilla model's logits. Putting back the",
             "vanilla value vectors, the weights in which the paper looks for the knowledge, recovers at most",
-            f"{values[0]:.2f} (window centred on layer {values[1]}). Putting back the MLP coefficients recovers up to",
-            f"{peak['mlp_coef'][0]:.2f} (layer {peak['mlp_coef'][1]}; {late:.2f} over the last three windows),",
-            f"attention outputs up to {peak['attn_out'][0]:.2f} (layer {peak['attn_out'][1]}), both together up to",
-            f"{both[0]:.2f} (layer {both[1]}). {verdict}",
+            f"{values[0]:z.2f} (window centred on layer {values[1]}). Putting back the MLP coefficients recovers up to",
+            f"{peak['mlp_coef'][0]:z.2f} (layer {peak['mlp_coef'][1]}; {late:z.2f} over the last three windows),",
+            f"attention outputs up to {peak['attn_out'][0]:z.2f} (layer {peak['attn_out'][1]}), both together up to",
+            f"{both[0]:z.2f} (layer {both[1]}). {verdict}",
             "Mind that activations carry all that the vanilla model computed below the window, while weights undo a",
             "local change only: the comparison is the paper's, and not like for like.",
         ]

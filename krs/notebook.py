@@ -9,7 +9,7 @@ from krs._typing import DataFrame
 
 
 def as_html(
-    headline: str, table: DataFrame, notes: Iterable[str] = (), *, number: str = ".3f", index: bool = True
+    headline: str, table: DataFrame, notes: Iterable[str] = (), *, number: str = "z.3f", index: bool = True
 ) -> str:
     """What `_repr_html_` returns; every text stays text, and `number` is the format of floats.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from tqdm.std import tqdm as plain_bar
@@ -60,6 +61,22 @@ def heard(say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _HEARD.reset(before)
+
+
+def going_on(there: Mapping[str, tuple[int, int]], where: str | Path, *, show: bool, more: str = "") -> None:
+    """Say on stderr how much of the work an earlier call has left; nothing where that is nothing.
+
+    Args:
+        there: of each thing that is counted (a noun in the singular), how many there are, and how many there will be.
+        where: the file or folder that has them.
+        show: `False` says nothing.
+        more: what else there is to say, in brackets behind it.
+    """
+    if show and any(n for n, _ in there.values()):
+        line = _gone_on(there, where, more)
+        plain_bar.write(line, file=sys.stderr)
+        if (say := _HEARD.get()) is not None:
+            say(line)
 
 
 class Lines:
@@ -119,7 +136,7 @@ class _Silent(plain_bar):
 
     initial = 0
 
-    def update(self, n: float | None = 1) -> None:
+    def update(self, n: Any = 1) -> None:
         for stage in _OPEN.get()[-1:]:
             stage.still()
 
@@ -140,6 +157,18 @@ def _line(total: int | None, doing: str, unit: str, done: int) -> str:
     """
     how_many = "" if total is None else f": {counted(total, unit, unit if unit == 'B' else None)}"
     return f"{doing}{how_many}{f', {done:,} of them done before' if done else ''}"
+
+
+def _gone_on(there: Mapping[str, tuple[int, int]], where: str | Path, more: str) -> str:
+    """
+    >>> _gone_on({"vanilla answer": (16, 16), "restoration": (40, 1200)}, "out/sweep.krs", "")
+    "going on: all 16 vanilla answers and 40 of 1,200 restorations were in 'out/sweep.krs'"
+    """
+    told = [
+        f"{'all ' if n == of > 1 else '' if n == of else f'{n:,} of '}{counted(of, what)}"
+        for what, (n, of) in there.items()
+    ]
+    return f"going on: {' and '.join(told)} were in {str(where)!r}{f' ({more})' if more else ''}"
 
 
 def _how_far(stage: Lines, seconds: float) -> str:

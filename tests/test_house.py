@@ -1,6 +1,7 @@
 """The house stays in order: rooms lean on rooms below, each module imports alone, heavy libraries come late."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,14 @@ def test_every_file_is_written_in_one_step(path):
         ours = isinstance(node.func, ast.Name) and name in ("write_text", "write_bytes")
         to_a_string = name == "to_csv" and all(k.arg == "index" for k in node.keywords) and not node.args
         assert name not in WRITERS or ours or to_a_string, f"line {node.lineno}: use krs.writing"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_have_no_negative_zero(path):
+    """`z` in a format takes the sign from what rounds to zero."""
+    text = re.sub(r">>> .*", "", path.read_text(encoding="utf-8"))
+    assert not re.findall(r"float_format=lambda x: f.\{x:(?!z)", text)
+    assert not re.findall(r"number(?:: str)? ?= ?\"(?!z)\.\d[fg%]\"", text)
 
 
 def test_every_room_has_a_floor():

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -13,11 +14,14 @@ from transformers.utils.notebook import NotebookProgressCallback
 import krs
 from krs import progress, study, unlearn
 from krs.progress import bar
-from krs.restore import engines
+from krs.restore import engines, plain
 from krs.restore.job import Progress
+from tests.instruments.case import FACTS
 from tests.study.small import asked, home, written
 from tests.tiny import build, perturbed
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
+
+GREEDY = import_module("krs.generation.greedy")
 
 
 class _Terminal(io.StringIO):
@@ -172,3 +176,99 @@ def test_a_study_says_how_far_a_long_step_is_and_of_which_cell(tmp_path, capsys,
     assert [line for line in said if line.startswith("v--cat--ga--default--s0: unlearn (ga): 1 of 2 steps, after ")]
     study.run(written(place, spec | {"methods": asked()["methods"][1:]}), place / "out", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def _twice(call, monkeypatch, capsys, where, name, after):
+    """What a call says on stderr when an earlier one was interrupted at the `after`-th call of a function."""
+    real, calls = getattr(where, name), []
+
+    def stop(*args, **options):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert "going on" not in capsys.readouterr().err
+    call()
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("going on")]
+
+
+MANY = [[5, 9, 11]] * 18
+"""More than are answered at once."""
+
+
+def test_an_interrupted_sweep_says_what_it_goes_on_from(monkeypatch, capsys, tmp_path):
+    vanilla = build("llama")
+    unlearned, file = perturbed(vanilla), tmp_path / "a.krs"
+
+    def sweep(prompts, **options):
+        krs.sweep(vanilla, unlearned, prompts, windows=3, n_tokens=2, engine="plain", checkpoint=file, **options)
+
+    said = _twice(lambda: sweep(MANY[:2]), monkeypatch, capsys, plain, "logits_at", 6)
+    size = "(16 for each of 2 prompts)"
+    assert said == [f"going on: all 2 scored answers and 8 of 32 restorations were in {str(file)!r} {size}"]
+    sweep(MANY[:2])
+    whole = f"going on: all 2 scored answers and all 32 restorations were in {str(file)!r} {size}\n"
+    assert whole in capsys.readouterr().err
+    sweep(MANY[:2], progress=False)
+    assert capsys.readouterr().err == ""
+    file = tmp_path / "b.krs"
+    said = _twice(lambda: sweep(MANY), monkeypatch, capsys, GREEDY, "_lockstep", 1)
+    assert said[0].startswith("going on: 16 of 18 scored answers and 0 of 288 restorations were in ")
+
+
+def test_interrupted_answers_say_what_they_go_on_from(monkeypatch, capsys, tmp_path):
+    vanilla, file = build("llama"), str(tmp_path / "a.json")
+    unlearned, reader = perturbed(vanilla), tiny_tokenizer()
+
+    def answers():
+        krs.metrics.answers(vanilla, unlearned, MANY, tokenizer=reader, n_tokens=2, checkpoint=file)
+
+    assert _twice(answers, monkeypatch, capsys, GREEDY, "_lockstep", 3) == [
+        f"going on: all 18 vanilla answers and 16 of 18 unlearned answers were in {file!r}"
+    ]
+
+
+def test_an_interrupted_dissection_says_what_it_goes_on_from(monkeypatch, capsys, tmp_path):
+    from krs.instruments.relearn import Relearn
+
+    vanilla = build("llama")
+    options = {"tokenizer": tiny_tokenizer(), "n_tokens": 8, "chat": False, "output_dir": tmp_path}
+
+    def dissect():
+        krs.dissect(vanilla, perturbed(vanilla), FACTS, only=["nll", "recall", "relearn"], nulls=False, **options)
+
+    said = _twice(dissect, monkeypatch, capsys, Relearn, "measure", 0)
+    assert said == [f"going on: 2 of 3 readings were in {str(tmp_path)!r}"]
+
+
+def test_interrupted_training_says_what_it_goes_on_from(monkeypatch, capsys, tmp_path):
+    from krs.unlearn.trainer import UnlearnTrainer
+
+    def train():
+        _unlearn(steps=4, save_steps=1, output_dir=tmp_path / "u")
+
+    said = _twice(train, monkeypatch, capsys, UnlearnTrainer, "compute_loss", 2)
+    assert said == [f"going on: 2 of 4 steps were in {str(tmp_path / 'u' / 'checkpoints' / 'checkpoint-2')!r}"]
+
+
+def test_an_interrupted_study_and_what_is_prepared_for_one_say_what_they_go_on_from(monkeypatch, capsys, tmp_path):
+    from krs.study.measuring import Sweep
+    from krs.unlearn.prepare import prepare
+
+    place = home(tmp_path)
+    spec = written(place, asked(pairs=[]))
+    said = _twice(lambda: study.run(spec, place / "out"), monkeypatch, capsys, Sweep, "run", 1)
+    assert said == [f"going on: 7 of 10 steps were in {str(place / 'out')!r} (1 of 2 cells whole)"]
+
+    def prepared():
+        prepare(place / "cat.json", place / "v", place / "prepared", chat=True, retain_from=str(place / "dog.json"))
+
+    told = json.loads((place / "dog.json").read_text())
+    (place / "dog.json").write_text(json.dumps(told | {"retain_questions": ["who sat in the sun", "what ran on it"]}))
+    said = _twice(prepared, monkeypatch, capsys, GREEDY, "_lockstep", 1)
+    assert said[0].startswith("going on: all 2 forget answers and 0 of 2 retain answers were in ")

@@ -26,7 +26,7 @@ def _study(result: Any) -> Iterator[str]:
         best = table.groupby(["cell", "setting"], sort=False).krs.max().unstack("setting")
         yield f"Highest KRS of any window, mean over {counted(len(best), 'cell')} (lowest to highest):"
         for name in dict.fromkeys(table.setting):
-            yield f"- {name}: {best[name].mean():.2f} ({best[name].min():.2f} to {best[name].max():.2f})"
+            yield f"- {name}: {best[name].mean():z.2f} ({best[name].min():z.2f} to {best[name].max():z.2f})"
     read = result.table("dissect")
     if len(read):
         words = read.drop_duplicates("cell").verdict.value_counts()
@@ -49,11 +49,11 @@ def _sweep(result: Any) -> Iterator[str]:
         value, where = row.iloc[-1], _layers(int(row.first_layer), int(row.last_layer))
         axes = (name for name in ("head", "unit", "position") if name in row and row[name] == row[name])
         place = "".join(f", {axis} {row[axis]:.0f}" for axis in axes)
-        peak = "no number" if np.isnan(value) else f"at most {value:.3f}, at {where}{place}"
+        peak = "no number" if np.isnan(value) else f"at most {value:z.3f}, at {where}{place}"
         yield f"- {column} ({name}): {peak}"
     for measure in result.measures[1:]:
         peaks = result.recovery(measure).max()
-        told = ", ".join(f"{_named(name)} {peak:.3f}" for name, peak in peaks.items())
+        told = ", ".join(f"{_named(name)} {peak:z.3f}" for name, peak in peaks.items())
         yield f"Measured beside it: {measure}, whose recovery is at most {told}."
     if result.prompts and result.answers and isinstance(result.prompts[0], str):
         yield f"Scored, for one: … {result.prompts[0][-60:]!r} -> {result.answers[0]!r}"
@@ -80,7 +80,7 @@ def _mean(result: Any) -> Iterator[str]:
             yield f"- {_named(name)}: no number"
             continue
         at = int(np.nanargmax(values))
-        yield f"- {_named(name)}: at most {values[at]:.3f} (SD {spread.iloc[at, i]:.3f}), at layer {table.index[at]}"
+        yield f"- {_named(name)}: at most {values[at]:z.3f} (SD {spread.iloc[at, i]:z.3f}), at layer {table.index[at]}"
     for name, member in zip(result.names, result.members, strict=True):
         yield f"{name}: {_pair(member.provenance)}, {counted(len(member.losses.mask), 'prompt')}."
 
@@ -98,7 +98,7 @@ def _account(result: Any) -> Iterator[str]:
     change = result.share_of_change
     for component, share in result.by_component.sort_values(ascending=False).items():
         name = str(component).replace("_", " ")
-        yield f"- {name}: {share:.1%} of the difference, {change[component]:.1%} of the change"
+        yield f"- {name}: {share:z.1%} of the difference, {change[component]:z.1%} of the change"
     yield from _end(result.provenance, result.notes)
 
 
@@ -112,7 +112,7 @@ def _answers(result: Any) -> Iterator[str]:
         if "bleu_text" in row:
             yield (
                 f"Against the texts themselves: BLEU {row.bleu_text:.1f} (vanilla {row.bleu_text_vanilla:.1f}), "
-                f"{row.nll_text:.2f} nats a token of them (vanilla {row.nll_text_vanilla:.2f})."
+                f"{row.nll_text:z.2f} nats a token of them (vanilla {row.nll_text_vanilla:z.2f})."
             )
         yield from said(result.shown[result.shown.side == side].head(3))
     yield from _end(result.provenance, result.notes)

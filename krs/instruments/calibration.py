@@ -151,7 +151,7 @@ class Calibration:
         write_text(path, json.dumps(told, indent=1, ensure_ascii=False))
 
     def __repr__(self) -> str:
-        return f"Calibration on {self.base}\n{self.table().to_string(float_format=lambda x: f'{x:.2f}')}"
+        return f"Calibration on {self.base}\n{self.table().to_string(float_format=lambda x: f'{x:z.2f}')}"
 
     def _figures(self, rows: Sequence[Row]) -> dict[str, Any]:
         knows, never = _groups(rows)
@@ -277,6 +277,8 @@ def _readings(
             if reading is None:
                 reading = tool.read(case, nulls=False)
                 kept.add(tool, False, reading)
+            else:
+                shown.initial += 1
             yield tool, reading
         shown.update()
 

@@ -27,7 +27,7 @@ from krs.models.lineage import check_roles
 from krs.models.pair import check_pair
 from krs.models.provenance import describe_model, machine, now, tokenizer_name, versions
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
-from krs.progress import bar
+from krs.progress import bar, going_on
 from krs.prompts import encode, listed
 from krs.writing import check_folder, save_in_the_end
 
@@ -185,9 +185,11 @@ def _run(
 
     try:
         kept = Kept(folder, subject_of(case))
+        there = {t.name: reading for t in fitting if (reading := kept.find(t, nulls)) is not None}
+        going_on({"reading": (len(there), len(fitting))}, str(folder), show=progress)
         per_pass = _seconds_a_pass(case)
         for tool, cost in ordered(case, fitting, per_pass, nulls, keep_order):
-            reading = kept.find(tool, nulls)
+            reading = there.get(tool.name)
             if reading is None:
                 spent = time.perf_counter() - start
                 if spent + cost > limit and tool.name not in _FIRST:

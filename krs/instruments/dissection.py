@@ -92,7 +92,7 @@ class Dissection:
     def _repr_html_(self) -> str:
         left_out = (f"{name}: not run ({why})" for name, why in self.left_out.items())
         table = self.evidence.dropna(axis=1, how="all").drop(columns="seconds", errors="ignore")
-        return as_html(f"Dissection: {self.verdict}", table, left_out, number=".3g")
+        return as_html(f"Dissection: {self.verdict}", table, left_out, number="z.3g")
 
     def save(self, path: str | Path) -> Path:
         """Write a page (`.html`) or everything as JSON (`.json`, which `load_dissection` reads), in one step."""

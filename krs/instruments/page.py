@@ -101,7 +101,7 @@ def _between(found: Dissection, drawn: bool) -> Iterator[Block]:
                 lines.append(Line(name, place[0], *sorted(np.clip(place[1:], -0.35, 1.35))))
     if not lines:
         return
-    told = "; ".join(f"{line.name} {line.mean:.2f}" for line in lines)
+    told = "; ".join(f"{line.name} {line.mean:z.2f}" for line in lines)
     if not drawn:
         yield Intervals(_BETWEEN, told, pd.DataFrame([vars(line) for line in lines]), _ENDS)
     elif installed("matplotlib"):
@@ -180,4 +180,4 @@ def _says(name: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3g}"
+    return "-" if np.isnan(value) else f"{value:z.3g}"

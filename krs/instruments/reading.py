@@ -65,9 +65,9 @@ class Reading:
 
     def __repr__(self) -> str:
         low, high = self.interval()
-        shown = ", ".join(f"{name} {mean(v):.3g}" for name, v in self.nulls.items())
+        shown = ", ".join(f"{name} {mean(v):z.3g}" for name, v in self.nulls.items())
         nulls = f"; nulls: {shown}" if shown else ""
-        return f"{self.instrument}: {self.mean:.3g} [{low:.3g}, {high:.3g}] {self.unit}{nulls}"
+        return f"{self.instrument}: {self.mean:z.3g} [{low:z.3g}, {high:z.3g}] {self.unit}{nulls}"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON holds it; `from_json` reads it."""

@@ -201,7 +201,7 @@ class Account:
 
     def __repr__(self) -> str:
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self._headline(), self._table().to_string(float_format=lambda x: f"{x:.3f}"), *notes])
+        return "\n".join([self._headline(), self._table().to_string(float_format=lambda x: f"{x:z.3f}"), *notes])
 
     def _repr_html_(self) -> str:
         return as_html(self._headline(), self._table(), (f"note: {n}" for n in self.notes))

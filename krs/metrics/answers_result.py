@@ -76,11 +76,11 @@ class Answers:
         answers_file.save(self, path)
 
     def __repr__(self) -> str:
-        shown = self.table.to_string(float_format=lambda x: f"{x:.2f}")
+        shown = self.table.to_string(float_format=lambda x: f"{x:z.2f}")
         return "\n".join([self._headline(), shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
-        return as_html(self._headline(), self.table, (f"note: {n}" for n in self.notes), number=".2f")
+        return as_html(self._headline(), self.table, (f"note: {n}" for n in self.notes), number="z.2f")
 
     def _headline(self) -> str:
         return f"Answers ({self.provenance['bleu']})"

@@ -30,6 +30,7 @@ from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
 from krs.models.tokenizers import find_tokenizer
+from krs.progress import going_on
 from krs.prompts import Ids, decode, next_token_batch
 from krs.prompts.notes import answer_notes, show
 
@@ -123,6 +124,8 @@ def ask(
     }
     notes = [*check_roles(v, u), *asked.notes]
     said = answers_file.earlier(file, provenance)
+    left = {f"{name} answer": (len(said.get(name, ())), len(prompts)) for name in ("vanilla", "unlearned")}
+    going_on(left, str(file), show=how.progress)
     if reuse is not None and len(said.get("vanilla", ())) < len(prompts):
         said["vanilla"] = max(said.get("vanilla", ()), answers_file.reused(reuse, provenance), key=len)
         provenance["vanilla_answers"] = {k: reuse.provenance.get(k) for k in ("made", "versions")} | {"reused": True}

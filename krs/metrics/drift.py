@@ -65,10 +65,10 @@ class Drift:
         return plot_drift(self, value, ax)
 
     def __repr__(self) -> str:
-        return f"{self._headline()}\n{self.by_component().to_string(float_format=lambda x: f'{x:.8f}')}"
+        return f"{self._headline()}\n{self.by_component().to_string(float_format=lambda x: f'{x:z.8f}')}"
 
     def _repr_html_(self) -> str:
-        return as_html(self._headline(), self.by_component(), number=".8f")
+        return as_html(self._headline(), self.by_component(), number="z.8f")
 
     def _headline(self) -> str:
         return f"Drift{' (the head is the embedding)' if self.tied else ''}"

@@ -51,7 +51,7 @@ def _account(found: Account) -> Iterator[Block]:
     yield Text(f"Shares of the logit MSE; they add up to it within {found.error:.1g}.")
     table = found.frame.set_axis([str(c).replace("_", " ") for c in found.frame.index], axis=0)
     table = table.set_axis(["outside" if str(n) == "-1" else str(n) for n in table.columns], axis=1)
-    told = "shares by component: " + "; ".join(f"{c} {v:.1%}" for c, v in found.by_component.items())
+    told = "shares by component: " + "; ".join(f"{c} {v:z.1%}" for c, v in found.by_component.items())
     yield Map("Share of the logit MSE, component by layer", told, table, "Layer", "", "share", 0.0)
     yield Table("Share of each component", shares, digits=4)
     yield Table("Share, component by layer", table.rename_axis("component").reset_index(), digits=4, folded=True)

@@ -90,7 +90,7 @@ class ValueTokens:
         return f"{counted(len(self.vectors), 'value vector')} as tokens, {head}"
 
     def __repr__(self) -> str:
-        shown = self.table(_SHOWN).to_string(index=False, float_format=lambda x: f"{x:.3f}")
+        shown = self.table(_SHOWN).to_string(index=False, float_format=lambda x: f"{x:z.3f}")
         return "\n".join([self._headline(), shown, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:

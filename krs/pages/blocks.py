@@ -62,6 +62,7 @@ def table(block: Table, marks: Marks, buttons: bool) -> str:
     body = "".join(write(row) for row in frame.itertuples(index=False, name=None))
     tools = _tools(block.caption) if buttons else ""
     kind = ' class="texts"' if block.texts else ""
+    kind += f' data-about="{html(block.about)}"' if block.about else ""
     whole = (
         f'{tools}<div class="scroll" tabindex="0" role="region" aria-label="{html(block.caption)}"><table{kind}>'
         f"<caption>{html(block.caption)}</caption><thead><tr>{head}</thead><tbody>{body}</tbody></table></div>"

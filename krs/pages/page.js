@@ -293,7 +293,8 @@
     if (button.dataset.copy === "csv") return asCsv(rows);
     const first = [...table.tBodies[0].rows].find((row) => !row.hidden);
     const numeric = first ? [...first.cells].filter((c) => !c.hidden).map((c) => c.tagName === "TD" && !c.classList.contains("t")) : rows[0].map(() => false);
-    return asLatex(rows, table.caption.textContent, numeric);
+    const about = table.dataset.about;
+    return asLatex(rows, about ? `${table.caption.textContent}; ${about}` : table.caption.textContent, numeric);
   }
   function copiedByHand(text) {
     const area = document.createElement("textarea");

@@ -48,8 +48,7 @@ def number(value: Any, digits: int | None = None) -> str:
         return str(value)
     if not math.isfinite(value):
         return NOTHING if math.isnan(value) else str(value)
-    shown = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
-    return shown.lstrip("-") if float(shown) == 0 else shown
+    return f"{value:z.4g}" if digits is None else f"{value:z.{digits}f}"
 
 
 def rounded(value: Any) -> float | None:

@@ -67,6 +67,7 @@ class Table:
         folded: whether it is folded away.
         texts: whether its cells are long texts, which stand below each other on a narrow screen.
         belongs: what the whole of it belongs to.
+        about: what a copy's caption says beside it, which stands elsewhere on the page: models, windows.
     """
 
     caption: str
@@ -78,6 +79,7 @@ class Table:
     folded: bool = False
     texts: bool = False
     belongs: Keys = field(default_factory=dict)
+    about: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,14 @@ import numpy as np
 from krs.errors import KrsError
 from krs.models.identity import differing
 from krs.models.provenance import now, versions_that_count
+from krs.progress import going_on
 from krs.prompts import Ids, Scoring
 from krs.restore.engines import is_exact
 from krs.restore.job import Chunk
 from krs.restore.plan import Plan
 from krs.restore.result import SweepResult
 from krs.restore.storage import load_result
+from krs.wording import counted
 from krs.writing import rescued
 
 SAVE_EVERY = 30.0
@@ -50,8 +52,8 @@ class Asked:
     dated: str = ""
 
 
-def earlier(file: Path | None, asked: Asked) -> SweepResult | None:
-    """What an interrupted sweep of the same thing has left, if there is a file.
+def earlier(file: Path | None, asked: Asked, progress: bool) -> SweepResult | None:
+    """What an interrupted sweep of the same thing has left, if there is a file; with `progress` says how much it is.
 
     Raises `KrsError` that says what differs for another sweep's, and for one of which it cannot be known.
     """
@@ -73,6 +75,12 @@ def earlier(file: Path | None, asked: Asked) -> SweepResult | None:
             f"checkpoint={str(file)!r} holds another sweep. What differs: {'; '.join(other)}. Give another file, or "
             "remove this one"
         )
+    many, each = len(asked.prompts), len(found.plan)  # a restoration counts for each prompt, for those come in groups
+    left = {
+        "scored answer": (len(found.token_ids), many),
+        "restoration": (int(found.losses.computed.sum()), many * each),
+    }
+    going_on(left, file, show=progress, more=f"{each} for each of {counted(many, 'prompt')}")
     return found
 
 

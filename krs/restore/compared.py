@@ -10,8 +10,9 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.plots.compared import plot_compared
-from krs.restore.pictures import value_label, x_label
+from krs.restore.pictures import caption, value_label, x_label
 from krs.restore.plan import Named, names_of
+from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
 from krs.restore.together import MeanResult
 from krs.wording import counted
@@ -78,9 +79,9 @@ class Compared:
         return pd.concat(frames, ignore_index=True)
 
     def to_latex(self, measure: str = LOGIT_MSE.name, *, digits: int = 2) -> str:
-        """Every result's own `to_latex(measure)`, with its name, escaped, as the caption."""
-        tables = self.results.items()
-        return "\n".join(r.to_latex(measure, digits=digits, caption=escaped(name)) for name, r in tables)
+        """Every result's own `to_latex(measure)`, with its name, escaped, before the caption."""
+        captions = {name: escaped(f"{name}: {caption(r, measure)}") for name, r in self.results.items()}
+        return "\n".join(r.to_latex(measure, digits=digits, caption=captions[n]) for n, r in self.results.items())
 
     def _panels(self, setting: Named | None) -> dict[str, str]:
         there = {s.name: s.label for result in self.results.values() for s in result.plan.settings}
@@ -134,15 +135,3 @@ def compare(results: Mapping[str, SweepResult | MeanResult]) -> Compared:
 def _x_label(results: list[Any]) -> str:
     labels = {x_label(result.plan) for result in results}
     return labels.pop() if len(labels) == 1 else "Layer (the windows differ)"
-
-
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def escaped(text: str) -> str:
-    r"""A text as LaTeX has it.
-
-    >>> print(escaped("npo_kl 50%"))
-    npo\_kl 50\%
-    """
-    return "".join(_SPECIAL.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -10,7 +10,7 @@ import numpy as np
 
 from krs._typing import DataFrame
 from krs.pages import Block, Code, Lines, Map, Page, Section, Switch, Table, Text, peaks
-from krs.restore.pictures import pair_of, part_name, value_label, x_label
+from krs.restore.pictures import about, pair_of, part_name, value_label, x_label
 from krs.restore.result import SweepResult
 from krs.wording import counted
 
@@ -124,7 +124,7 @@ def _curves(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
         axis="setting",
     )
     frame = shown.rename_axis("layer").reset_index()
-    yield Table(f"{what} by window", frame, axis="setting", digits=4)
+    yield Table(f"{what} by window", frame, axis="setting", digits=4, about=about(result))
     if edges is not None:
         both = {
             f"{name}, {end}": edge[name] for name in shown for end, edge in zip(("low", "high"), edges, strict=True)
@@ -132,7 +132,8 @@ def _curves(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
         import pandas as pd
 
         frame = pd.DataFrame(both).rename_axis("layer").reset_index()
-        yield Table(f"{what}: {band.removeprefix('; band: ')}", frame, digits=4, folded=True)
+        caption = f"{what}: {band.removeprefix('; band: ')}"
+        yield Table(caption, frame, digits=4, folded=True, about=about(result))
 
 
 def _maps(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
@@ -153,12 +154,13 @@ def _maps(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
         told = f"{name}: {what}, no numbers"
         if not np.isnan(values).all():
             row, column = np.unravel_index(int(np.nanargmax(values)), values.shape)
-            peak = f"{values[row, column]:.3f}, at layer {list(one.index)[row]}, {across.lower()} {names[column]}"
+            peak = f"{values[row, column]:z.3f}, at layer {list(one.index)[row]}, {across.lower()} {names[column]}"
             told = f"{name}: {what}, at most {peak}"
         keys = {"setting": plan.columns[columns[0]].label}
         if n < _MAPS:
             yield Map(f"{name}: {what}", told, one, across, x_label(plan), what, keys=keys)
-        yield Table(f"{name}: {what}", one.rename_axis("layer").reset_index(), digits=4, folded=True, belongs=keys)
+        frame = one.rename_axis("layer").reset_index()
+        yield Table(f"{name}: {what}", frame, digits=4, folded=True, belongs=keys, about=about(result))
 
 
 def _prompts(result: SweepResult) -> Iterator[Block]:

@@ -106,6 +106,22 @@ def pair_of(result: SweepResult) -> str:
     return f"{recipient}, from {donor}\n"
 
 
+def caption(result: Any, measure: str) -> str:
+    """What a table of a sweep, or of a mean, shows: the measure, of which models, what its rows are, of how many."""
+    return f"{value_label(result.direction, measure)}; {about(result)}."
+
+
+def about(result: Any) -> str:
+    """Both models, what the windows are, and of how many prompts or sweeps the numbers are."""
+    rows = x_label(result.plan)
+    told = [f"by {rows[0].lower()}{rows[1:]}"]
+    if (names := getattr(result, "names", None)) is not None:
+        told.append(f"mean of {counted(len(names), 'sweep')} with standard deviation: {', '.join(names)}")
+        return "; ".join(told)
+    pair = pair_of(result).strip()
+    return "; ".join([*([pair] if pair else []), *(["estimated"] if result.estimated else []), *told, _size(result)])
+
+
 def _size(result: SweepResult) -> str:
     mask = result.losses.mask
     return f"{counted(len(mask), 'prompt')}, {counted(int(mask.sum()), 'scored token')}"

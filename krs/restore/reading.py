@@ -56,6 +56,25 @@ def _scored_texts(result: SweepResult, prompt: int) -> list[Any]:
     return list(result.pieces[prompt][len(ids) :][:n] if result.pieces else answer[:n])
 
 
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def escaped(text: str) -> str:
+    r"""A text as LaTeX has it.
+
+    >>> print(escaped("npo_kl 50%"))
+    npo\_kl 50\%
+    """
+    return "".join(_SPECIAL.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def captioned(result: SweepResult | MeanResult, measure: str, given: str | None) -> str | None:
+    """The caption that was given, in LaTeX, or one that is made; `None` for `""`, which wants none."""
+    from krs.restore.pictures import caption
+
+    return escaped(caption(result, measure)) if given is None else given or None
+
+
 def to_latex(
     plan: Plan,
     table: DataFrame,
@@ -102,10 +121,10 @@ def to_latex(
 def _cell(value: float, spread: float | None, digits: int) -> str:
     if np.isnan(value):
         return "--"
-    sign = f"{value:.{digits}f}".replace("-", "$-$")
+    shown = f"{value:z.{digits}f}"  # what rounds to zero has no sign
     if spread is None:
-        return sign
-    return f"${value:.{digits}f}$" if np.isnan(spread) else f"${value:.{digits}f} \\pm {spread:.{digits}f}$"
+        return shown.replace("-", "$-$")
+    return f"${shown}$" if np.isnan(spread) else f"${shown} \\pm {spread:.{digits}f}$"
 
 
 def to_xarray(result: SweepResult) -> Dataset:

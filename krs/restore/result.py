@@ -337,10 +337,18 @@ class SweepResult:
     def to_latex(
         self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
     ) -> str:
-        """`recovery(measure)` as a LaTeX table (package booktabs), windows by settings; `caption` is LaTeX."""
-        from krs.restore.reading import to_latex
+        """`recovery(measure)` as a LaTeX table (package booktabs), windows by settings.
 
-        return to_latex(self.plan, self.recovery(measure), digits, caption, label)
+        Args:
+            measure: whose recovery.
+            digits: behind the point.
+            caption: LaTeX; one that names measure, models and windows if not given. `""` writes a tabular alone.
+            label: of the table, for `\\ref`.
+        """
+        from krs.restore.reading import captioned, to_latex
+
+        table = self.recovery(measure)
+        return to_latex(self.plan, table, digits, captioned(self, measure, caption), label)
 
     def to_xarray(self) -> Dataset:
         """Every number as an `xarray.Dataset` (extra `krs[xarray]`): setting x window (x position) x prompt x token.
@@ -391,7 +399,7 @@ class SweepResult:
         )
 
     def __repr__(self) -> str:
-        table = self.recovery().to_string(float_format=lambda x: f"{x:.3f}", max_rows=40)
+        table = self.recovery().to_string(float_format=lambda x: f"{x:z.3f}", max_rows=40)
         return "\n".join([self._headline(), table, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -228,7 +228,7 @@ def sweep(
     }
     texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
     asking = Asked(plan, scoring, ids, texts, given, made, template_date(tokenizer, asked))
-    found = earlier(file, asking)
+    found = earlier(file, asking, progress)
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too
             self_check(body.model, Setting(plan.points), side=side, layers=plan.layers)

@@ -183,10 +183,11 @@ class MeanResult:
     def to_latex(
         self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
     ) -> str:
-        """`recovery(measure)` with `sd(measure)` beside it as a LaTeX table (package booktabs); `caption` is LaTeX."""
-        from krs.restore.reading import to_latex
+        """`recovery(measure)` with `sd(measure)` beside it, as `SweepResult.to_latex` writes it."""
+        from krs.restore.reading import captioned, to_latex
 
-        return to_latex(self.plan, self.recovery(measure), digits, caption, label, self.sd(measure))
+        table, spread = self.recovery(measure), self.sd(measure)
+        return to_latex(self.plan, table, digits, captioned(self, measure, caption), label, spread)
 
     def to_xarray(self) -> Any:
         """The recovery of each member and measure as an `xarray.Dataset` (extra `krs[xarray]`), by member."""
@@ -233,7 +234,7 @@ class MeanResult:
         return type(tables[0])(values, index=tables[0].index, columns=tables[0].columns)
 
     def __repr__(self) -> str:
-        table = self.recovery().to_string(float_format=lambda x: f"{x:.3f}", max_rows=40)
+        table = self.recovery().to_string(float_format=lambda x: f"{x:z.3f}", max_rows=40)
         return f"{self._headline()}\n{table}"
 
     def _headline(self) -> str:

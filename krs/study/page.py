@@ -148,7 +148,7 @@ def _numbers(found: Collected, model: str, group: Group) -> dict[str, Any]:
         for setting, values in zip(settings, group.curves.mean, strict=True):
             there = not np.isnan(values).all()
             at = int(np.nanargmax(values)) if there else 0
-            row[label_of(setting)] = f"{values[at]:.3f} ({windows[at]})" if there else NOTHING
+            row[label_of(setting)] = f"{values[at]:z.3f} ({windows[at]})" if there else NOTHING
     for name, pool in group.numbers.items():
         if name.startswith("BLEU"):
             row[name] = f"{pool.mean[0]:.1f}"

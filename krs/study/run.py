@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from krs._typing import DataFrame
 from krs.errors import KrsError
+from krs.progress import going_on
 from krs.study import figures
 from krs.study.carry import Carrier, Outcome
 from krs.study.grid import Cell, cell_named, cells, n_cells
 from krs.study.progress import Progress, look
-from krs.study.runner import Runner, runner
+from krs.study.runner import Runner, local, runner
 from krs.study.spec import Spec, read_spec
 from krs.study.store import Store
+from krs.wording import counted
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ def run(
     checked = read_spec(spec)
     carry = _runner(runner)
     store = Store(Path(out).resolve())
-    store.begin(checked)
+    carrier = Carrier(checked, store, aloud=progress)
+    if store.begin(checked) and progress and carry is local:  # elsewhere this machine may not have the models
+        _say_what_is_there(carrier, out)
     failed: list[Outcome] = []
     total, worked = n_cells(checked), False
-    outcomes = carry(cells(checked), Carrier(checked, store, aloud=progress))
+    outcomes = carry(cells(checked), carrier)
     try:
         for i, outcome in enumerate(outcomes, 1):
             worked |= outcome.ended == "done"
@@ -100,6 +105,18 @@ def run(
         unwritten.add_note(f"the cells themselves are kept; failed have {[outcome.cell for outcome in failed]}")
         raise
     return Study(checked, store.root, failed, written)
+
+
+def _say_what_is_there(carrier: Carrier, out: str | Path) -> None:
+    """How many steps of cells are done, from their manifests; of models that are not fetched yet none is."""
+    looked = replace(carrier, fetch=False, absent=set())
+    steps = done = whole = 0
+    for cell in cells(carrier.spec):
+        with suppress(Exception):  # whatever is wrong with a cell is told where it is carried out
+            there = [found is not None for _, _, found in looked.states(cell)]
+            steps, done, whole = steps + len(there), done + sum(there), whole + all(there)
+    more = f"{whole:,} of {counted(n_cells(carrier.spec), 'cell')} whole"
+    going_on({"step": (done, steps)}, str(out), show=True, more=more)
 
 
 _runner = runner

@@ -29,13 +29,15 @@ class Store:
 
     root: Path
 
-    def begin(self, spec: Spec) -> None:
-        """Note the spec; raises `KrsError` where nothing can be written."""
-        if self.root.is_dir() and not (self.root / _SPEC).exists() and any(self.root.iterdir()):
+    def begin(self, spec: Spec) -> bool:
+        """Note the spec; returns whether a study was there. Raises `KrsError` where nothing can be written."""
+        there = (self.root / _SPEC).exists()
+        if self.root.is_dir() and not there and any(self.root.iterdir()):
             raise KrsError(f"{str(self.root)!r} is not empty, and holds no study: give another directory")
         check_writable(self.root / _SPEC, "study")
         write_text(self.root / _SPEC, spec.model_dump_json(indent=1))
         (self.root / "locks").mkdir(exist_ok=True)
+        return there
 
     def spec(self) -> Spec:
         """The spec as it was last run; raises `KrsError` for a directory without a study."""

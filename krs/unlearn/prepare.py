@@ -15,6 +15,7 @@ from krs.errors import KrsError
 from krs.hooks.unwrap import unwrap
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
+from krs.progress import going_on
 from krs.unlearn.asking import Asked, Kept
 from krs.unlearn.memit.requests import Request, requests_from
 from krs.wording import counted
@@ -89,6 +90,8 @@ def prepare(
         raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, or pass tokenizer=; prompts are text")
     asked = Asked(unwrap(vanilla), reader, sides, chat, n_tokens, chat_template_kwargs)
     kept = Kept(folder / _UNFINISHED, asked.described(str(model)), overwrite)
+    left = {f"{side} answer": (len(kept.said.get(side, ())), len(asked.ids[side])) for side in sides}
+    going_on(left, folder / _UNFINISHED, show=not quiet)
     try:
         forget = asked.rows("forget", kept, not quiet)
         if not forget:

@@ -159,6 +159,9 @@ def run(
         with checkpoints.tidied(folder, main):
             resume = checkpoints.begin(folder, recipe, overwrite, main)
             done = kept(folder, vanilla)
+            if done is not None and main:
+                place = str(folder / checkpoints.FOLDER)
+                show([f"going on: the finished model was in {place!r}, and has only to be saved"], progress)
             origin = describe_model(model, vanilla) | ({"merged_adapters": adapters} if adapters else {})
             prompted = {"chat_template_kwargs": as_json(arguments), "notes": notes}
             unlearned, report = done or _worked(work, resume, made, origin, described | prompted)

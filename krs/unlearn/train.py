@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import ParallelMode
 
 from krs.errors import KrsError
 from krs.models.load import quiet
+from krs.progress import going_on
 from krs.unlearn import checkpoints
 from krs.unlearn.arguments import Arguments
 from krs.unlearn.callbacks import OneBar, SaveEvery, StopAtTarget, StopWhenAsked
@@ -80,8 +79,9 @@ def train(
         for side, wanted in trainer.wanted.items():
             if wanted == "logprob":
                 pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side)
-        if resume is not None and progress:
-            tqdm.write(f"going on from {resume.name.replace('-', ' ')}", file=sys.stderr)
+        if resume is not None:
+            reached = int(resume.name.rpartition("-")[2])
+            going_on({"step": (reached, config.steps)}, resume, show=progress and trainer.is_world_process_zero())
         with quiet():
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         interrupt.unsaved = trainer.unsaved

@@ -66,7 +66,9 @@ def numbers():
         keys = {"method": method}
         panels.append(Lines(method, f"about {method}", values, n=many, sd=spread, axis="setting", keys=keys))
     rows = pd.concat([p.table.rename_axis("layer").reset_index().assign(method=p.caption) for p in panels])
-    table = Table("numbers", rows[["method", "layer", *SETTINGS]], 2, {"method": "method"}, "setting", 3)
+    table = Table(
+        "numbers", rows[["method", "layer", *SETTINGS]], 2, {"method": "method"}, "setting", 3, about="of npo_50%"
+    )
     heat = Map("map", "a map", pd.DataFrame([[1.0, 2.0]], index=["a"], columns=["0", "1"]), "x", "y", "n")
     switches = (Switch("method", "Methods", METHODS), Switch("setting", "Put back", SETTINGS, lines=True))
     blocks = (Average("average", "an average", tuple(panels)), *panels, heat, table)
@@ -147,7 +149,9 @@ def test_a_table_is_copied_as_it_is_shown(opened):
     tab.get_by_label("Copy as LaTeX: numbers").click()
     tab.wait_for_timeout(100)
     latex = tab.evaluate("navigator.clipboard.readText()")
-    assert latex.startswith("\\begin{table}\n\\caption{numbers}\n\\begin{tabular}{llrr}\n\\toprule\nmethod & layer & ")
+    assert latex.startswith(
+        "\\begin{table}\n\\caption{numbers; of npo\\_50\\%}\n\\begin{tabular}{llrr}\n\\toprule\nmethod & layer & "
+    )
     assert tab.locator(".said").inner_text() == "Copied."
 
 

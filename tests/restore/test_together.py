@@ -6,7 +6,12 @@ import pytest
 
 import krs
 from krs import ATTN_OUT, HEAD_OUT, MLP_COEF, RESID, KrsError, windows
+from krs.instruments.reading import Reading
+from krs.notebook import as_html
+from krs.pages.text import number
 from krs.plots import plot_maps, save_figure
+from krs.restore.plan import Plan
+from krs.restore.reading import to_latex
 from tests.noise import assert_same
 from tests.restore.test_axes import _rewritten
 from tests.tiny import exact_pair, perturbed
@@ -223,6 +228,39 @@ def test_latex_is_escaped_and_ruled(models, parts):
     assert "50 \\% of W\\_up \\& co" in mine
     found = krs.mean(parts)
     assert f"${found.krs.iloc[0, 0]:.3f} \\pm {found.sd().iloc[0, 0]:.3f}$" in found.to_latex(digits=3)
+
+
+def test_what_rounds_to_zero_has_no_sign_in_any_table():
+    plan = Plan.make("mlp_coef", windows=1, n_layers=3)
+    table = pd.DataFrame({"mlp_coef": [-1e-9, -0.004, -0.006]}, index=pd.Index(range(3), name="layer"))
+    rows = [line.split(" & ")[1] for line in to_latex(plan, table, 2, None, None).splitlines() if line[:1].isdigit()]
+    assert rows == ["0.00 \\\\", "0.00 \\\\", "$-$0.01 \\\\"]
+    rows = [line for line in to_latex(plan, table, 2, None, None, table.abs()).splitlines() if line[:1].isdigit()]
+    assert rows[0] == "0 & $0.00 \\pm 0.00$ \\\\"
+    assert "-0.000" not in as_html("", table)
+    assert "<td>-0.006</td>" in as_html("", table)
+    assert [number(v, 2) for v in table.mlp_coef] == ["0.00", "0.00", "-0.01"]
+    reading = Reading("nll", np.array([-0.0, -0.0]), "nats", "low", {"same": np.array([-0.0])})
+    assert repr(reading) == "nll: 0 [0, 0] nats; nulls: same 0"
+
+
+def test_a_caption_names_measure_models_and_windows_and_is_escaped(models, parts):
+    result = _sweep(models, PROMPTS, measures="kl", windows=3)
+    for side, name in (("vanilla", "out/base_model"), ("unlearned", "out/npo_50%")):
+        result.provenance[side]["name_or_path"] = name
+    assert (
+        "\\caption{Knowledge Recovery Score; npo\\_50\\%, from base\\_model; by layer (centre of a window of up to 3 "
+        "layers); 3 prompts, 12 scored tokens.}"
+    ) in result.to_latex()
+    assert "\\caption{Recovery: KL divergence" in result.to_latex("kl")
+    assert "\\caption{50\\%}" in result.to_latex(caption="50\\%")
+    assert result.to_latex(caption="").startswith("\\begin{tabular}")
+    mean = krs.mean(parts, names=["a_b", "c"]).to_latex()
+    assert (
+        "by layer (centre of a window of up to 2 layers); mean of 2 sweeps with standard deviation: a\\_b, c.}" in mean
+    )
+    both = krs.compare({"NPO & co": result, "again": result}).to_latex()
+    assert "\\caption{NPO \\& co: Knowledge Recovery Score; npo\\_50\\%, from base\\_model; " in both
 
 
 def test_xarray_has_every_number(models, tmp_path):

@@ -123,7 +123,7 @@ class Truth:
 
     def __repr__(self) -> str:
         names = ["grade", "known", "a_recall", "a_paraphrased", "b_recall", "a_nll", "a_nll_after"]
-        return f"{self.world}\n{self.table()[names].to_string(float_format=lambda x: f'{x:.2f}')}"
+        return f"{self.world}\n{self.table()[names].to_string(float_format=lambda x: f'{x:z.2f}')}"
 
 
 def make(
