@@ -20,6 +20,7 @@ from krs.instruments.facts import Fact, FactLike, as_facts, read_facts
 from krs.instruments.instrument import Instrument, instrument, instruments
 from krs.instruments.kept import Kept, subject_of
 from krs.instruments.logprobs import said_of
+from krs.instruments.pace import Pace
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import thresholds, verdict
 from krs.models.given import Model, load_given
@@ -187,14 +188,16 @@ def _run(
         kept = Kept(folder, subject_of(case))
         there = {t.name: reading for t in fitting if (reading := kept.find(t, nulls)) is not None}
         going_on({"reading": (len(there), len(fitting))}, str(folder), show=progress)
-        per_pass = _seconds_a_pass(case)
-        for tool, cost in ordered(case, fitting, per_pass, nulls, keep_order):
+        per_pass, pace = _seconds_a_pass(case), Pace()
+        for tool, estimated in ordered(case, fitting, per_pass, nulls, keep_order):
             reading = there.get(tool.name)
             if reading is None:
-                spent = time.perf_counter() - start
+                begun, cost = time.perf_counter(), pace.judged(estimated)
+                spent = begun - start
                 if spent + cost > limit and tool.name not in _FIRST:
                     left = max(limit - spent, 0)
-                    left_out[tool.name] = f"takes about {cost:.0f} s, and {left:.0f} s of the budget are left"
+                    told = f" ({estimated:.0f} s by estimate; {pace})" if pace.ratios else ""
+                    left_out[tool.name] = f"takes about {cost:.0f} s{told}, and {left:.0f} s of the budget are left"
                     continue
                 try:
                     anyway = ", which no budget leaves out" if spent + cost > limit else ""
@@ -205,6 +208,8 @@ def _run(
                         raise
                     left_out[tool.name] = str(reason)
                     continue
+                pace.note(estimated, time.perf_counter() - begun)
+                provenance["pace"] = pace.told()
                 kept.add(tool, nulls, reading)
             readings[tool.name] = reading
         for side, model in (("vanilla", case.vanilla), ("unlearned", case.unlearned), ("retain", case.retain)):

@@ -44,10 +44,21 @@ def sections(found: Dissection, drawn: bool = False) -> Iterator[Section]:
         yield Section("Curves", pictures)
     yield Section("Answers", (Table("What each model says to each question", found.answers, 1, texts=True),))
     left = tuple(f"{name}: {why}" for name, why in found.left_out.items())
-    yield Section("What was not run", (Listed(left) if left else Text("Everything was run."),))
+    missing = Listed(left) if left else Text("Everything was run.")
+    yield Section("What was not run", (missing, *(Text(told) for told in _pace(found))))
     told = json.dumps(found.provenance, indent=1, default=str, ensure_ascii=False)
     origin = (Code("A command that makes one like it", _command(found)), Code("Models, versions, settings", told))
     yield Section("Where this comes from", origin)
+
+
+def _pace(found: Dissection) -> Iterator[str]:
+    """How the time of an instrument was judged, where some ran in that call."""
+    pace = found.provenance.get("pace")
+    if pace is not None:
+        yield (
+            f"Estimates come from one timed pass. What ran took {pace['measured_to_estimated']:.2g} times its estimate "
+            f"(median of {counted(pace['instruments'], 'instrument')}), and what came later was judged by that."
+        )
 
 
 def _models(found: Dissection) -> str:

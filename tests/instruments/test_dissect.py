@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 
@@ -162,6 +163,49 @@ def test_what_does_not_fit_the_budget_is_named_and_the_first_questions_are_asked
     _, found = _dissect(budget=1e-3)
     assert {"nll", "nll_tail", "recall"} == set(found.readings)
     assert "of the budget are left" in found.left_out["relearn"]
+
+
+@pytest.mark.parametrize(("speed", "left"), [(2.0, {"long"}), (1.0, set()), (0.5, set())])
+def test_the_rest_is_judged_by_what_ran(speed, left, monkeypatch, tmp_path):
+    """By its estimate the long one fits; on a machine of half the speed it would not."""
+    found = _timed(speed, 75, monkeypatch, tmp_path)
+    assert set(found.left_out) == left
+    assert found.provenance["pace"] == {"measured_to_estimated": speed, "instruments": 3 - len(left)}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"What ran took {speed:.2g} times its estimate (median of {3 - len(left)} instruments)" in page
+    if left:
+        said = "takes about 60 s (30 s by estimate; what ran took 2 times its estimate (median of 2 instruments)), and"
+        assert found.left_out["long"].startswith(said)
+
+
+def test_on_a_machine_that_is_faster_than_thought_more_fits(monkeypatch, tmp_path):
+    assert set(_timed(0.5, 30, monkeypatch, tmp_path).left_out) == set()  # 10 spent, 15 to come; by estimate 30
+    assert set(_timed(1.0, 45, monkeypatch, tmp_path / "b").left_out) == {"long"}
+
+
+def _timed(speed, budget, monkeypatch, folder):
+    """Two short instruments and a long one, on a clock that only they move."""
+    from krs.instruments import Instrument
+
+    class Clock:
+        now = 0.0
+
+    class Timed(Instrument):
+        unit, knows = "s", None
+
+        def __init__(self, name, passes):
+            self.name, self.passes = name, passes
+
+        def measure(self, case):
+            Clock.now += self.passes * speed
+            return self.reading([1.0] * len(case.target))
+
+    where = importlib.import_module("krs.instruments.dissect")
+    monkeypatch.setattr(where.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(where, "_seconds_a_pass", lambda case: 1.0)
+    folder.mkdir(exist_ok=True)
+    tools = [Timed("short", 10.0), Timed("other", 10.0), Timed("long", 30.0)]
+    return _dissect(folder, only=tools, budget=budget, nulls=False)[1]
 
 
 def test_of_each_kind_that_tells_the_cheapest_comes_first():
