@@ -9,7 +9,7 @@ OUT    ?= out/demo
 # uv does not read pip's variable for extra wheel folders; hand it over (empty is fine).
 INSTALL = UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 
-.PHONY: help demo test test-all test-cpus check format bench notebooks docs clean
+.PHONY: help demo test test-all test-cpus check format bench commands notebooks docs clean
 
 help:
 	@echo "make demo    unlearn Harry Potter from the bundled model, sweep it, draw the figure, ask whether it has forgotten (out/demo/)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-cpus  exactness and bounds as other processors round: vector widths, thread counts"
 	@echo "make check   lint, formatting and types"
 	@echo "make bench   benchmarks (benchmarks/)"
+	@echo "make commands   write what every command's --help says into docs/commands.md"
 	@echo "make notebooks   run examples/ and write their pages with what they put out (docs/examples/)"
 	@echo "make docs    build the documentation site (site/)"
 
@@ -70,6 +71,9 @@ bench:
 $(VENV)/.installed-bench: $(BIN)/uv pyproject.toml constraints.txt
 	@$(INSTALL) -e ".[bench]"
 	@touch $@
+
+commands: $(VENV)/.installed-test
+	@$(BIN)/python docs/commands.py
 
 notebooks: $(VENV)/.installed-test
 	@$(BIN)/python docs/notebooks.py

@@ -17,7 +17,7 @@ from krs.extras import require
 
 @app.command()
 def methods(name: Annotated[str | None, typer.Argument(help="of one: its settings and their defaults")] = None) -> None:
-    """List the unlearning methods, installed packages' too; or what `krs unlearn NAME --set` takes, with defaults."""
+    """List the unlearning methods, installed packages' too; or what `krs unlearn` takes by `--set`, with defaults."""
     require("accelerate", "unlearn", "unlearning")
 
     from krs import unlearn
