@@ -195,7 +195,8 @@ class Scorer:
         """A chunk of tokens after the other, the reference's logits once a chunk, some rows of one head together."""
         job = self.job
         states: list[Callable[[], Tensor]] = [lambda: recipient, lambda: donor, *rows]
-        logits_of = [self.heads.logits, partial(_logits, job.donor), *(h.logits for h in heads)]
+        ours: list[Callable[[Tensor], Tensor]] = [self.heads.logits, partial(_logits, job.donor)]
+        logits_of = [*ours, *(h.logits for h in heads)]
         found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in states] for m in job.logit_measures}
         at_once = tokens_at_once(job.recipient)
         for part in torch.arange(len(target_ids)).split(at_once):
