@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -87,10 +89,18 @@ class HeadDistance:
 
     def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
         """Mean over the vocabulary of the squared logit difference, float64."""
+        return self.to(theirs)(ours)
+
+    def to(self, theirs: Float[Tensor, "token d"]) -> Callable[[Tensor], Tensor]:
+        """The same from one `theirs`, a function of `ours`: what depends on `theirs` alone is computed once."""
         h = self._states(theirs, self.their_scale)
-        e = self._states(ours, self.our_scale) - h
-        total = (e * (e @ self.a + 2 * (h @ self.b.T))).sum(-1) + (h * (h @ self.c)).sum(-1)
-        return total.clamp(min=0) / self.vocabulary
+        across, own = 2 * (h @ self.b.T), (h * (h @ self.c)).sum(-1)
+
+        def distance(ours: Tensor) -> Tensor:
+            e = self._states(ours, self.our_scale) - h
+            return ((e * (e @ self.a + across)).sum(-1) + own).clamp(min=0) / self.vocabulary
+
+        return distance
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Mean over the vocabulary of the squared logits of the second head, float64."""

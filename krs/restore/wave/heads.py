@@ -86,10 +86,15 @@ class Heads:
 
     def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token e"]) -> Float[Tensor, " token"]:
         """Logit MSE of each token, float64."""
-        if self.distance is not None:
-            at = self.distance.a.device
-            return self.distance.mse(ours.to(at), theirs.to(at))
-        return self._by_logits(ours, theirs)
+        return self.to(theirs)(ours)
+
+    def to(self, theirs: Float[Tensor, "token e"]) -> Callable[[Tensor], Tensor]:
+        """The same from one `theirs`, as a function of `ours`."""
+        if self.distance is None:
+            return lambda ours: self._by_logits(ours, theirs)
+        at = self.distance.a.device
+        distance = self.distance.to(theirs.to(at))
+        return lambda ours: distance(ours.to(at))
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Mean squared vanilla logit of each token, float64."""
@@ -177,7 +182,8 @@ class Scorer:
         own = self.heads.mse(recipient, reference)
         given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
         mine = [self.restored[h] for h in heads]
-        restored = [h.mse(row(), reference) for h, row in zip(mine, rows, strict=True)]
+        to_reference = {h: h.to(reference) for h in dict.fromkeys(mine)}
+        restored = [to_reference[h](row()) for h, row in zip(mine, rows, strict=True)]
         found = {LOGIT_MSE.name: _values(restored, own, given)}
         if self.job.logit_measures:
             found |= self._by_logits(rows, mine, recipient, donor, reference, target_ids)
