@@ -211,8 +211,9 @@ def test_tables_instead_of_a_figure(place, tmp_path):
     assert {row["sweep"] for row in json.loads((tmp_path / "t.json").read_text())} == {"npo", "ga"}
     latex = _krs("plot", *files, "--format", "latex").stdout
     assert latex.count("\\begin{tabular}") == 2
-    assert "\\caption{b\\_50\\%}" in latex
-    assert _krs("plot", files[0], "--format", "latex").stdout.startswith("\\begin{tabular}{lrr}\n")
+    assert "\\caption{b\\_50\\%: Knowledge Recovery Score; " in latex
+    assert "\\caption{a: Knowledge Recovery Score; u, from v; by layer; 2 prompts, 6 scored tokens.}" in latex
+    assert _krs("plot", files[0], "--format", "latex").stdout.startswith("\\begin{table}\n\\caption{Knowl")
 
 
 @pytest.mark.parametrize(

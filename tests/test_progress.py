@@ -167,6 +167,19 @@ def test_training_that_takes_longer_says_its_step_and_that_step_s_loss(capsys, m
     assert found == [(str(n), f"{entry['loss']:.3f}") for n, entry in enumerate(log, 1)]
 
 
+def test_no_pass_over_the_texts_is_silent(capsys, monkeypatch):
+    """npo asks the vanilla model about every text before it trains."""
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    given = {"forget": ["the cat sat"] * 3, "steps": 1, "batch_size": 2, "tokenizer": tiny_tokenizer()}
+    unlearn.run("npo", build("llama"), **given)
+    said = [re.sub(r", (after|about) [^,]*", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert said[:3] == [
+        "vanilla likelihood (forget): 3 texts",
+        "vanilla likelihood (forget): 2 of 3 texts",
+        "vanilla likelihood (forget): 3 of 3 texts",
+    ]
+
+
 def test_a_study_says_how_far_a_long_step_is_and_of_which_cell(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "_EVERY", 0.0)
     place = home(tmp_path)

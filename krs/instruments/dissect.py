@@ -212,9 +212,10 @@ def _run(
                 provenance["pace"] = pace.told()
                 kept.add(tool, nulls, reading)
             readings[tool.name] = reading
-        for side, model in (("vanilla", case.vanilla), ("unlearned", case.unlearned), ("retain", case.retain)):
-            if model is not None:
-                said_by[side] = said_of(case, model)
+        with bar(None, "what the models say", show=progress):
+            for side, model in (("vanilla", case.vanilla), ("unlearned", case.unlearned), ("retain", case.retain)):
+                if model is not None:
+                    said_by[side] = said_of(case, model)
     except (KeyboardInterrupt, Exception) as stop:
         stop.partial = found()  # type: ignore[union-attr]
         stop.add_note(_left(folder))

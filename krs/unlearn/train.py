@@ -78,7 +78,8 @@ def train(
         trainer = _trainer(method, looks, vanilla, fresh(), pairs, place, options, every)
         for side, wanted in trainer.wanted.items():
             if wanted == "logprob":
-                pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side)
+                aloud = progress and trainer.is_world_process_zero()
+                pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side, aloud)
         if resume is not None:
             reached = int(resume.name.rpartition("-")[2])
             going_on({"step": (reached, config.steps)}, resume, show=progress and trainer.is_world_process_zero())

@@ -21,6 +21,7 @@ from krs.errors import KrsError
 from krs.generation.forward import accepted
 from krs.hooks.capture import Activations, captured
 from krs.hooks.points import Placement
+from krs.progress import bar
 from krs.unlearn.callbacks import in_any_process
 from krs.unlearn.examples import Example, collate
 from krs.unlearn.gradients import SideNorms
@@ -269,22 +270,27 @@ def _leaf(value: Tensor, halves: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @torch.no_grad()
-def reference_logprobs(model: nn.Module, examples: Sequence[Example], batch_size: int, side: str) -> Tensor:
+def reference_logprobs(
+    model: nn.Module, examples: Sequence[Example], batch_size: int, side: str, progress: bool
+) -> Tensor:
     """Each example's summed log-probability under the vanilla model, so that it need not run in training.
 
     Raises `KrsError` that names the text for one that is not finite.
     """
     found = []
     device = next(model.parameters()).device
-    for start in range(0, len(examples), batch_size):
-        batch = {k: v.to(device) for k, v in collate(examples[start : start + batch_size]).items()}
-        labels = batch.pop("labels")
-        logprobs = token_logprobs(model(**accepted(model, batch)).logits, labels).sum(-1).cpu()
-        if not torch.isfinite(logprobs).all():
-            i = start + int((~torch.isfinite(logprobs)).nonzero()[0])
-            raise KrsError(
-                f"the vanilla model's logits of {side} text {i} are not finite: load it in another precision (bf16 or "
-                "fp32 where it is fp16)"
-            )
-        found.append(logprobs)
+    with bar(len(examples), f"vanilla likelihood ({side})", show=progress, unit="text") as shown:
+        for start in range(0, len(examples), batch_size):
+            rows = examples[start : start + batch_size]
+            batch = {k: v.to(device) for k, v in collate(rows).items()}
+            labels = batch.pop("labels")
+            logprobs = token_logprobs(model(**accepted(model, batch)).logits, labels).sum(-1).cpu()
+            if not torch.isfinite(logprobs).all():
+                i = start + int((~torch.isfinite(logprobs)).nonzero()[0])
+                raise KrsError(
+                    f"the vanilla model's logits of {side} text {i} are not finite: load it in another precision "
+                    "(bf16 or fp32 where it is fp16)"
+                )
+            found.append(logprobs)
+            shown.update(len(rows))
     return torch.cat(found)
