@@ -17,6 +17,9 @@ _CURVES = 50_000
 """Numbers of curves on a page, at most: strengths, then methods, are put together where there are more."""
 _WAYS = (AXES, AXES[:3], AXES[:2])
 _BANDS = "mean over {}; band: ± 1 SD"
+_ROWS = "Layer (centre of the window)"
+_ABOUT = f"Knowledge Recovery Score by {_ROWS.lower()}"
+"""What copies of tables say behind their captions, which name concept, model and method."""
 
 
 def label_of(setting: str) -> str:
@@ -67,7 +70,7 @@ def _lines(found: Collected, model: str, group: Group, caption: str, about: str,
         table(pool.mean),
         n=table(pool.n.astype(float)),
         sd=table(pool.sd),
-        x_label="Layer (centre of the window)",
+        x_label=_ROWS,
         axis="setting",
         keys=keys,
     )
@@ -114,7 +117,8 @@ def _mean_table(caption: str, lines: Lines) -> Table:
     for name in lines.table.columns:
         parts[name], parts[f"SD {name}"] = lines.table[name], lines.sd[name]
     frame = pd.DataFrame(parts).assign(cells=lines.n.max(axis=1).astype(int))
-    return Table(caption, frame.rename_axis("layer").reset_index(), axis="setting", digits=4, folded=True)
+    rows = frame.rename_axis("layer").reset_index()
+    return Table(caption, rows, axis="setting", digits=4, folded=True, about=_ABOUT)
 
 
 def concepts(panels: dict[Key, Lines]) -> Iterator[Section]:
@@ -139,6 +143,7 @@ def concepts(panels: dict[Key, Lines]) -> Iterator[Section]:
             axis="setting",
             digits=4,
             folded=True,
+            about=_ABOUT,
         )
         several = len({key[0] for key in panels}) > 1
         title = f"{concept} ({model})" if several else concept
