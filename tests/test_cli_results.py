@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,20 @@ def test_methods_and_their_settings_with_defaults_and_what_they_mean():
     assert "needs --forget and --retain; settings" in said
     assert "\n- retain_weight=100.0: w of the retain term." in said
     assert "unknown unlearning method 'npoo'" in str(_krs("methods", "npoo").exception)
+
+
+def test_the_doctor_knows_every_extra_and_all_that_it_brings():
+    from krs.cli.doctor import _DISTRIBUTIONS, _EXTRAS
+
+    project = tomllib.loads((Path(krs.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {extra: "\n".join(of) for extra, of in project["optional-dependencies"].items()}
+    wanted = {extra: set(re.findall(r"^[\w-]+(?=>)", of, re.M)) for extra, of in extras.items()}
+    assert "krs[unlearn]" in extras["study"]
+    wanted["study"] |= wanted["unlearn"]
+    for extra in ("docs", "test", "bench", "all"):  # nothing in krs asks for these
+        del wanted[extra]
+    own = {extra: {_DISTRIBUTIONS.get(name, name) for name in libraries} for extra, libraries in _EXTRAS.items()}
+    assert own == wanted
 
 
 def test_without_an_extra_the_doctor_says_how_to_get_it(monkeypatch):

@@ -20,13 +20,15 @@ _CORE = ("krs", "torch", "transformers", "safetensors", "numpy", "pandas")
 _EXTRAS = {
     "unlearn": ("accelerate", "peft"),
     "plot": ("matplotlib",),
+    "report": ("vl_convert",),
     "lens": ("transformer_lens",),
     "xarray": ("xarray",),
     "data": ("datasets", "pyarrow"),
-    "study": ("pydantic", "yaml"),
+    "study": ("accelerate", "peft", "pydantic", "yaml"),
     "cluster": ("ray",),
 }
 """By extra, what is imported of it."""
+_DISTRIBUTIONS = {"yaml": "pyyaml", "transformer_lens": "transformer-lens", "vl_convert": "vl-convert-python"}
 
 _CLOSE = {"float64": 1e-9, "float32": 1e-3}
 """How far apart the engines' scores may be; the random model's baseline is small."""
@@ -64,7 +66,7 @@ def _extras() -> Iterator[str]:
 
 
 def _with_version(library: str) -> str:
-    distribution = {"yaml": "pyyaml", "transformer_lens": "transformer-lens"}.get(library, library)
+    distribution = _DISTRIBUTIONS.get(library, library)
     try:
         return f"{distribution} {version(distribution)}"
     except PackageNotFoundError:
