@@ -83,6 +83,8 @@ def _axis(component: str, weight: Weight) -> int:
 def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple[int | None, list[Place]]:
     component, layer = component_of(body, weight.name)
     whole: list[Place] = [(component, layer, WHOLE)]
+    if layer >= 0 and component.startswith("attention_") and body.mixer(layer):
+        return None, whole  # no heads of attention, and the kernels of a convolution are no experts
     if weight.held.dim() == 3:
         return 0, [(component, layer, i) for i in range(len(weight.held))]
     if weight.held.dim() != 2 or layer < 0:
@@ -101,7 +103,7 @@ def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple
 def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) -> list[Place]:
     """Of each output of an attention's input projection, whether it is a query, key or value, and of which head.
 
-    Empty where krs does not know.
+    What is none of them (the gates beside Qwen3-Next's queries) is no unit. Empty where krs does not know.
     """
     path = name.rpartition(".")[0]
     attention = body.model.get_submodule(path.rpartition(".")[0])
@@ -116,4 +118,4 @@ def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) 
         for i, unit in enumerate(range(n) if units is None else units):
             if unit < n:
                 places[unit] = (f"attention_{part}", layer, i // heads.size)
-    return [place for place in places if place is not None] if all(places) else []
+    return [place or ("attention_in", layer, WHOLE) for place in places] if any(places) else []

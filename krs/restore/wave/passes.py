@@ -77,7 +77,7 @@ class Pass:
         self.restorations, self.left = restorations, list(range(len(restorations)))
         self.rows_by_layer, _, self.start = schedule(job.plan, restorations)
         self.at = rows_behind(job.plan, restorations)
-        longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
+        longest = telling(batch, layout)
         (self.donor, self.recipient), self.references = zip(
             *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
         )
@@ -307,6 +307,21 @@ class Pass:
                 continue
             stack[where] = out.reshape(states.shape)
             done += len(chunk)
+
+
+def telling(batch: TokenBatch, layout: Layout) -> int:
+    """The prompt that a pass is checked against: the longest one.
+
+    Of packed prompts, the longest one that does not lie in one piece at the very beginning: to one that does, packing
+    does nothing, whatever a layer's code makes of its neighbours.
+    """
+    every = range(len(batch))
+    apart = [
+        i
+        for i in every
+        if layout.tree is not None and layout.tree.places[i] != tuple(range(len(layout.tree.places[i])))
+    ]
+    return max(apart or every, key=lambda i: len(batch.tokens[i]))
 
 
 def _with_reference(
