@@ -83,11 +83,9 @@ def _axis(component: str, weight: Weight) -> int:
 def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple[int | None, list[Place]]:
     component, layer = component_of(body, weight.name)
     whole: list[Place] = [(component, layer, WHOLE)]
-    if layer >= 0 and component.startswith("attention_") and body.mixer(layer):
-        return None, whole  # no heads of attention, and the kernels of a convolution are no experts
-    if weight.held.dim() == 3:
+    if weight.held.dim() == 3 and not _mixes(body, component, layer):
         return 0, [(component, layer, i) for i in range(len(weight.held))]
-    if weight.held.dim() != 2 or layer < 0:
+    if weight.held.dim() != 2 or layer < 0 or _mixes(body, component, layer):
         return None, whole
     axis = _axis(component, weight)
     n, heads = weight.held.shape[axis], HeadCounts.of(body.model.config)
@@ -98,6 +96,11 @@ def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple
     if component == "attention_in" and (places := _projected(body, weight.name, layer, n, heads)):
         return axis, places
     return None, whole
+
+
+def _mixes(body: Anatomy, component: str, layer: int) -> bool:
+    """Whether a weight is of a token mixer that is no attention: it has no heads, nor experts where it has 3 axes."""
+    return layer >= 0 and component.startswith("attention_") and bool(body.mixer(layer))
 
 
 def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) -> list[Place]:

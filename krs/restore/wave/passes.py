@@ -315,13 +315,9 @@ def telling(batch: TokenBatch, layout: Layout) -> int:
     Of packed prompts, the longest one that does not lie in one piece at the very beginning: to one that does, packing
     does nothing, whatever a layer's code makes of its neighbours.
     """
-    every = range(len(batch))
-    apart = [
-        i
-        for i in every
-        if layout.tree is not None and layout.tree.places[i] != tuple(range(len(layout.tree.places[i])))
-    ]
-    return max(apart or every, key=lambda i: len(batch.tokens[i]))
+    places = [] if layout.tree is None else layout.tree.places
+    moved = [i for i, place in enumerate(places) if place != tuple(range(len(place)))]
+    return max(moved or range(len(batch)), key=lambda i: len(batch.tokens[i]))
 
 
 def _with_reference(
