@@ -98,7 +98,10 @@ class Work:
         shown = Sampling(bare)
         start = time.perf_counter()
         losses = self.run(engine, shown, plan)
-        return time.perf_counter() - start - shown.spent, bare, losses
+        seconds = time.perf_counter() - start - shown.spent
+        if not bare.seconds:  # over before the first was due
+            bare.sample()
+        return seconds, bare, losses
 
     def bare(self) -> BareRate:
         """Products of the MLP's shape, at the size that is fastest here."""

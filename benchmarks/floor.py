@@ -20,7 +20,7 @@ from krs.restore.wave.schedule import schedule
 
 def operations(config, plan: Plan, batch: TokenBatch) -> float:
     """Floating-point operations of the plan's unavoidable matrix products."""
-    layout = packed(batch, plan.positions)
+    layout = packed(batch)
     n_tokens, n_scored = layout.n_tokens, len(torch.unique(layout.scored))
     d, n, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     unit = getattr(config, "head_dim", None) or d // heads
@@ -36,7 +36,7 @@ def operations(config, plan: Plan, batch: TokenBatch) -> float:
         late = n_scored if layer == plan.n_layers - 1 else n_tokens
         attention, mlp = n_tokens * qkv + attend + late * out, late * (keys + values)
         total += 2 * (attention + mlp)  # the two models as they are
-        names = [(row.parent, {p.name for p in row.points}) for row in step[1:]]
+        names = [(row.parent, {i.point.name for i in row.interventions}) for row in step[1:]]
         total += late * values * any("mlp_coef" in points for _, points in names)
         for parent, points in names:
             if "attn_out" not in points and parent != 0:
@@ -78,16 +78,16 @@ class BareRate:
 
 
 class Sampling:
-    """Stands in for a progress bar: samples the bare rate now and then, and knows how long that took."""
+    """Stands in for a progress bar: samples the bare rate as time passes, and knows how long that took."""
 
     def __init__(self, bare: BareRate, every: float = 0.3) -> None:
         self.bare, self.every, self.spent, self.last = bare, every, 0.0, time.perf_counter()
 
     def update(self, n: int = 1) -> None:
-        """Sample, if the last time is long enough ago."""
+        """Sample, if the last time is long enough ago; once for each such while."""
         now = time.perf_counter()
         if now - self.last > self.every:
-            self.bare.sample()
+            self.bare.sample(int((now - self.last) / self.every))
             self.last = time.perf_counter()
             self.spent += self.last - now
 

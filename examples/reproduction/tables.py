@@ -36,6 +36,36 @@ def peaks(study: Exported) -> pd.DataFrame:
     return rows[[s for s in LABELS if s in rows]].rename(columns=LABELS).assign(cells=counts)
 
 
+PAPER = ("grad_diff", "dpo_idk", "dpo_retain_text")
+
+
+def claims(study: Exported) -> pd.DataFrame:
+    """What the paper says of Fig. 1, in numbers of these curves: for the paper's methods, and for each method here.
+
+    The paper's models have 32 layers: a layer is taken at the same share of the depth.
+    """
+    table = study.table("krs")
+    depth = table.last_layer.max() + 1
+    at = {layer: round(layer * (depth - 1) / 31) for layer in (15, 20, 27)}
+    curves = table.pivot_table(index=["method", "cell"], columns=["setting", "window"], values="krs")
+
+    def row(cells: pd.DataFrame) -> dict[str, str]:
+        value, attention, mlp, both = (cells[s] for s in ("value_vectors", "attn_out", "mlp_coef", "mlp_coef+attn_out"))
+        return {
+            "value vectors: largest": spread(value.max(axis=1)),
+            "value vectors: cells below 0.001": f"{(value.max(axis=1) < 0.001).mean():.0%}",
+            f"attention: least from layer {at[15]} on": spread(attention.loc[:, at[15] :].min(axis=1)),
+            f"attention: least from layer {at[27]} on": spread(attention.loc[:, at[27] :].min(axis=1)),
+            f"coefficients: layer {at[20]}": spread(mlp[at[20]]),
+            "coefficients: last three layers": spread(mlp[depth - 1]),
+            "both: peak": spread(both.max(axis=1)),
+        }
+
+    groups = {"the paper's methods": curves.loc[[m for m in PAPER if m in curves.index.get_level_values(0)]]}
+    groups |= {m: curves.loc[[m]] for m in curves.index.get_level_values(0).unique()}
+    return pd.DataFrame({name: row(cells) for name, cells in groups.items() if len(cells)}).rename_axis("claim")
+
+
 def behaviour(study: Exported) -> pd.DataFrame:
     """BLEU against the vanilla answers, what the forgotten answers cost, and how much of them is refused."""
     table = study.table("answers")
@@ -78,6 +108,11 @@ def markdown(table: pd.DataFrame) -> str:
 for file in sys.argv[1:]:
     read = load_exported(file)
     print(f"\n{file}: {read!r}")
-    for made in (peaks(read), behaviour(read), readings(read)):
-        if len(made):
-            print(f"\n{markdown(made)}")
+    made = [behaviour(read), readings(read)]
+    if len(curves := read.table("krs")):
+        made.insert(0, peaks(read))
+        if {"mlp_coef", "attn_out", "mlp_coef+attn_out", "value_vectors"} <= set(curves.setting):
+            made.insert(0, claims(read))
+    for one in made:
+        if len(one):
+            print(f"\n{markdown(one)}")

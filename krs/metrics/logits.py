@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -72,9 +74,13 @@ class HeadDistance:
         at = ours.device if has_float64(ours.device) else torch.device("cpu")
         self.a, self.b, self.c = (torch.zeros(d, d, dtype=torch.float64, device=at) for _ in range(3))
         working = torch.promote_types(ours.dtype, torch.float32 if at.type == "cpu" else torch.float64)
+        same = theirs is ours and their_bias is our_bias and our_scale == their_scale
         for start in range(0, self.vocabulary, _ROWS):
             part = slice(start, start + _ROWS)
             w = _columns(ours, our_bias, part, self._bias).to(at).to(working)
+            if same:
+                self.a += w.T @ w
+                continue
             change = w - _columns(theirs, their_bias, part, self._bias).to(at).to(working)
             self.a += w.T @ w
             if at.type != "cpu" or change.any():  # asking an accelerator costs more than the two products
@@ -83,10 +89,18 @@ class HeadDistance:
 
     def mse(self, ours: Float[Tensor, "*row token d"], theirs: Float[Tensor, "token d"]) -> Float[Tensor, "*row token"]:
         """Mean over the vocabulary of the squared logit difference, float64."""
+        return self.to(theirs)(ours)
+
+    def to(self, theirs: Float[Tensor, "token d"]) -> Callable[[Tensor], Tensor]:
+        """The same from one `theirs`, a function of `ours`: what depends on `theirs` alone is computed once."""
         h = self._states(theirs, self.their_scale)
-        e = self._states(ours, self.our_scale) - h
-        total = (e * (e @ self.a + 2 * (h @ self.b.T))).sum(-1) + (h * (h @ self.c)).sum(-1)
-        return total.clamp(min=0) / self.vocabulary
+        across, own = 2 * (h @ self.b.T), (h * (h @ self.c)).sum(-1)
+
+        def distance(ours: Tensor) -> Tensor:
+            e = self._states(ours, self.our_scale) - h
+            return ((e * (e @ self.a + across)).sum(-1) + own).clamp(min=0) / self.vocabulary
+
+        return distance
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Mean over the vocabulary of the squared logits of the second head, float64."""

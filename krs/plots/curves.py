@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,12 +82,20 @@ def plot_lines(
     return axes
 
 
-def plot_curves(table: DataFrame, ax: Axes | None = None) -> Axes:
+def plot_curves(
+    table: DataFrame,
+    ax: Axes | None = None,
+    *,
+    label: Callable[[str], str] = str,
+    x_label: str = "Layer (centre of the window)",
+) -> Axes:
     """Fig. 1 over many cells: each setting's mean, a standard deviation between cells as a band, every cell behind.
 
     Args:
         table: a row a cell, setting and window, with columns `cell`, `setting`, `window` and `krs`.
         ax: axes to draw on; new ones if not given.
+        label: how the legend calls a setting.
+        x_label: of the windows.
     """
     windows, settings = (list(dict.fromkeys(table[name])) for name in ("window", "setting"))
     cells = [
@@ -104,7 +112,8 @@ def plot_curves(table: DataFrame, ax: Axes | None = None) -> Axes:
 
     return plot_lines(
         like(mean),
-        labels=[str(s) for s in settings],
+        labels=[label(str(s)) for s in settings],
+        x_label=x_label,
         low=like(mean - np.nan_to_num(spread)),
         high=like(mean + np.nan_to_num(spread)),
         members=cells,

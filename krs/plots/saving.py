@@ -16,9 +16,9 @@ from krs.plots.style import SIZE
 from krs.writing import replacing
 
 
-def save_curves(table: DataFrame, path: Path) -> None:
+def save_curves(table: DataFrame, path: Path, label: Callable[[str], str] = str) -> None:
     """Draw `plot_curves` into a file, without touching pyplot."""
-    _drawn(lambda axes: plot_curves(table, axes), path)
+    _drawn(lambda axes: plot_curves(table, axes, label=label), path)
 
 
 def save_points(table: DataFrame, path: Path) -> None:

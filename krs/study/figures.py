@@ -69,10 +69,11 @@ def write(spec: Spec, store: Store, anew: bool = True) -> list[str]:
 
 def _figures(found: dict[str, DataFrame], folder: Path) -> list[str]:
     from krs.plots import save_curves, save_points
+    from krs.study.curves import label_of
 
     written = []
     for model, part in _by_model(found.get("krs")):
-        save_curves(part, folder / f"fig1-{slug(model)}.png")
+        save_curves(part, folder / f"fig1-{slug(model)}.png", label_of)
         written.append(f"fig1-{slug(model)}.png")
     for model, part in _by_model(found.get("answers")):
         if set(part.side) == {"target", "unrelated"}:

@@ -9,34 +9,17 @@ import numpy as np
 
 from krs._typing import DataFrame
 from krs.errors import KrsError
-from krs.pages import (
-    NOTHING,
-    Average,
-    Block,
-    Code,
-    Lines,
-    Listed,
-    Map,
-    Page,
-    Points,
-    Section,
-    Switch,
-    Table,
-    Text,
-    peaks,
-)
-from krs.study.collected import AXES, Collected, Group, Key, collect, made
+from krs.pages import NOTHING, Block, Code, Listed, Map, Page, Points, Section, Switch, Table, Text
+from krs.study.collected import AXES, Collected, Group, collect, made
+from krs.study.curves import averages, concepts, grouped, label_of, panels_of
 from krs.study.exported import Exported
 from krs.study.run import Study
 from krs.study.spec import Spec
 from krs.study.store import Store
 from krs.wording import counted
 
-_CURVES = 50_000
-"""Numbers of curves on a page, at most: strengths, then methods, are put together where there are more."""
 _ROWS = 1_500
-_WAYS = (AXES, AXES[:3], AXES[:2])
-_BANDS = "mean over {}; band: ± 1 SD"
+"""Rows of a table, at most: strengths, then methods, are put together where there are more."""
 
 
 def page_of(study: Study | Exported) -> Page:
@@ -53,11 +36,11 @@ def page_of(study: Study | Exported) -> Page:
 
 def page_from(spec: Spec, found: Collected, name: str) -> Page:
     """The page of what was collected."""
-    panels = _panels(found)
+    panels = panels_of(found)
     sections = [
         Section("Summary", _summary(found)),
-        *_averages(found, panels),
-        *_concepts(panels),
+        *averages(found, panels),
+        *concepts(panels),
         *_behaviour(found),
         *_answers(found),
         *_drift(found),
@@ -103,28 +86,9 @@ def _switches(found: Collected) -> tuple[Switch, ...]:
     return (*axes, Switch("setting", "What is put back", tuple(settings), lines=True))
 
 
-def label_of(setting: str) -> str:
-    """A setting as figures call it; of a point that is not known here, its name."""
-    from krs.hooks import setting as known
-
-    try:
-        return known(setting).label
-    except KrsError:
-        return setting
-
-
-def _groups(found: Collected, most: int, size: Any) -> tuple[tuple[str, ...], dict[Key, Group]]:
-    """The groups, as fine as fits."""
-    for axes in _WAYS:
-        groups = found.pooled(axes)
-        if sum(size(group) for group in groups.values()) <= most:
-            break
-    return axes, groups
-
-
 def _summary(found: Collected) -> tuple[Block, ...]:
     """A row a place in the grid: where the mean curve is highest, BLEU, drift, verdicts."""
-    axes, groups = _groups(found, _ROWS, lambda group: 1)
+    axes, groups = grouped(found, _ROWS, lambda group: 1)
     rows = [dict(zip(axes, key, strict=True)) | _numbers(found, key[0], group) for key, group in groups.items()]
     caption = "Each place in the grid: the highest mean score of each setting (its layer), and BLEU"
     return (Table(caption, _frame(rows), heads=len(axes), keys={axis: axis for axis in axes}), *_coarser(axes))
@@ -168,115 +132,6 @@ def _frame(rows: list[dict[str, Any]]) -> DataFrame:
 
     columns = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame(rows, columns=list(columns)).astype(object).where(lambda f: f.notna(), NOTHING)
-
-
-def _panels(found: Collected) -> dict[Key, Lines]:
-    """A figure for each place in the grid."""
-    axes, groups = _groups(found, _CURVES, lambda group: group.curves.n.size)
-    made = {}
-    for key, group in groups.items():
-        if group.curves.n.size:
-            title = ", ".join(key[2:]) or "all methods"
-            n = int(group.curves.n.max())
-            caption = f"{title}: " + (_BANDS.format(counted(n, "cell")) if n > 1 else "one cell")
-            keys = dict(zip(axes, key, strict=True))
-            made[key] = _lines(found, key[0], group, caption, f"{key[1]}, {title}", keys)
-    return made
-
-
-def _lines(found: Collected, model: str, group: Group, caption: str, about: str, keys: dict[str, str]) -> Lines:
-    settings, windows = found.plans[model]
-    pool = group.curves
-
-    def table(values: np.ndarray) -> DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(values.T, index=[str(w) for w in windows], columns=[label_of(s) for s in settings])
-
-    return Lines(
-        caption,
-        f"Score over {counted(len(windows), 'window')}, {about}: {peaks(table(pool.mean))}",
-        table(pool.mean),
-        n=table(pool.n.astype(float)),
-        sd=table(pool.sd),
-        x_label="Layer (centre of the window)",
-        axis="setting",
-        keys=keys,
-    )
-
-
-def _averages(found: Collected, panels: dict[Key, Lines]) -> Iterator[Section]:
-    """Of each model: over everything that is switched on, and method by method."""
-    models = list(dict.fromkeys(key[0] for key in panels))
-    if not models:
-        return
-    parts = []
-    for model in models:
-        mine = {key: lines for key, lines in panels.items() if key[0] == model}
-        whole = found.pooled(("model",))[(model,)]
-        told = _lines(found, model, whole, "", "", {})
-        n = counted(int(whole.curves.n.max()), "cell")
-        caption = f"{model}: mean over the cells that are switched on (all together {n}); band: ± 1 SD between cells"
-        blocks: list[Block] = [
-            Average(caption, f"Mean score over all {n}: {peaks(told.table)}", tuple(mine.values()), {"model": model}),
-            _mean_table(f"{model}: mean over all {n}, standard deviation, and number of cells", told),
-        ]
-        methods = list(dict.fromkeys(key[2] for key in mine if len(key) > 2))
-        by_method = found.pooled(("model", "method"))
-        inner: list[Block] = []
-        for method in methods if len(methods) > 1 else []:
-            about = peaks(_lines(found, model, by_method[model, method], "", "", {}).table)
-            of = tuple(lines for key, lines in mine.items() if key[2] == method)
-            inner.append(
-                Average(
-                    f"{method}: mean ± 1 SD", f"Mean score of {method}: {about}", of, {"model": model, "method": method}
-                )
-            )
-        deeper = (Section(f"{model}, each method", tuple(inner)),) if inner else ()
-        parts.append(Section(model, tuple(blocks), deeper, {"model": model}))
-    yield Section("Averages", (), tuple(parts))
-
-
-def _mean_table(caption: str, lines: Lines) -> Table:
-    import pandas as pd
-
-    assert lines.sd is not None
-    assert lines.n is not None
-    parts = {}
-    for name in lines.table.columns:
-        parts[name], parts[f"SD {name}"] = lines.table[name], lines.sd[name]
-    frame = pd.DataFrame(parts).assign(cells=lines.n.max(axis=1).astype(int))
-    return Table(caption, frame.rename_axis("layer").reset_index(), axis="setting", digits=4, folded=True)
-
-
-def _concepts(panels: dict[Key, Lines]) -> Iterator[Section]:
-    """Each concept's curves, method by method, with their numbers."""
-    import pandas as pd
-
-    parts = []
-    for model, concept in dict.fromkeys(key[:2] for key in panels):
-        mine = {key: lines for key, lines in panels.items() if key[:2] == (model, concept)}
-        rows = []
-        for key, lines in mine.items():
-            frame = lines.table.rename_axis("layer").reset_index()
-            for i, axis in reversed(list(enumerate(AXES[2 : len(key)]))):
-                frame.insert(0, axis, key[2 + i])
-            rows.append(frame)
-        deep = max(len(key) for key in mine) - 2
-        table = Table(
-            f"{concept}, {model}: means by window",
-            pd.concat(rows, ignore_index=True),
-            heads=deep + 1,
-            keys={axis: axis for axis in AXES[2 : 2 + deep]},
-            axis="setting",
-            digits=4,
-            folded=True,
-        )
-        several = len({key[0] for key in panels}) > 1
-        title = f"{concept} ({model})" if several else concept
-        parts.append(Section(title, (*mine.values(), table), (), {"concept": concept, "model": model}))
-    if parts:
-        yield Section("Each concept", (), tuple(parts))
 
 
 def _behaviour(found: Collected) -> Iterator[Section]:
@@ -360,7 +215,7 @@ def _drift(found: Collected) -> Iterator[Section]:
 
 def _verdicts(found: Collected) -> Iterator[Section]:
     """What instruments read, where the study asked them."""
-    axes, groups = _groups(found, _ROWS, lambda group: 1)
+    axes, groups = grouped(found, _ROWS, lambda group: 1)
     rows = []
     for key, group in groups.items():
         if group.verdicts:

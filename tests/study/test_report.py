@@ -11,8 +11,9 @@ from krs.cli import app
 from krs.pages import document
 from krs.restore import storage
 from krs.study.collected import Collected, Group, collect, made
+from krs.study.curves import label_of
 from krs.study.manifest import digest_of
-from krs.study.page import label_of, page_from, page_of
+from krs.study.page import page_from, page_of
 from krs.study.pool import Pool
 from krs.study.store import Store
 from tests.pages.reading import Seen

@@ -26,7 +26,9 @@ from krs.restore.job import Job, NotExactError, Values
 from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.schedule import Interventions
 
-_LOGIT_BYTES = 64 * 2**20
+_LOGIT_BYTES = 256 * 2**20
+"""For logits and one thing made of them: of as many tokens as this allows, for larger products are faster."""
+
 _FACTOR = 1e-5
 """Relative differences of logits' factors that are rounding, in fp32 or better."""
 
@@ -41,12 +43,17 @@ class Heads:
         unlearned: whose head gets the states of rows.
         vanilla: whose head gets those of the reference.
         weight: `[vocab, d]` in place of the first head's own.
+        once: for the states of one row only, whose logits cost less than the inner products of the heads.
     """
 
-    def __init__(self, unlearned: Anatomy, vanilla: Anatomy, weight: Tensor | None = None) -> None:
+    def __init__(
+        self, unlearned: Anatomy, vanilla: Anatomy, weight: Tensor | None = None, *, once: bool = False
+    ) -> None:
         self.unlearned, self.vanilla, self.weight = unlearned, vanilla, weight
         self.distance: HeadDistance | None = None
         self.rows = n = shared_rows(vanilla.model, unlearned.model)
+        if once:
+            return
         our_scale, their_scale = _scale(unlearned), _scale(vanilla)
         ours, theirs = _head(unlearned), _head(vanilla)
         with materialised(ours), materialised(theirs):
@@ -58,7 +65,10 @@ class Heads:
                 if weight.shape[1] != their_weight.shape[1]:  # of two sizes: by logits
                     return
                 bias, their_bias = (x if x is None else x[:n] for x in (bias, their_bias))
-                self.distance = HeadDistance(weight[:n], their_weight[:n], bias, their_bias, our_scale, their_scale)
+                mine, other = weight[:n], their_weight[:n]
+                if unlearned is vanilla and self.weight is None:
+                    other, their_bias = mine, bias
+                self.distance = HeadDistance(mine, other, bias, their_bias, our_scale, their_scale)
 
     @property
     def linear(self) -> bool:
@@ -76,10 +86,15 @@ class Heads:
 
     def mse(self, ours: Float[Tensor, "token d"], theirs: Float[Tensor, "token e"]) -> Float[Tensor, " token"]:
         """Logit MSE of each token, float64."""
-        if self.distance is not None:
-            at = self.distance.a.device
-            return self.distance.mse(ours.to(at), theirs.to(at))
-        return self._by_logits(ours, theirs)
+        return self.to(theirs)(ours)
+
+    def to(self, theirs: Float[Tensor, "token e"]) -> Callable[[Tensor], Tensor]:
+        """The same from one `theirs`, as a function of `ours`."""
+        if self.distance is None:
+            return lambda ours: self._by_logits(ours, theirs)
+        at = self.distance.a.device
+        distance = self.distance.to(theirs.to(at))
+        return lambda ours: distance(ours.to(at))
 
     def power(self, theirs: Float[Tensor, "token d"]) -> Float[Tensor, " token"]:
         """Mean squared vanilla logit of each token, float64."""
@@ -122,7 +137,7 @@ class Scorer:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.heads = Heads(job.recipient, job.reference)
-        self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference)
+        self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference, once=True)
         wanted = {r.at("unembedding") for r in job.plan} - {frozenset()}
         self.restored: dict[Interventions, Heads] = {frozenset(): self.heads} | {i: self._with_other(i) for i in wanted}
 
@@ -167,7 +182,8 @@ class Scorer:
         own = self.heads.mse(recipient, reference)
         given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
         mine = [self.restored[h] for h in heads]
-        restored = [h.mse(row(), reference) for h, row in zip(mine, rows, strict=True)]
+        to_reference = {h: h.to(reference) for h in dict.fromkeys(mine)}
+        restored = [to_reference[h](row()) for h, row in zip(mine, rows, strict=True)]
         found = {LOGIT_MSE.name: _values(restored, own, given)}
         if self.job.logit_measures:
             found |= self._by_logits(rows, mine, recipient, donor, reference, target_ids)
@@ -182,25 +198,37 @@ class Scorer:
         reference: Tensor,
         target_ids: Tensor,
     ) -> dict[str, Values]:
-        """A chunk of tokens after the other, the reference's logits once a chunk."""
+        """A chunk of tokens after the other, the reference's logits once a chunk, some rows of one head together."""
         job = self.job
-        found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in range(len(rows) + 2)] for m in job.logit_measures}
-        for part in torch.arange(len(target_ids)).split(tokens_at_once(job.recipient)):
+        states: list[Callable[[], Tensor]] = [lambda: recipient, lambda: donor, *rows]
+        ours: list[Callable[[Tensor], Tensor]] = [self.heads.logits, partial(_logits, job.donor)]
+        logits_of = [*ours, *(h.logits for h in heads)]
+        found: dict[str, list[list[Tensor]]] = {m.name: [[] for _ in states] for m in job.logit_measures}
+        at_once = tokens_at_once(job.recipient)
+        for part in torch.arange(len(target_ids)).split(at_once):
             chunk = slice(int(part[0]), int(part[-1]) + 1)
             theirs = _logits(job.reference, reference[chunk])[..., : job.vocabulary_rows].to(recipient.device)
             against = ReferenceTokens(theirs, target_ids[chunk].to(theirs.device))
-            logits_of: list[Callable[[Tensor], Tensor]] = [
-                self.heads.logits,
-                partial(_logits, job.donor),
-                *(h.logits for h in heads),
-            ]
-            for i, row in enumerate([lambda: recipient, lambda: donor, *rows]):
-                logits = logits_of[i](row()[chunk]).to(theirs.device)
-                tokens = ScoredTokens(logits[..., : job.vocabulary_rows], against)
-                for m in job.logit_measures:
-                    found[m.name][i].append(m(tokens))
+            for together in _runs(logits_of, max(1, at_once // len(part))):
+                stacked = torch.cat([states[i]()[chunk] for i in together])
+                logits = logits_of[together[0]](stacked).to(theirs.device)[..., : job.vocabulary_rows]
+                for i, mine in zip(together, logits.split(len(part)), strict=True):
+                    tokens = ScoredTokens(mine, against)
+                    for m in job.logit_measures:
+                        found[m.name][i].append(m(tokens))
         whole = {name: [torch.cat(parts) for parts in each] for name, each in found.items()}
         return {name: _values(each[2:], each[0], each[1]) for name, each in whole.items()}
+
+
+def _runs(kinds: Sequence[object], longest: int) -> Iterator[list[int]]:
+    """Places of equal things that stand side by side, at most so many together."""
+    run: list[int] = []
+    for i, kind in enumerate(kinds):
+        if run and (kind != kinds[run[0]] or len(run) == longest):
+            yield run
+            run = []
+        run.append(i)
+    yield run
 
 
 def _values(restored: Sequence[Tensor], recipient: Tensor, donor: Tensor) -> Values:

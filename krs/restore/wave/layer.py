@@ -77,6 +77,8 @@ class LayerInterventions:
         What comes before the first restored module is the base row's: the attention, if only the MLP's modules are
         touched, and the coefficients too, if only their value vectors are.
         """
+        if (whole := self.whole_output(interventions)) is not None:
+            return whole
         overrides = self.overrides(interventions)
         touched = self._touched(interventions)
         attention, mlp = self.branches.get(ATTENTION), self.branches.get(MLP)

@@ -1,7 +1,7 @@
 """One prompt beside a pass, run through the models as anyone would call them, with hooks, for the pass to agree with.
 
-How far it may be off is measured on the spot: the same prompt, batched in another way, shows what rounding does to the
-states of this model in this dtype, layer by layer.
+How far it may be off follows from the dtype; where that is not enough, it is measured on the spot: the same prompt,
+batched in another way, shows what rounding does to the states of this model in this dtype, layer by layer.
 """
 
 from __future__ import annotations
@@ -47,21 +47,28 @@ class Allowed:
         return bool((found.median() <= self.median) & (found <= self.largest).all())
 
 
-def _allowed(noise: Tensor, states: Tensor) -> Allowed:
-    """From the distances that rounding made; beyond a dtype's bound it is not rounding: the model minds its company."""
+def _anyway(states: Tensor) -> Allowed:
+    """What rounding may do to states of their dtype, whatever it was seen to do."""
     eps, most = max(torch.finfo(states.dtype).eps, torch.finfo(torch.float32).eps), tolerance(states)
-    median, largest = _FLOOR["half" if states.dtype.itemsize < 4 else "single"]
-    seen = ((noise.median(), median), (noise.max(), largest))
-    return Allowed(*(min(max(_TIMES * float(distance), least * eps), most) for distance, least in seen))
+    return Allowed(*(min(least * eps, most) for least in _FLOOR["half" if states.dtype.itemsize < 4 else "single"]))
+
+
+def _seen(noise: Tensor, states: Tensor) -> Allowed:
+    """From the distances that rounding made; beyond a dtype's bound it is not rounding: the model minds its company."""
+    most, anyway = tolerance(states), _anyway(states)
+    found = ((noise.median(), anyway.median), (noise.max(), anyway.largest))
+    return Allowed(*(min(max(_TIMES * float(distance), least), most) for distance, least in found))
 
 
 class ReferenceRun:
-    """One prompt of a model by itself, layer by layer, and the same in company, which shows the rounding noise.
+    """One prompt of a model by itself, layer by layer.
+
+    Where a pass is further from it than rounding may be anyway, the same prompt is run in company, which shows what
+    rounding does here.
 
     Attributes:
         runner: the model on the prompt alone.
         places: where the pass has the prompt's tokens, among `sequence * pos`.
-        allowed: how far states may be off after the layer last run.
     """
 
     def __init__(self, runner: LayerwiseRunner, batch: TokenBatch, prompt: int) -> None:
@@ -74,21 +81,31 @@ class ReferenceRun:
         tree = runner.layout.tree
         self.places = torch.tensor(tree.places[prompt] if tree else range(prompt * length, (prompt + 1) * length))
         self.places = self.places[: self.length]
-        self.allowed = Allowed(0.0, 0.0)
         self.before = self.runner.states
+        self.done = self.done_in_company = 0
 
     def step(self, layer: int) -> None:
         """One layer on; raises `NotExactError` where the pass's states of the same tokens are others."""
         self.before = self.runner.states
         self.runner.states = self.runner.call(layer, self.before)
-        self.company.states = self.company.call(layer, self.company.states)
+        self.done = layer + 1
         mine = self.runner.states[0, : self.length]
-        noise = distances(self.company.states[0, : self.length], mine)
-        self.allowed = _allowed(noise, mine)
         flat = self.beside.states.reshape(self.beside.layout.n_tokens, -1)
         theirs = flat[self.places.to(flat.device)].to(mine.device)
-        if not self.allowed.hold(distances(theirs, mine)):
+        if not self.allows(distances(theirs, mine)):
             raise NotExactError(f"states after layer {layer} are not those of a prompt by itself")
+
+    def allows(self, found: Tensor) -> bool:
+        """Whether states after the layer last run may be so far off and still be equal up to rounding."""
+        mine = self.runner.states[0, : self.length]
+        return _anyway(mine).hold(found) or _seen(self._noise(mine), mine).hold(found)
+
+    def _noise(self, mine: Tensor) -> Tensor:
+        """How far rounding moves the states after the layer last run, `[token]`."""
+        for layer in range(self.done_in_company, self.done):
+            self.company.states = self.company.call(layer, self.company.states)
+        self.done_in_company = self.done
+        return distances(self.company.states[0, : self.length], mine)
 
 
 class RestoredReference:
@@ -111,7 +128,8 @@ class RestoredReference:
     ) -> None:
         self.restoration, self.recipient, self.donor, self.where = restoration, recipient, donor, where
         self.states = recipient.runner.states
-        if restoration.at("embedding"):
+        self.begun = bool(restoration.at("embedding"))
+        if self.begun:
             points = Setting(tuple(i.point for i in restoration.at("embedding")))
             with patched(recipient.runner.body.model, points.at().set(donor.runner.body.model)):
                 self.states = LayerwiseRunner(recipient.runner.body, recipient.runner.layout).states
@@ -119,6 +137,10 @@ class RestoredReference:
     def step(self, layer: int) -> None:
         """One layer on; to be called after the reference runs of both models have done theirs."""
         interventions = self.restoration.at(layer)
+        self.begun = self.begun or bool(interventions)
+        if not self.begun:
+            self.states = self.recipient.runner.states
+            return
         with ExitStack() as stack:
             values = self._donor_values(layer, [i for i in interventions if isinstance(i.point, ActivationPoint)])
             for i in interventions:
@@ -171,7 +193,7 @@ class RestoredReference:
         theirs = row[self.recipient.places[scored].to(row.device)].to(mine.device)
         apart = distances(theirs, mine)
         overflown = ~theirs.isfinite().all(-1) & ~mine.isfinite().all(-1)  # in both: the restoration itself does that
-        if not self.recipient.allowed.hold(torch.where(overflown, torch.zeros_like(apart), apart)):
+        if not self.recipient.allows(torch.where(overflown, torch.zeros_like(apart), apart)):
             name = self.restoration.setting.name
             raise NotExactError(f"{name} restored is not what hooks make of a prompt by itself")
 
