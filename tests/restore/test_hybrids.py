@@ -72,7 +72,7 @@ def _agree(name, settings, listed, **options):
 
 @pytest.mark.usefixtures("checked_once")
 @pytest.mark.parametrize("name", [*FEW, *MORE])
-@pytest.mark.parametrize("positions", [None, "prompt"])
+@pytest.mark.parametrize("positions", [None, pytest.param("prompt", marks=pytest.mark.long)])
 def test_every_point_through_both_engines(name, positions):
     before = [state(m) for m in _pair(name)]
     everywhere = [ATTN_OUT, RESID, RESID_PRE, MLP_OUT, ATTN_ADDED, MLP_ADDED, MLP_OUT + ATTN_OUT]
