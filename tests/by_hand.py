@@ -21,12 +21,19 @@ PATHS = {
     "bloom": ("transformer.h", "mlp.dense_4h_to_h", "self_attention.dense"),
     "opt": ("model.decoder.layers", "fc2", "self_attn.out_proj"),
     "mpt": ("transformer.blocks", "ffn.down_proj", "attn.out_proj"),
+    "qwen3_5_text": ("model.layers", "mlp.down_proj", "self_attn.o_proj", "linear_attn.out_proj"),
+    "olmo_hybrid": ("model.layers", "mlp.down_proj", "self_attn.o_proj", "linear_attn.o_proj"),
+    "lfm2": ("model.layers", "feed_forward.w2", "self_attn.out_proj", "conv.out_proj"),
 }
+"""The layers, the MLP's output projection, the attention's, and that of what is in its place in other layers."""
 
 
 def _module(model: nn.Module, layer: int, part: int) -> nn.Module:
     layers, *parts = PATHS.get(model.config.model_type, PATHS["llama"])
-    return model.get_submodule(f"{layers}.{layer}.{parts[part]}")
+    inside = model.get_submodule(f"{layers}.{layer}")
+    if part == 1 and not hasattr(inside, parts[1].partition(".")[0]):
+        part = 2
+    return inside.get_submodule(parts[part])
 
 
 def greedy(model: nn.Module, prompt: list[int], n_tokens: int, cached: bool = False) -> list[int]:

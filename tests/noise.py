@@ -60,8 +60,8 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-_FLOAT32_INSIDE = {"bloom", "gemma2", "gpt_neo", "gptj", "mpt"}
-"""Families whose attention takes float64 weights and computes a part in float32."""
+_FLOAT32_INSIDE = {"bloom", "gemma2", "gpt_neo", "gptj", "mpt", "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid"}
+"""Families whose attention (linear attention, router) takes float64 weights and computes a part in float32."""
 
 
 class _Float64(TorchFunctionMode):

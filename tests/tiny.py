@@ -127,10 +127,39 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Families with mixtures of experts."""
 
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_EVERY_OTHER = ["linear_attention", "full_attention"] * 2
+_SPARSE = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 12,
+}
+
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_next": (
+        "qwen3_next",
+        _LLAMA
+        | _DELTA
+        | _SPARSE
+        | {"head_dim": 8, "layer_types": _EVERY_OTHER, "mlp_only_layers": [0, 1], "linear_num_value_heads": 4},
+    ),
+    "qwen3_5": ("qwen3_5_text", _LLAMA | _DELTA | {"head_dim": 8, "layer_types": _EVERY_OTHER}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", _LLAMA | _DELTA | _SPARSE | {"head_dim": 8, "layer_types": _EVERY_OTHER}),
+    "olmo_hybrid": ("olmo_hybrid", _LLAMA | _DELTA | {"layer_types": _EVERY_OTHER}),
+    "lfm2": ("lfm2", _LLAMA | {"block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"] * 2}),
+}
+"""Families in which attention and other token mixers take turns: layers 1 and 3 attend, 0 and 2 do not."""
+
 
 def build(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
     """A random model of the family, in eval mode, with weights large enough for its parts to matter."""
-    model_type, options = EXPERTS[name] if name in EXPERTS else FAMILIES[name]
+    model_type, options = (FAMILIES | EXPERTS | HYBRIDS)[name]
     config = AutoConfig.for_model(model_type, **(_BASE | options | overrides))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()

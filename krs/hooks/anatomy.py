@@ -66,6 +66,7 @@ class Anatomy:
         role = point.role
         if role.startswith("."):
             return (role[1:],)
+        self._require_heads(point, layer)
         if role not in self.family.roles and role not in self.family.absent:
             if role in _PROJECTED:
                 return (self._projection(_PROJECTED[role], layer)[0],)
@@ -79,6 +80,27 @@ class Anatomy:
         if role == "mlp_out_proj" and getattr(point, "side", "") == "output" and not self.has_role(role, layer):
             role = _BLOCK if _BLOCK in self.family.roles else role
         return self.role_paths(role, layer)
+
+    @property
+    def attends(self) -> bool:
+        """Whether every layer mixes its tokens by softmax attention, as far as the family says."""
+        return not any(map(self.mixer, range(self.n_layers)))
+
+    def mixer(self, layer: int) -> str:
+        """Path of what mixes a layer's tokens where that is no softmax attention; empty where it is."""
+        return next((path for path in self.family.mixers if self._has(layer, path)), "")
+
+    def _require_heads(self, point: Point, layer: int) -> None:
+        """Raise `KrsError` for a point of attention heads in a layer that has none."""
+        if getattr(point, "heads_of", None) is None or not (mixer := self.mixer(layer)):
+            return
+        others = [str(i) for i in range(self.n_layers) if not self.mixer(i)]
+        raise KrsError(
+            f"layer {layer} of this {type(self.model).__name__} has no {point.name}, "
+            f"{'only ' + ', '.join(others) + ' have' if others else 'and no other layer has'}: its tokens are mixed by "
+            f"{mixer!r}, which is no softmax attention and has no heads of it. Leave that point out"
+            f"{', or restore in windows of those layers' if others else ''} (attn_out is in every layer)"
+        )
 
     def _there(self, paths: tuple[str, ...], layer: int) -> tuple[str, ...]:
         """Those paths that lead somewhere: queries may be projected in one step or in two (DeepSeek)."""
@@ -145,6 +167,8 @@ class Anatomy:
         Raises `KrsError` for chosen units or heads that are not there.
         """
         part = None
+        if layer is not None and not point.role.startswith("."):
+            self._require_heads(point, layer)
         if layer is not None and point.role in _PROJECTED and point.role not in self.family.roles:
             part = self._projection(_PROJECTED[point.role], layer)[1]
         if point.chosen is None:

@@ -13,8 +13,9 @@ COMPONENTS = (
     "unembedding", "other",
 )  # fmt: skip
 """What weights are counted as: the MLP's input projections; its output projection; in mixtures of experts all
-projections of all experts, the shared one too, and what chooses among them; queries, keys and values; the attention's
-output projection; norms; biases; token and position embeddings; the head; whatever fits nowhere."""
+projections of all experts, the shared one too, and what chooses among them; queries, keys and values, and all else that
+a token mixer other than attention computes with; the attention's (or mixer's) output projection; norms; biases; token
+and position embeddings; the head; whatever fits nowhere."""
 
 _ROLES = {
     "value_vectors": "mlp_out_proj",
@@ -50,7 +51,7 @@ def component_of(body: Anatomy, name: str) -> tuple[str, int]:
 def _paths(body: Anatomy, role: str) -> tuple[str, ...]:
     family: Family = body.family
     if role in family.roles:
-        return family.paths(role)
+        return (*family.paths(role), *(family.mixers if role == "attn_in" else ()))
     output = {"mlp_in": "mlp_out_proj", "attn_in": "attn_out_proj"}.get(role, "")
     if output not in family.roles:
         return ()

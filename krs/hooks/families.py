@@ -53,6 +53,8 @@ class Family:
         final_norm: path of the norm before the head.
         absent: for a role that the architecture does not have, or not in every layer, the reason, as an error message
             tells it.
+        mixers: paths, inside a layer, of what mixes its tokens where that is no softmax attention: linear attention,
+            state spaces, convolutions. A layer that has one has no attention heads.
 
     Example
     -------
@@ -68,6 +70,7 @@ class Family:
     roles: Mapping[str, str | tuple[str, ...] | OneOf]
     final_norm: str
     absent: Mapping[str, str] = field(default_factory=dict)
+    mixers: tuple[str, ...] = ()
 
     @property
     def decoder(self) -> str:
@@ -191,11 +194,14 @@ def _add(
     norm: str,
     absent: Mapping[str, str] | None = None,
     more: Mapping[str, str | tuple[str, ...] | OneOf] | None = None,
+    mixers: tuple[str, ...] = (),
 ) -> None:
     """Register a family. The input projections are names beside the output projection, separated by blanks."""
     roles: dict[str, str | tuple[str, ...] | OneOf] = {"attn_out_proj": attn, "attn_in": _beside(attn, attn_in)}
     roles |= {"mlp_out_proj": mlp, "mlp_in": _beside(mlp, mlp_in)}
-    _register(Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}), __name__)
+    _register(
+        Family(name, tuple(types.split()), layers, roles | dict(more or {}), norm, absent or {}, mixers), __name__
+    )
 
 
 def _beside(path: str, names: str) -> tuple[str, ...]:
@@ -335,4 +341,58 @@ _add(
     _NORM,
     _NO_MLP | {"attn_key": _LATENT, "attn_value": _LATENT},
     _mixture("mlp", "shared_experts", "gate"),
+)
+
+
+def _mixed(attn: str, *others: tuple[str, str]) -> dict[str, str | tuple[str, ...] | OneOf]:
+    """Roles of layers of which some attend and others mix their tokens otherwise: for each, what `_add` takes."""
+    kinds = ((attn, _SEPARATE), *others)
+    return {
+        "attn_out_proj": OneOf(*dict.fromkeys(path for path, _ in kinds)),
+        "attn_in": OneOf(*(_beside(path, names) for path, names in kinds)),
+    }
+
+
+_DELTA, _SPLIT = "in_proj_qkvz in_proj_ba", "in_proj_qkv in_proj_z in_proj_b in_proj_a"
+_add(
+    "Qwen3-Next",
+    "qwen3_next qwen3_5_text qwen3_5_moe_text",
+    _LAYERS,
+    _DOWN,
+    _GATED,
+    _O,
+    _SEPARATE,
+    _NORM,
+    _NO_MLP,
+    _mixture("mlp", "shared_expert", "gate shared_expert_gate")
+    | _mixed(_O, ("linear_attn.out_proj", _DELTA), ("linear_attn.out_proj", _SPLIT)),
+    mixers=("linear_attn",),
+)
+_add(
+    "OLMo Hybrid",
+    "olmo_hybrid",
+    _LAYERS,
+    _DOWN,
+    _GATED,
+    _O,
+    _SEPARATE,
+    _NORM,
+    more=_mixed(_O, ("linear_attn.o_proj", "q_proj k_proj v_proj a_proj b_proj g_proj"))
+    | {  # layers that attend are post-norm; in the others the norm of the first name stands before the MLP
+        "attn_added": OneOf("linear_attn.o_proj", "post_attention_layernorm"),
+        "mlp_added": OneOf("post_feedforward_layernorm", _DOWN),
+    },
+    mixers=("linear_attn",),
+)
+_add(
+    "LFM2",
+    "lfm2",
+    _LAYERS,
+    "feed_forward.w2",
+    "w1 w3",
+    "self_attn.out_proj",
+    _SEPARATE,
+    "model.embedding_norm",
+    more=_mixed("self_attn.out_proj", ("conv.out_proj", "in_proj")),
+    mixers=("conv",),
 )

@@ -63,9 +63,15 @@ def falcon(part: Part, heads: HeadCounts, config: Any) -> Units:
     )
 
 
+def beside_gates(part: Part, heads: HeadCounts, config: Any) -> Units:
+    """Queries of the first head, then the gate of its output, then the second head's: Qwen3-Next."""
+    return tuple(2 * h * heads.size + i for h in range(heads.query) for i in range(heads.size))
+
+
 _Layout: TypeAlias = Callable[[Part, HeadCounts, Any], Units]
 
 _OWN = {"query": ("q_proj", "q_b_proj"), "key": ("k_proj",), "value": ("v_proj",)}
+_WITH_GATES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 _FUSED: dict[str, _Layout] = {
     "qkv_proj": contiguous,
     "c_attn": contiguous,
@@ -87,7 +93,8 @@ def find(part: Part, has: Callable[[str], bool], config: Any) -> tuple[str, Unit
     """
     for name in _OWN[part]:
         if has(name):
-            return name, None
+            gated = part == "query" and config.model_type in _WITH_GATES
+            return name, beside_gates(part, HeadCounts.of(config), config) if gated else None
     for name, layout in _FUSED.items():
         if has(name):
             chosen = falcon if config.model_type == "falcon" else layout

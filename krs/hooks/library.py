@@ -17,6 +17,9 @@ architecture has one (GPT-2, GPT-J …), is not part of it and stays the model's
 ATTN_OUT = ActivationPoint("attn_out", role="attn_out_proj", label="Attention outputs", side="output")
 """The attention output `A`, `[batch, position, d]`: what the attention module's output projection returns.
 
+In hybrid models (Qwen3-Next, OLMo Hybrid, LFM2) it is the output of whatever mixes a layer's tokens: attention in some,
+linear attention or a convolution in the others, which have no heads (`HEAD_OUT`, `ATTN_QUERY` …).
+
 In post-norm families (OLMo2, Gemma2, Glm4) a norm follows before it is added to the residual stream.
 """
 
@@ -31,7 +34,7 @@ MLP_OUT = ActivationPoint("mlp_out", role="mlp_out_proj", label="MLP outputs", s
 
 HEAD_OUT = ActivationPoint("head_out", role="attn_out_proj", label="Head outputs", side="input", heads_of="query")
 """What the attention heads put out, `[batch, position, heads * head size]`: the *input* of the attention's output
-projection. `HEAD_OUT.heads(3, 5)` is two of them."""
+projection. `HEAD_OUT.heads(3, 5)` is two of them. Where a gate multiplies it (Qwen3-Next), behind the gate."""
 
 ATTN_QUERY = ActivationPoint("attn_query", role="attn_query", label="Queries", side="output", heads_of="query")
 """The queries, `[batch, position, heads * head size]`: what their projection returns, before rotary positions and

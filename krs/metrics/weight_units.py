@@ -83,9 +83,9 @@ def _axis(component: str, weight: Weight) -> int:
 def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple[int | None, list[Place]]:
     component, layer = component_of(body, weight.name)
     whole: list[Place] = [(component, layer, WHOLE)]
-    if weight.held.dim() == 3:
+    if weight.held.dim() == 3 and not _mixes(body, component, layer):
         return 0, [(component, layer, i) for i in range(len(weight.held))]
-    if weight.held.dim() != 2 or layer < 0:
+    if weight.held.dim() != 2 or layer < 0 or _mixes(body, component, layer):
         return None, whole
     axis = _axis(component, weight)
     n, heads = weight.held.shape[axis], HeadCounts.of(body.model.config)
@@ -98,10 +98,15 @@ def _entries(body: Anatomy, weight: Weight, neurons: Mapping[int, int]) -> tuple
     return None, whole
 
 
+def _mixes(body: Anatomy, component: str, layer: int) -> bool:
+    """Whether a weight is of a token mixer that is no attention: it has no heads, nor experts where it has 3 axes."""
+    return layer >= 0 and component.startswith("attention_") and bool(body.mixer(layer))
+
+
 def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) -> list[Place]:
     """Of each output of an attention's input projection, whether it is a query, key or value, and of which head.
 
-    Empty where krs does not know.
+    What is none of them (the gates beside Qwen3-Next's queries) is no unit. Empty where krs does not know.
     """
     path = name.rpartition(".")[0]
     attention = body.model.get_submodule(path.rpartition(".")[0])
@@ -116,4 +121,4 @@ def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) 
         for i, unit in enumerate(range(n) if units is None else units):
             if unit < n:
                 places[unit] = (f"attention_{part}", layer, i // heads.size)
-    return [place for place in places if place is not None] if all(places) else []
+    return [place or ("attention_in", layer, WHOLE) for place in places] if any(places) else []

@@ -135,7 +135,7 @@ def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[C
     batch = job.batch.rows(rows.start, rows.stop)
     positions = _masks(restorations, rows)
     layouts = [padded]
-    if can_pack(job.donor.layers[0]) and can_pack(job.recipient.layers[0]):
+    if all(can_pack(body.layers[0]) and body.attends for body in (job.donor, job.recipient)):
         layouts = [packed, padded]
     for lay_out in layouts:
         done = 0

@@ -3,7 +3,7 @@ import pytest
 from krs.hooks import Family, anatomy, families, register_family
 from krs.hooks.components import COMPONENTS, component_of
 from tests.adapters import adapted
-from tests.tiny import FAMILIES, build
+from tests.tiny import FAMILIES, HYBRIDS, build
 
 
 def _components(model):
@@ -39,6 +39,21 @@ def test_input_projections_are_where_the_family_says(name):
     inside = [n for n, (c, _) in found.items() if c == "keys"]
     assert len(inside) == 4 * len(body.family.paths("mlp_in"))
     assert len([c for c, _ in found.values() if c == "attention_in"]) == 4 * len(body.family.paths("attn_in"))
+
+
+@pytest.mark.parametrize("name", sorted(HYBRIDS))
+def test_what_mixes_tokens_counts_as_attention(name):
+    found = _components(build(name))
+    assert "other" not in {c for c, _ in found.values()}
+    for layer in range(4):
+        inside = {n.split(f".{layer}.")[1]: c for n, (c, at) in found.items() if at == layer}
+        mixer = {c for n, c in inside.items() if n.startswith(("linear_attn.", "conv.", "self_attn."))}
+        assert {"attention_in", "attention_out"} <= mixer <= {"attention_in", "attention_out", "norms"}
+        assert [*inside.values()].count("attention_out") == 1
+    if name == "lfm2":
+        assert found["model.layers.0.conv.conv.weight"] == ("attention_in", 0)
+    else:
+        assert found["model.layers.0.linear_attn.A_log"] == ("attention_in", 0)
 
 
 def test_what_a_layer_has_besides_is_other():

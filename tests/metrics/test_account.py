@@ -45,6 +45,19 @@ def test_parts_sum_to_the_baseline_of_a_sweep(family):
     assert same_state(u, before[1])
 
 
+def test_mixers_that_are_no_attention_have_no_heads_and_no_experts():
+    v, u = _near("qwen3_5", scale=0.002)
+    with float64_throughout():
+        found = krs.account(v, u, IDS, points=16, **FAST)
+    assert found.error < 1e-3
+    assert_same(found.by_component.sum(), 1.0)
+    for component, layer in [("attention_query", 1), ("attention_value", 1), ("attention_out", 1)]:
+        assert len(found.units(component, layer)) == (1 if component == "attention_value" else 2)
+    for component in ("attention_in", "attention_out"):
+        with pytest.raises(KrsError, match="has no units there"):
+            found.units(component, 0)
+
+
 def _loss(model, wanted):
     total, n = 0.0, 0
     for ids, said, logits in zip(IDS, ANSWERS, wanted, strict=True):

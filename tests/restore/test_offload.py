@@ -12,7 +12,7 @@ PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2]]
 ANSWERS = [[4, 8, 15], [16, 23, 42]]
 
 
-@pytest.fixture(params=["llama", "gpt2", "gptj", "gemma2"])
+@pytest.fixture(params=["llama", "gpt2", "gptj", "gemma2", "lfm2"])
 def saved(request, tmp_path):
     v, u = exact_pair(request.param)
     v.save_pretrained(tmp_path / "v")

@@ -83,7 +83,7 @@ def _check(name, which, wanted):
     return log
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "lfm2", "olmo_hybrid"])
 def test_empty_moves_the_subject_in_every_family_and_its_value_vectors_alone_explain_it(name, wanted):
     targets = [e for e in _check(name, "memit_empty", wanted) if e["step"] == "target"]
     assert all(e["loss"] < e["loss_before"] for e in targets)
@@ -242,3 +242,5 @@ def test_bad_input(settings, message, as_a_user):
 def test_a_mixture_of_experts_has_no_projection_to_edit():
     with pytest.raises(KrsError, match="have no mlp_out_proj: each token goes through several experts"):
         edited(build("moe"))
+    with pytest.raises(KrsError, match="layer 2 of this Qwen3NextForCausalLM has no mlp_out_proj, only 0, 1 have"):
+        edited(build("qwen3_next"))

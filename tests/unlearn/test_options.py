@@ -47,7 +47,7 @@ def _weights(model):
     return torch.nn.utils.parameters_to_vector(model.parameters())
 
 
-@pytest.mark.parametrize("family", ["llama-bias", "gpt2", "opt", "phi3"])
+@pytest.mark.parametrize("family", ["llama-bias", "gpt2", "opt", "phi3", "olmo_hybrid"])
 @pytest.mark.parametrize(
     ("parameters", "components"),
     [

@@ -103,6 +103,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     _is_what_one_process_makes(tmp_path / "two", {"learning_rate": 1e-2, "steps": 3})
 
 
+@pytest.mark.long
 def test_a_model_divided_among_processes_is_trained_as_a_whole_one(tmp_path):
     """FSDP, stopped by Ctrl-C (every process after the same step) and started again."""
     two = tmp_path / "two"

@@ -67,6 +67,14 @@ def test_a_method_makes_the_forget_texts_unlikely_and_leaves_the_vanilla_model_a
     krs.sweep(vanilla, unlearned, [[3, 5, 8]], n_tokens=3, progress=False)
 
 
+def test_a_hybrid_of_attention_and_other_mixers_is_trained_as_any_model():
+    vanilla = build("qwen3_next")
+    unlearned = _run("npo", vanilla)
+    assert _nll(unlearned) > _nll(vanilla) + 0.02
+    moved = {n for n, p in unlearned.named_parameters() if not torch.equal(p, vanilla.get_parameter(n))}
+    assert {f"model.layers.0.linear_attn.{n}" for n in ("A_log", "conv1d.weight", "out_proj.weight")} <= moved
+
+
 def test_a_bf16_model_is_trained_in_fp32_and_comes_back_in_bf16():
     vanilla = build("llama").to(torch.bfloat16)
     unlearned = _run("npo", vanilla)

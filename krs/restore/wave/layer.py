@@ -184,6 +184,8 @@ class LayerInterventions:
                 if list(module.parameters(recurse=False)):
                     if any(list(child.parameters()) for child in module.children()):
                         raise NotExactError(f"{path!r} in layer {self.layer} has parameters of its own beside modules")
+                    if isinstance(module, nn.Conv1d):  # of a token mixer, whose kernels are made for its weight alone
+                        raise NotExactError(f"{path!r} in layer {self.layer} is a convolution that may not be called")
                     found[path] = replaced(other.get_submodule(path))
             return found
         rows = ours.units(point, self.layer)

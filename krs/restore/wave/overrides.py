@@ -194,14 +194,17 @@ def end_weight(recipient: Anatomy, donor: Anatomy, interventions: Iterable[Inter
 
 
 def _other_norm(theirs: nn.Module) -> ForwardOverride:
-    """A norm with another model's weight and its own bias, which is what it makes of zeros."""
+    """A norm with another model's weight and its own bias, which is what it makes of zeros.
 
-    def other(forward: Callable[..., Tensor], value: Tensor) -> Tensor:
+    What a norm gets beside its input (the gate of a gated one) goes along, and has no part in the bias.
+    """
+
+    def other(forward: Callable[..., Tensor], value: Tensor, *gates: Tensor) -> Tensor:
         def applied(x: Tensor) -> Tensor:
-            return theirs(x.to(device_of_module(theirs, x))).to(value.device)
+            return theirs(*(a.to(device_of_module(theirs, x)) for a in (x, *gates))).to(value.device)
 
-        zero = torch.zeros_like(value[:1])
-        return applied(value) + (forward(zero) - applied(zero))
+        zero = torch.zeros_like(value if gates else value[:1])
+        return applied(value) + (forward(zero, *gates) - applied(zero))
 
     return other
 

@@ -77,7 +77,7 @@ class Pass:
         self.restorations, self.left = restorations, list(range(len(restorations)))
         self.rows_by_layer, _, self.start = schedule(job.plan, restorations)
         self.at = rows_behind(job.plan, restorations)
-        longest = max(range(len(batch)), key=lambda i: len(batch.tokens[i]))
+        longest = telling(batch, layout)
         (self.donor, self.recipient), self.references = zip(
             *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
         )
@@ -307,6 +307,17 @@ class Pass:
                 continue
             stack[where] = out.reshape(states.shape)
             done += len(chunk)
+
+
+def telling(batch: TokenBatch, layout: Layout) -> int:
+    """The prompt that a pass is checked against: the longest one.
+
+    Of packed prompts, the longest one that does not lie in one piece at the very beginning: to one that does, packing
+    does nothing, whatever a layer's code makes of its neighbours.
+    """
+    places = [] if layout.tree is None else layout.tree.places
+    moved = [i for i, place in enumerate(places) if place != tuple(range(len(place)))]
+    return max(moved or range(len(batch)), key=lambda i: len(batch.tokens[i]))
 
 
 def _with_reference(
