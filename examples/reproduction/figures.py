@@ -49,6 +49,8 @@ def main() -> None:
     asked = parser.parse_args()
     for file in asked.files:
         study = load_exported(file)
+        if file.stem == "fig1":
+            behaviour(study).savefig(asked.out / "reproduction_behaviour.png", dpi=120)
         if file.stem in PANELS:
             curves(study, PANELS[file.stem]).savefig(asked.out / f"reproduction_{file.stem}.png", dpi=120)
         elif file.stem == "fig2":

@@ -42,28 +42,38 @@ PAPER = ("grad_diff", "dpo_idk", "dpo_retain_text")
 def claims(study: Exported) -> pd.DataFrame:
     """What the paper says of Fig. 1, in numbers of these curves: for the paper's methods, and for each method here.
 
-    The paper's models have 32 layers: a layer is taken at the same share of the depth.
+    Intervals are over concepts, of each the mean of its cells. The paper's models have 32 layers: a layer is taken at
+    the same share of the depth.
     """
     table = study.table("krs")
     depth = table.last_layer.max() + 1
     at = {layer: round(layer * (depth - 1) / 31) for layer in (15, 20, 27)}
-    curves = table.pivot_table(index=["method", "cell"], columns=["setting", "window"], values="krs")
+    curves = table.pivot_table(index=["method", "concept", "cell"], columns=["setting", "window"], values="krs")
+
+    def over_concepts(cells: pd.Series) -> str:
+        return spread(cells.groupby("concept").mean())
 
     def row(cells: pd.DataFrame) -> dict[str, str]:
         value, attention, mlp, both = (cells[s] for s in ("value_vectors", "attn_out", "mlp_coef", "mlp_coef+attn_out"))
         return {
-            "value vectors: largest": spread(value.max(axis=1)),
+            "value vectors: largest": over_concepts(value.max(axis=1)),
             "value vectors: cells below 0.001": f"{(value.max(axis=1) < 0.001).mean():.0%}",
-            f"attention: least from layer {at[15]} on": spread(attention.loc[:, at[15] :].min(axis=1)),
-            f"attention: least from layer {at[27]} on": spread(attention.loc[:, at[27] :].min(axis=1)),
-            f"coefficients: layer {at[20]}": spread(mlp[at[20]]),
-            "coefficients: last three layers": spread(mlp[depth - 1]),
-            "both: peak": spread(both.max(axis=1)),
+            f"attention: least from layer {at[15]} on": over_concepts(attention.loc[:, at[15] :].min(axis=1)),
+            f"attention: least from layer {at[27]} on": over_concepts(attention.loc[:, at[27] :].min(axis=1)),
+            f"coefficients: layer {at[20]}": over_concepts(mlp[at[20]]),
+            "coefficients: last three layers": over_concepts(mlp[depth - 1]),
+            "both: peak": over_concepts(both.max(axis=1)),
         }
 
     groups = {"the paper's methods": curves.loc[[m for m in PAPER if m in curves.index.get_level_values(0)]]}
     groups |= {m: curves.loc[[m]] for m in curves.index.get_level_values(0).unique()}
     return pd.DataFrame({name: row(cells) for name, cells in groups.items() if len(cells)}).rename_axis("claim")
+
+
+def changes(study: Exported) -> pd.DataFrame:
+    """How far weights have moved, relative to their size: of each component the largest layer, a row a method."""
+    largest = study.table("drift").groupby(["method", "component", "cell"], sort=False).relative_change.max()
+    return largest.groupby(["method", "component"], sort=False).max().unstack("component").map("{:.1e}".format)
 
 
 def behaviour(study: Exported) -> pd.DataFrame:
@@ -113,6 +123,8 @@ for file in sys.argv[1:]:
         made.insert(0, peaks(read))
         if {"mlp_coef", "attn_out", "mlp_coef+attn_out", "value_vectors"} <= set(curves.setting):
             made.insert(0, claims(read))
+    if len(read.table("drift")):
+        made.append(changes(read))
     for one in made:
         if len(one):
             print(f"\n{markdown(one)}")
