@@ -9,7 +9,7 @@ import numpy as np
 
 from krs._typing import Axes, DataFrame
 from krs.plots.kinds import Drawn
-from krs.plots.style import COLOURS, MARKERS, TICKS, axes_for, places, whole_numbers
+from krs.plots.style import COLOURS, FEW, MARKERS, TICKS, axes_for, places, whole_numbers
 from krs.wording import counted
 
 
@@ -63,8 +63,8 @@ def plot_lines(
         axes.plot(x[span], numbers[span], label=label, color=colour, zorder=3, **style)
     for level in (0.0, 1.0):
         axes.axhline(level, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    if len(names) == 1:
-        axes.set_xticks(x, [str(names[0])])
+    if len(names) <= FEW:
+        axes.set_xticks(x, [str(name) for name in names])
     elif len(layers) == len(names):
         whole_numbers(axes.xaxis)
     else:

@@ -25,6 +25,8 @@ COLOURS = (
 MARKERS = "osD^vP*X<h"
 SIZE = (6.4, 4.2)
 TICKS = 12
+FEW = 6
+"""So many windows have a tick each."""
 
 
 def axes_for(ax: Any) -> Axes:

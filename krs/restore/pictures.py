@@ -77,13 +77,14 @@ def _part(plan: Plan, column: int) -> int | str:
 
 def x_label(plan: Plan) -> str:
     """What the windows are."""
-    widest = max(len(w) for w in plan.windows)
+    widest, narrowest = (most(len(w) for w in plan.windows) for most in (max, min))
     if not all(isinstance(w.name, int) for w in plan.windows):
         return "Layers restored"
     if widest == 1:
         return "Layer"
     central = all(w.name == w.layers[(widest - 1) // 2] for w in plan.windows if len(w) == widest)
-    return f"Layer ({'centre of a window' if central else 'window'} of up to {widest} layers)"
+    size = widest if widest == narrowest else f"up to {widest}"
+    return f"Layer ({'centre of a window' if central else 'window'} of {size} layers)"
 
 
 def value_label(direction: str, measure: str) -> str:
