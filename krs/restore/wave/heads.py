@@ -136,6 +136,7 @@ class Scorer:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self._asked: tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]] | None = None
         self.heads = Heads(job.recipient, job.reference)
         self.donor_heads = None if job.donor is job.reference else Heads(job.donor, job.reference, once=True)
         wanted = {r.at("unembedding") for r in job.plan} - {frozenset()}
@@ -179,8 +180,7 @@ class Scorer:
             reference: those of the reference.
             target_ids: what is predicted.
         """
-        own = self.heads.mse(recipient, reference)
-        given = torch.zeros_like(own) if self.donor_heads is None else self.donor_heads.mse(donor, reference).to(own)
+        own, given = self._ends(recipient, donor, reference)
         mine = [self.restored[h] for h in heads]
         to_reference = {h: h.to(reference) for h in dict.fromkeys(mine)}
         restored = [to_reference[h](row()) for h, row in zip(mine, rows, strict=True)]
@@ -188,6 +188,17 @@ class Scorer:
         if self.job.logit_measures:
             found |= self._by_logits(rows, mine, recipient, donor, reference, target_ids)
         return found, self.heads.power(reference).cpu().numpy()
+
+    def _ends(self, recipient: Tensor, donor: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """What the recipient and the donor as they are lose against the reference; once for all parts of a pass."""
+        asked = (recipient, donor, reference)
+        if self._asked is None or any(a is not b for a, b in zip(asked, self._asked[0], strict=True)):
+            own = self.heads.mse(recipient, reference)
+            given = torch.zeros_like(own)
+            if self.donor_heads is not None:
+                given = self.donor_heads.mse(donor, reference).to(own)
+            self._asked = asked, (own, given)
+        return self._asked[1]
 
     def _by_logits(
         self,
