@@ -108,9 +108,14 @@ def _take_for_long(patch, tokens=1):
     patch.setattr(passes, "_SHARE", 0)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_a_long_pass_gives_numbers_on_the_way_and_they_are_the_plain_engines(name, monkeypatch):
+_ROOM = [*((name, True) for name in sorted(FAMILIES)), *((name, False) for name in ("llama", "gpt2", "gptj", "olmo2"))]
+
+
+@pytest.mark.parametrize(("name", "room"), _ROOM)
+def test_a_long_pass_gives_numbers_on_the_way_and_they_are_the_plain_engines(name, room, monkeypatch):
     _take_for_long(monkeypatch)
+    if not room:
+        monkeypatch.setattr(passes.Pass, "_can_keep", lambda *_: False)
     ends = ["embedding", "embedding+attn_out"] if name == "llama" else []
     plan = Plan.make([*SETTINGS[:4], *ends], windows.sliding(2), n_layers=4)
     chunks = []
@@ -159,13 +164,27 @@ def test_a_short_pass_and_one_in_which_it_would_cost_much_give_their_numbers_in_
     assert chunks() > 2
     assert chunks("unembedding") == 1  # nothing to move on
     monkeypatch.setattr(passes, "_SHARE", 25)
+    assert chunks() > 2  # what both models give is kept
+    monkeypatch.setattr(passes.Pass, "_can_keep", lambda *_: False)
     assert chunks() == 1  # both models once more through a layer, of four: not worth it
 
 
-def _job(v, u, plan, prompts=PROMPTS):
+@pytest.mark.parametrize(("budget", "kept"), [(2**30, True), (180_000, False)])
+def test_what_models_give_ahead_of_rows_is_kept_where_there_is_room(budget, kept, monkeypatch):
+    _take_for_long(monkeypatch)
+    v, u = _pair("llama")
+    calls = []
+    real = passes.Pass._step
+    monkeypatch.setattr(passes.Pass, "_step", lambda self, n, wanted: (calls.append(n), real(self, n, wanted))[1])
+    plan = Plan.make(None, windows.sliding(2), n_layers=4)
+    assert sum(isinstance(step, Chunk) for step in wavefront.run(_job(v, u, plan, budget=budget))) > 2
+    assert (sorted(calls) == [0, 1, 2, 3]) == kept
+
+
+def _job(v, u, plan, prompts=PROMPTS, budget=2**30):
     v, u = anatomy(v), anatomy(u)
     batch = next_token_batch(prompts, greedy(v.model, prompts, 6, progress=False))
-    return Job(plan, u, v, v, batch, (LOGIT_MSE,), 2**30, np.zeros((len(plan), len(batch)), dtype=bool))
+    return Job(plan, u, v, v, batch, (LOGIT_MSE,), budget, np.zeros((len(plan), len(batch)), dtype=bool))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,9 @@ _INSIDE: list[str] = []
 _LOCK = Lock()
 _MADE: WeakKeyDictionary[Packed, dict[Any, Any]] = WeakKeyDictionary()
 """Masks and indices of the trees that there are: they go with the pass that a tree is for."""
+
+_CACHED = 2**20
+"""Attention scores that a CPU keeps in its cache between two operations."""
 
 
 class CannotPackError(Exception):
@@ -114,14 +117,11 @@ def packed_attention(
     ignored = {"position_ids", "cache_position", "use_cache", "output_attentions", "is_causal", "output_hidden_states"}
     if asked := [name for name, given in more.items() if given is not None and name not in ignored]:
         raise CannotPackError(f"attention with {', '.join(asked)}")
-    tree = _TREE.get()
-    index, spans = _context(tree, key.device)
+    index, parts = _plan(_TREE.get(), sliding_window, query)
     keys, values = key.index_select(2, index), value.index_select(2, index)
     out = []
-    for branch, (a, b) in zip(tree.branches, spans, strict=True):
-        part = query[:, :, branch.start : branch.stop]
-        mask = _mask(tree, branch.n_before, branch.stop - branch.start, sliding_window, query)
-        got = _attend(part, keys[:, :, a:b], values[:, :, a:b], mask, scaling, softcap)
+    for start, stop, a, b, mask in parts:
+        got = _attend(query[:, :, start:stop], keys[:, :, a:b], values[:, :, a:b], mask, scaling, softcap)
         out.append(got.transpose(1, 2))
     return torch.cat(out, dim=1), None
 
@@ -130,6 +130,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
 ) -> Tensor:
     if softcap is None:
+        if _is_small(query, key):
+            return _by_products(query, key, value, mask, scaling)
         grouped = key.shape[1] != query.shape[1]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
     groups = query.shape[1] // key.shape[1]
@@ -139,32 +141,47 @@ def _attend(
     return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def _context(tree: Packed, device: torch.device) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """All tokens that each branch attends to, one branch after the other, and where each one's begin and end."""
-    made = _MADE.setdefault(tree, {})
-    if device in made:
-        return made[device]
-    index: list[int] = []
-    spans = []
-    for branch in tree.branches:
-        start = len(index)
-        for a, b in (*branch.before, (branch.start, branch.stop)):
-            index += range(a, b)
-        spans.append((start, len(index)))
-    made[device] = torch.tensor(index, device=device), tuple(spans)
-    return made[device]
+def _is_small(query: Tensor, key: Tensor) -> bool:
+    """Whether plain products are faster than the fused way: on a CPU, while all scores stay in its cache."""
+    fits = query.shape[:3].numel() * key.shape[2] <= _CACHED
+    return fits and query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
 
 
-def _mask(tree: Packed, before: int, own: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive, `[own, before + own]`: causal, and no further back than a sliding window reaches."""
+def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Attention as two products and a softmax, the queries that share a key's head side by side."""
+    rows, heads, own, unit = query.shape
+    shared = key.shape[1]
+    groups = heads // shared
+    asked = query.reshape(rows * shared, groups * own, unit)
+    there, kept = (x.reshape(rows * shared, *x.shape[2:]) for x in (key, value))
+    scale = unit**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(mask.repeat(groups, 1), asked, there.transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1), kept).view(rows, heads, own, -1)
+
+
+_Part: TypeAlias = tuple[int, int, int, int, Tensor]
+"""A branch's begin and end, where the tokens that it attends to begin and end, and which of them each token sees."""
+
+
+def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[_Part]]:
+    """All tokens that each branch attends to, one branch after the other, and the branches."""
     made = _MADE.setdefault(tree, {})
-    which = (before, own, window, like.dtype, like.device)
+    which = (window, like.dtype, like.device)
     if which not in made:
-        made[which] = _new_mask(*which)
+        index: list[int] = []
+        parts: list[_Part] = []
+        for branch in tree.branches:
+            start = len(index)
+            for a, b in (*branch.before, (branch.start, branch.stop)):
+                index += range(a, b)
+            mask = _mask(branch.n_before, branch.stop - branch.start, *which)
+            parts.append((branch.start, branch.stop, start, len(index), mask))
+        made[which] = torch.tensor(index, device=like.device), parts
     return made[which]
 
 
-def _new_mask(before: int, own: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _mask(before: int, own: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive, `[own, before + own]`: causal, and no further back than a sliding window reaches."""
     query = torch.arange(before, before + own, device=device)[:, None]
     key = torch.arange(before + own, device=device)[None]
     seen = key <= query

@@ -2,8 +2,9 @@
 
 Rows in which everything is restored that is to be need neither the other model nor the base any more. Once every
 reference run is through and agrees, such rows go to the end by themselves, as many at a time as a layer is called with,
-so that a long pass gives numbers on the way and has less in memory. The work is the same, but for the layers that the
-two models run once more: at most a twenty-fifth of the pass.
+so that a long pass gives numbers on the way and has less in memory. For that the two models run ahead of the rows; what
+they give at each layer is kept for these, or where there is no room for it made once more: at most a twenty-fifth of
+the pass.
 """
 
 from __future__ import annotations
@@ -87,10 +88,12 @@ class Pass:
             self.restored = {r: RestoredReference(restorations[r], recipient, donor, where) for r in checked}
         self.slots: list[int] = [0]
         self.stack = self.recipient.states.new_empty(0)
-        self.at_once = self._rows_at_once(job.budget)
+        self.budget = job.budget
+        self.at_once = self._rows_at_once()
         self.ends = [max((n for n in r.window.layers if r.at(n)), default=-1) for r in restorations]
         self.finals: tuple[Tensor, Tensor, Tensor] | None = None
         self.tail: dict[nn.Module, ForwardOverride] = {}
+        self.ahead: dict[int, LayerInterventions] = {}
 
     def run(self, scorer: Scorer) -> Iterator[int | Finished]:
         """Go through the layers; yields how many rows have been moved on by how many layers, and numbers."""
@@ -122,8 +125,14 @@ class Pass:
         calls = len(self.restorations) * self.layout.n_tokens / per_device(_CHUNK_TOKENS, self.recipient.states.device)
         if calls < _LONG or any(is_offloaded(body.model) for body in (self.job.donor, self.job.recipient)):
             return never
-        once_more = 2 * (n - 1 - checked)
+        once_more = 0 if self._can_keep(n - 1 - checked) else 2 * (n - 1 - checked)
         return checked if once_more * _SHARE <= sum(map(len, self.rows_by_layer)) else never
+
+    def _can_keep(self, layers: int) -> bool:
+        """Whether what rows leave of their half of the budget holds what both models give at so many layers."""
+        d, n = _widths(self.recipient.body)
+        each = (2 * (n + 6 * d) + d) * self.layout.n_tokens * self.stack.element_size()
+        return layers * each <= self.budget // 2 - self.stack.nbytes
 
     def _finish(self, layer: int, scorer: Scorer) -> Iterator[int | Finished]:
         """Bring rows that have nothing left to restore to the end, as soon as there are enough of them."""
@@ -153,14 +162,21 @@ class Pass:
         self._go_on_without({r for part in parts for row in part for r in ended[row]}, layer)
 
     def _run_ahead(self, layer: int) -> None:
-        """Run the models as they are, and everything that they are compared with, to the end, and come back."""
-        kept = self.recipient.states, self.donor.states
-        for n in range(layer + 1, len(self.rows_by_layer)):
-            here = self._step(n, [])
+        """Run the models as they are, and everything that they are compared with, to the end.
+
+        What they give is kept for the rows that come there later; where there is no room for it, the models come back.
+        """
+        behind, layers = (self.recipient.states, self.donor.states), range(layer + 1, len(self.rows_by_layer))
+        keep = self._can_keep(len(layers))
+        for n in layers:
+            here = self._step(n, _wanted(self.rows_by_layer[n]) if keep else [])
+            if keep:
+                self.ahead[n] = here
         self.tail = here.overrides(frozenset())
         self.finals = self._finals()
-        self.recipient.states, self.donor.states = kept
         self.references = ()
+        if not keep:
+            self.recipient.states, self.donor.states = behind
 
     def _to_the_end(self, layer: int, slots: list[int]) -> Tensor:
         """Some rows as they leave the last layer; in the stack they stay what they are."""
@@ -224,12 +240,12 @@ class Pass:
         """What the head gets of a row."""
         return self._at_scored(self.recipient, self.stack[self.slots[row]])
 
-    def _rows_at_once(self, budget: int) -> int:
+    def _rows_at_once(self) -> int:
         """How many rows a layer is called with: so many that its tensors stay small, under half of the budget too."""
-        config: Any = self.recipient.body.model.config
-        widths = 6 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+        d, n = _widths(self.recipient.body)
         states = self.recipient.states
-        tokens = min(per_device(_CHUNK_TOKENS, states.device), budget // 2 // (widths * states.element_size()))
+        each = (6 * d + 4 * n) * states.element_size()
+        tokens = min(per_device(_CHUNK_TOKENS, states.device), self.budget // 2 // each)
         return max(1, round(tokens / self.layout.n_tokens))
 
     def _at_scored(self, runner: LayerwiseRunner, states: Tensor) -> Tensor:
@@ -237,9 +253,8 @@ class Pass:
         return runner.final(flat[self.layout.scored.to(flat.device)])
 
     def _layer(self, layer: int, step: Sequence[Row]) -> None:
-        wanted = list(dict.fromkeys(i for row in step for i in row.interventions))
         with materialised(self.donor.body.layers[layer]), materialised(self.recipient.body.layers[layer]):
-            here = self._step(layer, wanted)
+            here = self.ahead.pop(layer, None) or self._step(layer, _wanted(step))
             self.stack = self.stack.to(here.before.device)
             self._branch_off(step, here.before)
             for interventions, members in _groups(step).items():
@@ -307,6 +322,17 @@ class Pass:
                 continue
             stack[where] = out.reshape(states.shape)
             done += len(chunk)
+
+
+def _wanted(step: Sequence[Row]) -> list[Intervention]:
+    """Every intervention that some row has in a layer."""
+    return list(dict.fromkeys(i for row in step for i in row.interventions))
+
+
+def _widths(body: Anatomy) -> tuple[int, int]:
+    """The width of a state and, about, that of the MLP."""
+    config: Any = body.model.config
+    return config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
 
 
 def telling(batch: TokenBatch, layout: Layout) -> int:

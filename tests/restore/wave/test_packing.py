@@ -1,9 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krs.prompts import TokenBatch
-from krs.restore.wave.attention import _context
+from krs.restore.wave import attention
 from krs.restore.wave.layout import packed
 from krs.restore.wave.packing import pack
 
@@ -14,10 +15,10 @@ def _batch(*rows):
 
 def _context_of(tree, place):
     """The packed tokens that the token at `place` attends to, itself included."""
-    index, spans = _context(tree, torch.device("cpu"))
-    for branch, (a, b) in zip(tree.branches, spans, strict=True):
-        if branch.start <= place < branch.stop:
-            return index[a:b].tolist()[: branch.n_before + place - branch.start + 1]
+    index, parts = attention._plan(tree, None, torch.zeros(1))
+    for start, stop, a, b, mask in parts:
+        if start <= place < stop:
+            return index[a:b][mask[place - start] == 0].tolist()
     raise AssertionError(place)
 
 
@@ -63,3 +64,27 @@ def test_a_layout_marks_restored_positions_prompt_by_prompt():
     for i, places in enumerate(layout.tree.places):
         assert [bool(where[0, p]) for p in places] == [n < batch.prompt_lengths[i] for n in range(len(places))]
     assert layout.scored.tolist() == [layout.tree.places[0][1], layout.tree.places[0][2], *layout.tree.places[1][2:]]
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize(("heads", "shared"), [(6, 2), (4, 4), (3, 1)])
+def test_small_attention_by_products_is_the_fused_one(heads, shared, scaling):
+    torch.manual_seed(0)
+    query = torch.randn(2, 9, heads, 8, dtype=torch.float64).transpose(1, 2)[:, :, 2:7]
+    key, value = (torch.randn(2, shared, 11, width, dtype=torch.float64) for width in (8, 5))
+    mask = attention._mask(6, 5, 4, torch.float64, query.device)
+    assert attention._is_small(query, key)
+    found = attention._attend(query, key, value, mask, scaling, None)
+    fused = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
+    )
+    assert found.shape == fused.shape
+    torch.testing.assert_close(found, fused)
+
+
+def test_attention_is_fused_where_scores_are_many_or_numbers_short():
+    small = torch.zeros(2, 4, 64, 8)
+    assert attention._is_small(small, small)
+    assert not attention._is_small(small.bfloat16(), small.bfloat16())
+    wide = torch.zeros(2, 4, 512, 8)
+    assert not attention._is_small(wide, wide)
