@@ -79,6 +79,11 @@ def going_on(there: Mapping[str, tuple[int, int]], where: str | Path, *, show: b
             say(line)
 
 
+def told(line: str) -> None:
+    """Say something on stderr, above any bar that is there."""
+    plain_bar.write(line, file=sys.stderr)
+
+
 class Lines:
     """Stands in for a bar in a log file: the same calls, a line when it begins, and one now and then after that."""
 

@@ -32,6 +32,18 @@ def test_version_and_help():
     assert "sweep" in shown
 
 
+def test_paragraphs_of_a_help_break_where_the_terminal_ends():
+    for name, command in typer.main.get_command(app).commands.items():
+        assert command.help, name
+        assert all("\n" not in paragraph for paragraph in command.help.split("\n\n")), name
+    shown = CliRunner().invoke(app, ["study", "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    lines = [line.strip() for line in shown.splitlines()]
+    full = lines[lines.index("of it.") + 2 :]
+    full = full[: full.index("") - 1]  # the last one ends where the paragraph does
+    assert len(full) > 2
+    assert all(len(line) > 60 for line in full)
+
+
 def test_a_sweep_from_the_shell_and_again(tmp_path):
     for name, model in zip("vu", pair("llama"), strict=True):
         model.save_pretrained(tmp_path / name)

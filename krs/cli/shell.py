@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,20 @@ from krs import files, names
 from krs.errors import KrsError
 from krs.names import check_name
 
-app = typer.Typer(
+
+class _Commands(typer.Typer):
+    """Helps are the functions' docstrings, each paragraph as one line: a terminal breaks lines where it ends."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            paragraphs = [" ".join(p.split()) for p in inspect.getdoc(function).split("\n\n")]  # type: ignore[union-attr]
+            register_it = super(_Commands, self).command(name, help="\n\n".join(paragraphs), **options)
+            return register_it(function)
+
+        return register
+
+
+app = _Commands(
     help="Has an unlearned language model forgotten, or only learned not to say?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

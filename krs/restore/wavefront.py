@@ -35,10 +35,10 @@ from krs.restore.job import Chunk, Job, NotExactError, Progress
 from krs.restore.plan import Plan, Restoration, for_prompts
 from krs.restore.wave.allocator import freed_memory_kept
 from krs.restore.wave.attention import CannotPackError, can_pack
-from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layout import packed, padded
 from krs.restore.wave.passes import Finished, Pass, per_device
 from krs.restore.wave.schedule import schedule
+from krs.restore.wave.scorer import Scorer
 
 _GROUP_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of the prompts that one pass takes."""

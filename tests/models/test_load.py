@@ -79,6 +79,7 @@ def test_of_two_processes_one_builds(tmp_path):
 @pytest.mark.real
 def test_the_bundled_model_is_real_and_converted_once(smollm2, monkeypatch):
     monkeypatch.setattr(bundled, "_build", lambda folder: pytest.fail("converted again"))
+    assert bundled.bundled_is_cached()
     krs.load("smollm2")
     model, tokenizer = smollm2
     assert model.config.model_type == "llama"

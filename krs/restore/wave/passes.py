@@ -30,13 +30,13 @@ from krs.hooks.overrides import ForwardOverride, override_forward
 from krs.prompts import TokenBatch
 from krs.restore.job import Job, Values
 from krs.restore.plan import Restoration
-from krs.restore.wave.heads import Scorer
 from krs.restore.wave.layer import LayerInterventions
 from krs.restore.wave.layout import Layout, alone
 from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.reference import ReferenceRun, RestoredReference
 from krs.restore.wave.runner import LayerwiseRunner
 from krs.restore.wave.schedule import Interventions, Row, rows_behind, schedule
+from krs.restore.wave.scorer import Ends, Scorer
 
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
 """Tokens a layer is called with at once. On a CPU more would not fit into its cache between two operations."""
@@ -91,7 +91,7 @@ class Pass:
         self.budget = job.budget
         self.at_once = self._rows_at_once()
         self.ends = [max((n for n in r.window.layers if r.at(n)), default=-1) for r in restorations]
-        self.finals: tuple[Tensor, Tensor, Tensor] | None = None
+        self.finals: Ends | None = None
         self.tail: dict[nn.Module, ForwardOverride] = {}
         self.ahead: dict[int, LayerInterventions] = {}
 
@@ -145,7 +145,7 @@ class Pass:
             return
         parts: list[list[int]] = []
         if self.restored:
-            self._run_ahead(layer)
+            self._run_ahead(layer, scorer)
             parts = [list(dict.fromkeys(at[r] for r in self.restored))]
         rows = [row for row in ended if not parts or row not in parts[0]]
         parts += [rows[i : i + self.at_once] for i in range(0, len(rows) - self.at_once + 1, self.at_once)]
@@ -161,7 +161,7 @@ class Pass:
             yield len(part) * (len(self.rows_by_layer) - 1 - layer)
         self._go_on_without({r for part in parts for row in part for r in ended[row]}, layer)
 
-    def _run_ahead(self, layer: int) -> None:
+    def _run_ahead(self, layer: int, scorer: Scorer) -> None:
         """Run the models as they are, and everything that they are compared with, to the end.
 
         What they give is kept for the rows that come there later; where there is no room for it, the models come back.
@@ -173,7 +173,7 @@ class Pass:
             if keep:
                 self.ahead[n] = here
         self.tail = here.overrides(frozenset())
-        self.finals = self._finals()
+        self.finals = self._ends(scorer)
         self.references = ()
         if not keep:
             self.recipient.states, self.donor.states = behind
@@ -221,20 +221,21 @@ class Pass:
     def _values(self, scorer: Scorer, rows: Mapping[int, Callable[[], Tensor] | None]) -> Finished:
         """The numbers of restorations, from what the head gets of each; of none the recipient's own."""
         with scorer.materialised():
-            recipient, donor, reference = self.finals or self._finals()
-            states = [row or (lambda: recipient) for row in rows.values()]
-            heads = [self.restorations[r].at("unembedding") for r in rows]
-            found = scorer.values(states, heads, recipient, donor, reference, self.batch.target_ids)
+            ends = self.finals or self._ends(scorer)
+            states = [row or (lambda: ends.recipient) for row in rows.values()]
+            found = ends.values(states, [self.restorations[r].at("unembedding") for r in rows])
         return Finished(list(rows), *found)
 
-    def _finals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads get of recipient, donor and reference."""
+    def _ends(self, scorer: Scorer) -> Ends:
+        """What the heads get of recipient, donor and reference, now that both models have left the last layer."""
         recipient, donor = (self._at_scored(r, r.states) for r in (self.recipient, self.donor))
         if self.job.reference is self.job.donor:
-            return recipient, donor, donor
-        if self.job.reference is self.job.recipient:
-            return recipient, donor, recipient
-        return recipient, donor, final_states(self.job.reference.model, self.batch).to(donor.device)
+            reference = donor
+        elif self.job.reference is self.job.recipient:
+            reference = recipient
+        else:
+            reference = final_states(self.job.reference.model, self.batch).to(donor.device)
+        return Ends(scorer, recipient, donor, reference, self.batch.target_ids)
 
     def _row(self, row: int) -> Tensor:
         """What the head gets of a row."""
