@@ -31,7 +31,7 @@ def operations(config, plan: Plan, batch: TokenBatch) -> float:
     )
     attend = 4 * unit * heads * pairs
     total = 0.0
-    steps, _, _ = schedule(plan)
+    steps = schedule(plan).steps
     for layer, step in enumerate(steps):
         late = n_scored if layer == plan.n_layers - 1 else n_tokens
         attention, mlp = n_tokens * qkv + attend + late * out, late * (keys + values)

@@ -143,7 +143,7 @@ def _seconds(
 ) -> float:
     """Rows of all layers for all tokens; and the answers, a forward of up to 16 prompts a token."""
     weights = sum(p.numel() for p in body.layers.parameters()) // body.n_layers
-    runs = sum(map(len, schedule(plan)[0])) + plan.n_layers
+    runs = schedule(plan).layer_runs + plan.n_layers
     head: nn.Module = body.model.get_output_embeddings()  # type: ignore[operator]
     everything = weights * body.n_layers + head.weight.numel()  # type: ignore[operator]
     wide = _seconds_a_product(body, _PROBE_TOKENS, place, dtype)

@@ -96,7 +96,7 @@ def groups(job: Job) -> Iterator[slice]:
     weights once.
     """
     batch = job.batch
-    rows = max(map(len, schedule(job.plan)[0]))
+    rows = max(map(len, schedule(job.plan).steps))
     longest = max(map(len, batch.tokens))
     tokens = job.budget // 2 // (rows * _bytes_per_state(job.donor))
     if not is_offloaded(job.donor.model):
@@ -122,7 +122,7 @@ def _bytes_per_state(body: Anatomy) -> int:
 
 def _layer_runs(plan: Plan, todo: Sequence[int]) -> int:
     restorations = list(plan)
-    return sum(map(len, schedule(plan, [restorations[r] for r in todo])[0])) if todo else 0
+    return schedule(plan, [restorations[r] for r in todo]).layer_runs if todo else 0
 
 
 def _group(job: Job, todo: list[int], rows: slice, scorer: Scorer) -> Iterator[Chunk | Progress]:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +32,32 @@ _MADE: WeakKeyDictionary[Packed, dict[Any, Any]] = WeakKeyDictionary()
 
 _CACHED = 2**20
 """Attention scores that a CPU keeps in its cache between two operations."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A branch among the packed tokens, and what it attends to.
+
+    Attributes:
+        start: its first token.
+        stop: one past its last.
+        first: where what it attends to begins, among all contexts one after the other.
+        end: where that ends.
+        mask: additive, `[own, context]`.
+    """
+
+    start: int
+    stop: int
+    first: int
+    end: int
+    mask: Tensor
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def mask_of(self, groups: int) -> Tensor:
+        """The mask once for each of so many heads, `[group * own, context]`."""
+        if groups not in self._masks:
+            self._masks[groups] = self.mask.repeat(groups, 1)
+        return self._masks[groups]
 
 
 class CannotPackError(Exception):
@@ -120,24 +147,25 @@ def packed_attention(
     index, parts = _plan(_TREE.get(), sliding_window, query)
     keys, values = key.index_select(2, index), value.index_select(2, index)
     out = []
-    for start, stop, a, b, mask in parts:
-        got = _attend(query[:, :, start:stop], keys[:, :, a:b], values[:, :, a:b], mask, scaling, softcap)
+    for part in parts:
+        own = slice(part.start, part.stop), slice(part.first, part.end)
+        got = _attend(query[:, :, own[0]], keys[:, :, own[1]], values[:, :, own[1]], part, scaling, softcap)
         out.append(got.transpose(1, 2))
     return torch.cat(out, dim=1), None
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, part: _Part, scaling: float | None, softcap: float | None
 ) -> Tensor:
     if softcap is None:
         if _is_small(query, key):
-            return _by_products(query, key, value, mask, scaling)
+            return _by_products(query, key, value, part, scaling)
         grouped = key.shape[1] != query.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=part.mask, scale=scaling, enable_gqa=grouped)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap) + mask
+    scores = softcap * torch.tanh(scores / softcap) + part.mask
     return torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype) @ value
 
 
@@ -147,7 +175,7 @@ def _is_small(query: Tensor, key: Tensor) -> bool:
     return fits and query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+def _by_products(query: Tensor, key: Tensor, value: Tensor, part: _Part, scaling: float | None) -> Tensor:
     """Attention as two products and a softmax, the queries that share a key's head side by side."""
     rows, heads, own, unit = query.shape
     shared = key.shape[1]
@@ -155,12 +183,8 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scalin
     asked = query.reshape(rows * shared, groups * own, unit)
     there, kept = (x.reshape(rows * shared, *x.shape[2:]) for x in (key, value))
     scale = unit**-0.5 if scaling is None else scaling
-    scores = torch.baddbmm(mask.repeat(groups, 1), asked, there.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(part.mask_of(groups), asked, there.transpose(1, 2), alpha=scale)
     return torch.bmm(torch.softmax(scores, -1), kept).view(rows, heads, own, -1)
-
-
-_Part: TypeAlias = tuple[int, int, int, int, Tensor]
-"""A branch's begin and end, where the tokens that it attends to begin and end, and which of them each token sees."""
 
 
 def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[_Part]]:
@@ -175,7 +199,7 @@ def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[
             for a, b in (*branch.before, (branch.start, branch.stop)):
                 index += range(a, b)
             mask = _mask(branch.n_before, branch.stop - branch.start, *which)
-            parts.append((branch.start, branch.stop, start, len(index), mask))
+            parts.append(_Part(branch.start, branch.stop, start, len(index), mask))
         made[which] = torch.tensor(index, device=like.device), parts
     return made[which]
 

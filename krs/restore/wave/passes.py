@@ -35,7 +35,7 @@ from krs.restore.wave.layout import Layout, alone
 from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.reference import ReferenceRun, RestoredReference
 from krs.restore.wave.runner import LayerwiseRunner
-from krs.restore.wave.schedule import Interventions, Row, rows_behind, schedule
+from krs.restore.wave.schedule import Interventions, Row, schedule
 from krs.restore.wave.scorer import Ends, Scorer
 
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
@@ -76,8 +76,7 @@ class Pass:
     ) -> None:
         self.job, self.batch, self.layout = job, batch, layout
         self.restorations, self.left = restorations, list(range(len(restorations)))
-        self.rows_by_layer, _, self.start = schedule(job.plan, restorations)
-        self.at = rows_behind(job.plan, restorations)
+        self.schedule, self.n_layers = schedule(job.plan, restorations), job.plan.n_layers
         longest = telling(batch, layout)
         (self.donor, self.recipient), self.references = zip(
             *(_with_reference(body, layout, batch, longest) for body in (job.donor, job.recipient)), strict=True
@@ -97,18 +96,18 @@ class Pass:
 
     def run(self, scorer: Scorer) -> Iterator[int | Finished]:
         """Go through the layers; yields how many rows have been moved on by how many layers, and numbers."""
-        base, layers = self.recipient.states, len(self.rows_by_layer)
-        self.stack = base.new_empty(max(map(len, (self.start, *self.rows_by_layer))) - 1, *base.shape)
+        base, layers = self.recipient.states, self.n_layers
+        self.stack = base.new_empty(max(map(len, (self.schedule.start, *self.schedule.steps))) - 1, *base.shape)
         self._embed()
         early = self._from_which_on()
         for layer in range(layers):
-            self._layer(layer, self.rows_by_layer[layer])
-            yield len(self.rows_by_layer[layer])
+            self._layer(layer, self.schedule.steps[layer])
+            yield len(self.schedule.steps[layer])
             if early <= layer < layers - 1:
                 yield from self._finish(layer, scorer)
             if not self.left:
                 return
-        at = dict(zip(self.left, self.at[-1], strict=True))
+        at = dict(zip(self.left, self.schedule.at[-1], strict=True))
         for r, reference in self.restored.items():
             state = self.stack[self.slots[at[r]]] if at[r] else self.recipient.states
             reference.compare(state.reshape(self.layout.n_tokens, -1))
@@ -118,15 +117,16 @@ class Pass:
 
     def _from_which_on(self) -> int:
         """Behind which layer rows may go to the end by themselves; no layer at all where that is not worth it."""
-        never = n = len(self.rows_by_layer)
+        never = n = self.n_layers
         checked = max((self.ends[r] for r in self.restored), default=never)
-        if any(not self.at[-1][r] for r in self.restored):  # of the unembedding alone: it is the base to the end
+        ends = self.schedule.at[-1]
+        if any(not ends[r] for r in self.restored):  # of the unembedding alone: it is the base to the end
             return never
         calls = len(self.restorations) * self.layout.n_tokens / per_device(_CHUNK_TOKENS, self.recipient.states.device)
         if calls < _LONG or any(is_offloaded(body.model) for body in (self.job.donor, self.job.recipient)):
             return never
         once_more = 0 if self._can_keep(n - 1 - checked) else 2 * (n - 1 - checked)
-        return checked if once_more * _SHARE <= sum(map(len, self.rows_by_layer)) else never
+        return checked if once_more * _SHARE <= self.schedule.layer_runs else never
 
     def _can_keep(self, layers: int) -> bool:
         """Whether what rows leave of their half of the budget holds what both models give at so many layers."""
@@ -136,7 +136,7 @@ class Pass:
 
     def _finish(self, layer: int, scorer: Scorer) -> Iterator[int | Finished]:
         """Bring rows that have nothing left to restore to the end, as soon as there are enough of them."""
-        at = dict(zip(self.left, self.at[layer], strict=True))
+        at = dict(zip(self.left, self.schedule.at[layer], strict=True))
         ended: dict[int, list[int]] = {}
         for r in self.left:
             if self.ends[r] <= layer and at[r]:
@@ -158,7 +158,7 @@ class Pass:
                 scorer,
                 {r: partial(self._at_scored, self.recipient, states[row]) for row in part for r in ended[row]},
             )
-            yield len(part) * (len(self.rows_by_layer) - 1 - layer)
+            yield len(part) * (self.n_layers - 1 - layer)
         self._go_on_without({r for part in parts for row in part for r in ended[row]}, layer)
 
     def _run_ahead(self, layer: int, scorer: Scorer) -> None:
@@ -166,10 +166,10 @@ class Pass:
 
         What they give is kept for the rows that come there later; where there is no room for it, the models come back.
         """
-        behind, layers = (self.recipient.states, self.donor.states), range(layer + 1, len(self.rows_by_layer))
+        behind, layers = (self.recipient.states, self.donor.states), range(layer + 1, self.n_layers)
         keep = self._can_keep(len(layers))
         for n in layers:
-            here = self._step(n, _wanted(self.rows_by_layer[n]) if keep else [])
+            here = self._step(n, _wanted(self.schedule.steps[n]) if keep else [])
             if keep:
                 self.ahead[n] = here
         self.tail = here.overrides(frozenset())
@@ -181,7 +181,7 @@ class Pass:
     def _to_the_end(self, layer: int, slots: list[int]) -> Tensor:
         """Some rows as they leave the last layer; in the stack they stay what they are."""
         states = self.stack[slots]
-        last = len(self.rows_by_layer) - 1
+        last = self.n_layers - 1
         for n in range(layer + 1, last + 1):
             states = states.to(_device(self.recipient.body.layers[n]))
             self._move(n, states, list(range(len(states))), self.tail if n == last else {})
@@ -189,23 +189,22 @@ class Pass:
 
     def _go_on_without(self, finished: set[int], layer: int) -> None:
         """Leave restorations out from here on."""
-        slots = {r: self.slots[row] for r, row in zip(self.left, self.at[layer], strict=True)}
+        slots = {r: self.slots[row] for r, row in zip(self.left, self.schedule.at[layer], strict=True)}
         self.left = [r for r in self.left if r not in finished]
         restorations = [self.restorations[r] for r in self.left]
-        self.rows_by_layer, _, _ = schedule(self.job.plan, restorations)
-        self.at = rows_behind(self.job.plan, restorations)
-        self.slots = [0] * len(self.rows_by_layer[layer])
-        for r, row in zip(self.left, self.at[layer], strict=True):
+        self.schedule = schedule(self.job.plan, restorations)
+        self.slots = [0] * len(self.schedule.steps[layer])
+        for r, row in zip(self.left, self.schedule.at[layer], strict=True):
             self.slots[row] = slots[r]
 
     # Layer by layer
 
     def _embed(self) -> None:
         """Give the rows that have another embedding what enters the first layer."""
-        self.slots = [0, *range(len(self.start) - 1)]
+        self.slots = [0, *range(len(self.schedule.start) - 1)]
         ours, theirs = self.recipient.body, self.donor.body
         with self._tables():
-            for slot, row in zip(self.slots[1:], self.start[1:], strict=True):
+            for slot, row in zip(self.slots[1:], self.schedule.start[1:], strict=True):
                 own, weight = end_weight(ours, theirs, row.interventions)
                 table = OtherTable(own, weight)
                 self.stack[slot] = self.recipient.starting_with(lambda _, ids, table=table: table(ids))
@@ -214,7 +213,7 @@ class Pass:
     def _tables(self) -> Iterator[None]:
         """Inside, both token embeddings are in memory, if they are needed."""
         with ExitStack() as stack:
-            for body in (self.recipient.body, self.donor.body) if len(self.start) > 1 else ():
+            for body in (self.recipient.body, self.donor.body) if len(self.schedule.start) > 1 else ():
                 stack.enter_context(materialised(body.model.get_input_embeddings()))
             yield
 

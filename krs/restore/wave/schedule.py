@@ -5,8 +5,8 @@ restored. Restorations that have restored the same things so far are one row, so
 its window, and windows that begin alike share their beginning.
 
 >>> from krs.restore.plan import Plan
->>> steps, last, _ = schedule(Plan.make("attn_out", windows=1, n_layers=3))
->>> [len(step) for step in steps], last
+>>> found = schedule(Plan.make("attn_out", windows=1, n_layers=3))
+>>> [len(step) for step in found.steps], found.at[-1]
 ([2, 3, 4], (1, 2, 3))
 """
 
@@ -34,28 +34,35 @@ class Row:
 Step: TypeAlias = tuple[Row, ...]
 
 
-def schedule(
-    plan: Plan, restorations: Sequence[Restoration] | None = None
-) -> tuple[tuple[Step, ...], tuple[int, ...], Step]:
-    """For each layer its rows, row 0 the base; for each restoration the row that it is in the end; and the rows that
-    there are before the first layer, which have another embedding.
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows there are where.
 
-    Args:
-        plan: what is to be restored; all of it, unless `restorations` names a part.
+    Attributes:
+        start: the rows that there are before the first layer, which have another embedding; row 0 is the base.
+        steps: for each layer its rows, row 0 the base.
+        at: for each layer, the row that each restoration is in behind it.
     """
-    steps, at = zip(*_walk(plan, list(plan) if restorations is None else list(restorations)), strict=True)
-    return steps[1:], at[-1], steps[0]
+
+    start: Step
+    steps: tuple[Step, ...]
+    at: tuple[tuple[int, ...], ...]
+
+    @property
+    def layer_runs(self) -> int:
+        """Rows of all layers together."""
+        return sum(map(len, self.steps))
 
 
-def rows_behind(plan: Plan, restorations: Sequence[Restoration]) -> tuple[tuple[int, ...], ...]:
-    """For each layer the row that each of some restorations is in behind it, where `schedule` has only these.
+def schedule(plan: Plan, restorations: Sequence[Restoration] | None = None) -> Schedule:
+    """The rows of a plan, all of it unless `restorations` names a part.
 
     >>> from krs.restore.plan import Plan
-    >>> plan = Plan.make("attn_out", windows=1, n_layers=3)
-    >>> rows_behind(plan, list(plan))
+    >>> schedule(Plan.make("attn_out", windows=1, n_layers=3)).at
     ((1, 0, 0), (1, 2, 0), (1, 2, 3))
     """
-    return tuple(at for _, at in _walk(plan, list(restorations)))[1:]
+    steps, at = zip(*_walk(plan, list(plan) if restorations is None else list(restorations)), strict=True)
+    return Schedule(steps[0], steps[1:], at[1:])
 
 
 def _walk(plan: Plan, wanted: list[Restoration]) -> Iterator[tuple[Step, tuple[int, ...]]]:

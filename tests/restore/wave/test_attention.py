@@ -28,7 +28,7 @@ def test_masks_registration_and_malloc_go_with_the_sweep_also_where_it_fails_in_
     def layer(self, number, step):
         real(self, number, step)
         inside.append((len(_MADE), libc.asked[0]))
-        masks.extend(weakref.ref(part[-1]) for made in _MADE.values() for _, parts in made.values() for part in parts)
+        masks.extend(weakref.ref(part.mask) for made in _MADE.values() for _, parts in made.values() for part in parts)
         if stopped and number == 2:
             raise ZeroDivisionError
 

@@ -16,9 +16,9 @@ def _batch(*rows):
 def _context_of(tree, place):
     """The packed tokens that the token at `place` attends to, itself included."""
     index, parts = attention._plan(tree, None, torch.zeros(1))
-    for start, stop, a, b, mask in parts:
-        if start <= place < stop:
-            return index[a:b][mask[place - start] == 0].tolist()
+    for part in parts:
+        if part.start <= place < part.stop:
+            return index[part.first : part.end][part.mask[place - part.start] == 0].tolist()
     raise AssertionError(place)
 
 
@@ -74,7 +74,7 @@ def test_small_attention_by_products_is_the_fused_one(heads, shared, scaling):
     key, value = (torch.randn(2, shared, 11, width, dtype=torch.float64) for width in (8, 5))
     mask = attention._mask(6, 5, 4, torch.float64, query.device)
     assert attention._is_small(query, key)
-    found = attention._attend(query, key, value, mask, scaling, None)
+    found = attention._attend(query, key, value, attention._Part(2, 7, 0, 11, mask), scaling, None)
     fused = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
     )

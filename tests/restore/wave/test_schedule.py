@@ -25,7 +25,8 @@ def _history(steps, row):
 )
 def test_every_restoration_ends_in_the_row_with_its_history(listed, names):
     plan = Plan.make(sorted(names), windows.of(listed), n_layers=5)
-    steps, last, _ = schedule(plan)
+    found = schedule(plan)
+    steps, last = found.steps, found.at[-1]
     for restoration, row in zip(plan, last, strict=True):
         expected = [
             restoration.interventions if layer in restoration.window.layers else frozenset() for layer in range(5)
@@ -38,14 +39,15 @@ def test_every_restoration_ends_in_the_row_with_its_history(listed, names):
 
 
 def test_windows_that_begin_alike_share_their_beginning():
-    steps, _, _ = schedule(Plan.make("attn_out", windows.up_to_layer(), n_layers=4))
+    steps = schedule(Plan.make("attn_out", windows.up_to_layer(), n_layers=4)).steps
     assert [len(step) for step in steps] == [2, 3, 4, 5]
-    steps, _, _ = schedule(Plan.make("attn_out", 5, n_layers=30))
+    steps = schedule(Plan.make("attn_out", 5, n_layers=30)).steps
     assert [len(step) for step in steps][:4] == [2, 3, 4, 6]
 
 
 def test_a_part_of_a_plan():
     plan = Plan.make(SETTINGS, 1, n_layers=3)
-    steps, last, _ = schedule(plan, [list(plan)[7]])
+    found = schedule(plan, [list(plan)[7]])
+    steps, last = found.steps, found.at[-1]
     assert [len(step) for step in steps] == [1, 2, 2]
     assert last == (1,)
