@@ -7,6 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import krs
 from krs import ATTN_OUT, MLP_COEF, RESID, VALUE_VECTORS, KrsError, windows
+from krs.restore.wave import passes, scorer
 from tests import by_hand
 from tests.noise import float64_throughout
 from tests.tiny import FAMILIES, pair
@@ -50,6 +51,30 @@ def test_both_engines_measure_the_same(name, direction, doubles):
         for side in ("recipient", "donor"):
             a, b = (getattr(r.losses.of(measure), side)[r.losses.mask] for r in (ours, twin))
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_does_not_depend_on_rows_is_measured_once_however_many_parts_a_pass_has(room, doubles, monkeypatch):
+    """The reference's logits are made once, where there is room for them, and those of both ends once in any case."""
+    v, u = doubles["llama"]
+    twin = _sweep(v, u, engine="plain")
+    for name, value in {"_CHUNK_TOKENS": {"cpu": 1, "cuda": 1}, "_LONG": 0}.items():
+        monkeypatch.setattr(passes, name, value)
+    if not room:
+        monkeypatch.setattr(scorer, "_KEPT", 10**9)
+    ends, made = [], []
+    real_ends, real_logits = scorer.Ends.values, scorer.logits_of
+    monkeypatch.setattr(scorer.Ends, "values", lambda self, *rows: (ends.append(self), real_ends(self, *rows))[1])
+    monkeypatch.setattr(scorer, "logits_of", lambda body, x: (made.append(body.model), real_logits(body, x))[1])
+    ours = _sweep(v, u, engine="wavefront")
+    assert len(ends) > 3
+    assert len(set(map(id, ends))) == 1
+    assert all(model is v for model in made)
+    # the reference's for rows, and for both ends; the donor, which is the same model, as an end
+    assert len(made) == (2 if room else len(ends) + 2)
+    for measure in ours.measures:
+        np.testing.assert_allclose(ours.table(measure), twin.table(measure), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(ours.recovery(measure), twin.recovery(measure), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("engine", ["wavefront", "plain"])
