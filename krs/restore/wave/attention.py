@@ -148,8 +148,8 @@ def packed_attention(
     keys, values = key.index_select(2, index), value.index_select(2, index)
     out = []
     for part in parts:
-        own = slice(part.start, part.stop), slice(part.first, part.end)
-        got = _attend(query[:, :, own[0]], keys[:, :, own[1]], values[:, :, own[1]], part, scaling, softcap)
+        own, seen = slice(part.start, part.stop), slice(part.first, part.end)
+        got = _attend(query[:, :, own], keys[:, :, seen], values[:, :, seen], part, scaling, softcap)
         out.append(got.transpose(1, 2))
     return torch.cat(out, dim=1), None
 
