@@ -112,7 +112,7 @@ def sweep(
         )
     write_table(_with_measures(result), output / "krs.csv")
     print(result)
-    draw(result, output, "fig1.png", names)
+    draw(result, "sweep", output, "fig1.png", names)
     print(f"written to {output}/: {', '.join(names)}")
 
 
