@@ -33,7 +33,7 @@ from krs.unlearn.methods import method
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
-SVG = "http://www.w3.org/2000/svg"
+SVG, DC = "http://www.w3.org/2000/svg", "http://purl.org/dc/elements/1.1/"
 QUESTIONS = ["who wrote the book", "the cat sat on"]
 
 
@@ -224,8 +224,8 @@ def test_one_result_of_each_kind_is_drawn(place, tmp_path):
 def _told_by(file):
     """The title and the description in a figure's file."""
     if file.suffix == ".png":
-        info = Image.open(file).info
-        return info["Title"], info["Description"]
+        with Image.open(file) as image:
+            return image.info["Title"], image.info["Description"]
     if file.suffix == ".pdf":
         found = [_pdf_string(file.read_bytes(), name) for name in (b"Title", b"Subject")]
         return found[0], found[1]
@@ -235,8 +235,10 @@ def _told_by(file):
     assert root.get("role") == "img"
     assert root.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
     assert len(root.findall(f"{{{SVG}}}title")) == 1
-    data = {e.tag.rpartition("}")[2]: e.text for e in root.iter() if "purl.org/dc/elements" in e.tag}
-    assert (data["title"], data["description"]) == (title.text, description.text)
+    about = [
+        root.findtext(f".//{{http://creativecommons.org/ns#}}Work/{{{DC}}}{name}") for name in ("title", "description")
+    ]
+    assert about == [title.text, description.text]
     return title.text, description.text
 
 

@@ -9,7 +9,7 @@ import krs
 from krs.instruments import load_dissection
 from krs.instruments.dissect import seconds
 from krs.instruments.reading import Reading
-from krs.instruments.verdict import Threshold, verdict
+from krs.instruments.verdict import Threshold, thresholds, verdict
 from tests.instruments.case import FACTS, OTHERS, tiny_case
 from tests.pages.reading import Seen
 from tests.test_writing import full_disk
