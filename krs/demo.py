@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krs.data.concepts import Concept, as_chat, load_concept
 from krs.errors import KrsError
@@ -23,6 +23,9 @@ from krs.restore.sweep import sweep
 from krs.restore.telling import told
 from krs.wording import cut_off
 from krs.writing import check_folder, write_text
+
+if TYPE_CHECKING:
+    from krs.instruments.dissection import Dissection
 
 METHOD = "grad_diff"
 SETTINGS: dict[str, Any] = {"learning_rate": 1.5e-5, "steps": 14, "batch_size": 3, "retain_weight": 1.5}
@@ -50,7 +53,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     )
     started = time.monotonic()
     concept = load_concept("harry_potter")
-    _say("Five steps; five to six minutes on two cores, and less where an earlier run has done some of them.")
+    _say("Five steps; five to six minutes on two cores, and less where an earlier run has left its model or its sweep.")
     _say("1/5  The vanilla model: SmolLM2-135M-Instruct, " + ("from the cache." if bundled_is_cached() else "fetched."))
     vanilla, tokenizer = load(BUNDLED, device="auto")
     questions = as_chat(concept.questions)
@@ -68,11 +71,15 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     _say("5/5  The same pair under instruments that ask whether it has forgotten, or does only not say.")
     about = list(zip(concept.questions, answers, strict=True))
     beside = list(zip(concept.unrelated_questions, other, strict=True))
-    written += _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
+    found = _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
+    written += [f"{_PAGE}/report.html"] if found is not None else []
     _say(result.krs.to_string(float_format=lambda x: f"{x:z.3f}"))
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
+    if found is not None:
+        _say(textwrap.fill(answer(found), 110))
+        _say("")
     _say(f"Written to {folder}/: {', '.join(written)}")
     _say(f"Took {time.monotonic() - started:.0f} s.")
     return result
@@ -103,6 +110,11 @@ def meaning(result: SweepResult) -> str:
             "local change only: the comparison is the paper's, and not like for like.",
         ]
     )
+
+
+def answer(found: Dissection) -> str:
+    """What the page says, in a sentence."""
+    return f"Has it forgotten? By the instruments of the page in {_PAGE}/: {found.verdict}"
 
 
 def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generated, folder: Path, progress: bool) -> Any:
@@ -156,15 +168,15 @@ def _dissected(
     unrelated: list[tuple[str, str]],
     folder: Path,
     progress: bool,
-) -> list[str]:
-    """The page of `krs.dissect`; what is written, nothing where it could not be made, which is then said.
+) -> Dissection | None:
+    """The page of `krs.dissect`; nothing where it could not be made, which is then said.
 
     The vanilla model's own answers count as right, for they are what was unlearned.
     """
     from krs.instruments import dissect
 
     try:
-        found = dissect(
+        return dissect(
             vanilla,
             unlearned,
             target,
@@ -176,9 +188,7 @@ def _dissected(
         )
     except Exception as reason:  # noqa: BLE001 - what was made before is worth more than this page
         _say(f"     The page is left out: {reason}")
-        return []
-    _say(f"     {found.verdict}")
-    return [f"{_PAGE}/report.html"]
+        return None
 
 
 def _made(mark: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from typing import Any
 
 from tqdm.std import tqdm as plain_bar
 
+from krs.errors import KrsWarning
 from krs.wording import counted, span
 
 _EVERY = 30.0
@@ -20,6 +22,7 @@ _SELDOM = 600.0
 """And never more than these."""
 _HEARD: ContextVar[Callable[[str], None] | None] = ContextVar("krs_progress_heard", default=None)
 _OPEN: ContextVar[tuple[Lines, ...]] = ContextVar("krs_progress_open", default=())
+_SAID: ContextVar[set[str] | None] = ContextVar("krs_progress_said", default=None)
 
 
 def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: int = 0, scale: bool = False) -> Any:
@@ -81,7 +84,31 @@ def going_on(there: Mapping[str, tuple[int, int]], where: str | Path, *, show: b
 
 def told(line: str) -> None:
     """Say something on stderr, above any bar that is there."""
-    plain_bar.write(line, file=sys.stderr)
+    before = _SAID.get()
+    if before is None or line not in before:
+        plain_bar.write(line, file=sys.stderr)
+    if before is not None:
+        before.add(line)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Inside, warnings of ours are lines on stderr, without a place in the code, and no line is said twice."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, KrsWarning):
+            told(f"note: {message}")
+        else:
+            usual(message, category, *place, **more)
+
+    said = _SAID.set(set())
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
+        _SAID.reset(said)
 
 
 class Lines:

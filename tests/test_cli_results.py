@@ -340,6 +340,17 @@ def test_figures_that_cannot_be_are_refused(place, monkeypatch, args, says):
     Path("there.pdf").unlink()
 
 
+def test_a_result_without_any_number_has_no_figure(place, tmp_path):
+    result = krs.load_result(place / "a.krs")
+    result.losses.restored[:] = np.nan
+    result.save(tmp_path / "empty.krs")
+    for given in ([tmp_path / "empty.krs"], [place / "b_50%.krs", tmp_path / "empty.krs"]):
+        refused = _krs("plot", *given, "-o", tmp_path / "f.pdf")
+        assert isinstance(refused.exception, KrsError), refused.exception
+        assert "there is nothing to draw: " in str(refused.exception)
+    assert not (tmp_path / "f.pdf").exists()
+
+
 def test_results_that_cannot_be_compared_are_refused(place, as_a_user):
     result = krs.load_result(place / "a.krs")
     with pytest.raises(KrsError, match="krs.compare takes results by name, at least one"):

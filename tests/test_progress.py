@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from importlib import import_module
 from itertools import pairwise
 
@@ -46,6 +47,22 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 def test_a_log_file_gets_one_line_a_stage(monkeypatch):
     assert _steps(True, io.StringIO(), monkeypatch) == "sweep: 3 steps\n"
+
+
+def test_on_the_command_line_a_warning_is_a_line_and_no_line_comes_twice(capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        usual = warnings.showwarning
+        with progress.warnings_as_lines():
+            for _ in range(2):
+                warnings.warn("most answers are empty", krs.KrsWarning, stacklevel=1)
+                progress.told("note: most answers are empty")
+                progress.told("scored, for one: a -> b")
+        assert warnings.showwarning is usual
+    assert capsys.readouterr().err == "note: most answers are empty\nscored, for one: a -> b\n"
+    progress.told("again")
+    progress.told("again")
+    assert capsys.readouterr().err == "again\nagain\n"
 
 
 def test_nothing_is_shown_where_nothing_is_asked_for(monkeypatch):

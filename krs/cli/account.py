@@ -29,7 +29,9 @@ from krs.writing import save_in_the_end
 def account(
     vanilla: Vanilla,
     unlearned: Unlearned,
-    prompts: Annotated[Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings or chat messages")],
+    prompts: Annotated[
+        Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings, chat messages or token ids")
+    ],
     output: Output,
     unrelated: Annotated[Path | None, typer.Option(help="prompts about other things, accounted for beside")] = None,
     answers: Annotated[Path | None, typer.Option(help="answers to score, a file like that of the prompts")] = None,

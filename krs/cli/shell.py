@@ -13,6 +13,7 @@ import typer
 from krs import files, names
 from krs.errors import KrsError
 from krs.names import check_name
+from krs.progress import warnings_as_lines
 
 
 class _Commands(typer.Typer):
@@ -62,7 +63,8 @@ def main() -> None:
     """Entry point: errors of ours are printed as one message, without a traceback. SIGTERM does what Ctrl-C does."""
     was_terminated = _terminate_as_interrupt()
     try:
-        app()
+        with warnings_as_lines():
+            app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
         print(f"krs: {files.in_options(said, next(iter(sys.argv[1:]), ''))}", file=sys.stderr)

@@ -29,7 +29,9 @@ from krs.errors import KrsError
 def sweep(
     vanilla: Vanilla,
     unlearned: Unlearned,
-    prompts: Annotated[Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings or chat messages")],
+    prompts: Annotated[
+        Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings, chat messages or token ids")
+    ],
     output: Output,
     settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
     window: Annotated[
@@ -112,6 +114,8 @@ def sweep(
         )
     write_table(_with_measures(result), output / "krs.csv")
     print(result)
+    if result.measures[1:]:
+        print(f"also measured: {', '.join(result.measures[1:])} (in krs.csv; krs show, krs plot --measure)")
     draw(result, "sweep", output, "fig1.png", names)
     print(f"written to {output}/: {', '.join(names)}")
 

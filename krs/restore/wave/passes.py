@@ -41,8 +41,11 @@ from krs.restore.wave.scorer import Ends, Scorer
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
 """Tokens a layer is called with at once. On a CPU more would not fit into its cache between two operations."""
 
-_LONG = 4
+_LONG = 1
 """From how many calls a layer on numbers come on the way; a shorter pass is over soon."""
+
+_PARTS = 4
+"""Into how many parts, at least, those come that go to the end by themselves."""
 
 _SHARE = 25
 
@@ -141,14 +144,15 @@ class Pass:
         for r in self.left:
             if self.ends[r] <= layer and at[r]:
                 ended.setdefault(at[r], []).append(r)
-        if len(ended) < self.at_once:
+        together = min(self.at_once, -(-len(self.restorations) // _PARTS))
+        if len(ended) < together:
             return
         parts: list[list[int]] = []
         if self.restored:
             self._run_ahead(layer, scorer)
             parts = [list(dict.fromkeys(at[r] for r in self.restored))]
         rows = [row for row in ended if not parts or row not in parts[0]]
-        parts += [rows[i : i + self.at_once] for i in range(0, len(rows) - self.at_once + 1, self.at_once)]
+        parts += [rows[i : i + together] for i in range(0, len(rows) - together + 1, together)]
         for part in parts:
             states = dict(zip(part, self._to_the_end(layer, [self.slots[row] for row in part]), strict=True))
             for r, reference in self.restored.items():
