@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from typer.testing import CliRunner
 
 import krs
@@ -31,6 +33,7 @@ from krs.unlearn.methods import method
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
+SVG, DC = "http://www.w3.org/2000/svg", "http://purl.org/dc/elements/1.1/"
 QUESTIONS = ["who wrote the book", "the cat sat on"]
 
 
@@ -68,9 +71,25 @@ def place(tmp_path_factory):
 
 
 def _shown(*files):
-    done = _krs("show", *files)
+    """In a terminal so wide that no line is broken."""
+    done = CliRunner().invoke(app, ["show", *map(str, files)], env={"COLUMNS": "1000"})
     assert done.exit_code == 0, done.exception
     return done.stdout
+
+
+def test_no_line_of_prose_is_wider_than_the_terminal_and_no_word_is_lost(place, tmp_path):
+    report = {"method": "npo", "config": {"corpus": "/a path/" + "x" * 90, "note": "far " * 40}, "vanilla": {}}
+    (tmp_path / "krs_unlearn.json").write_text(json.dumps(report))
+    broken = CliRunner().invoke(app, ["show", str(place), str(tmp_path)], env={"COLUMNS": "80"}).stdout
+    assert broken.split() == _shown(place, tmp_path).split()
+    lines = broken.splitlines()
+    assert {line for line in lines if len(line) > 80 and not line.startswith(str(place.parent))} == {
+        f"  /a path/{'x' * 90}"
+    }
+    after = lines[next(i for i, line in enumerate(lines) if line.startswith("- note: far")) + 1]
+    assert after.startswith("  far far")
+    for token in krs.metrics.load_vocabulary(place / "vocabulary.json").tokens.token:
+        assert any(repr(token) in line for line in lines)
 
 
 def test_a_sweep_in_words(place):
@@ -200,6 +219,80 @@ def test_one_result_of_each_kind_is_drawn(place, tmp_path):
         done = _krs("plot", place / name, "-o", tmp_path / f"{name}.svg")
         assert done.exit_code == 0, done.exception
         assert "<text" in (tmp_path / f"{name}.svg").read_text()
+
+
+def _told_by(file):
+    """The title and the description in a figure's file."""
+    if file.suffix == ".png":
+        with Image.open(file) as image:
+            return image.info["Title"], image.info["Description"]
+    if file.suffix == ".pdf":
+        found = [_pdf_string(file.read_bytes(), name) for name in (b"Title", b"Subject")]
+        return found[0], found[1]
+    root = ElementTree.parse(file).getroot()
+    title, description = list(root)[:2]
+    assert (title.tag, description.tag) == (f"{{{SVG}}}title", f"{{{SVG}}}desc")
+    assert root.get("role") == "img"
+    assert root.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
+    assert len(root.findall(f"{{{SVG}}}title")) == 1
+    about = [
+        root.findtext(f".//{{http://creativecommons.org/ns#}}Work/{{{DC}}}{name}") for name in ("title", "description")
+    ]
+    assert about == [title.text, description.text]
+    return title.text, description.text
+
+
+def _pdf_string(content, name):
+    text = re.search(rb"/%b \(((?:\\.|[^\\)])*)\)" % name, content, re.S)[1]
+    text = re.sub(rb"\\(.)", lambda m: {b"n": b"\n", b"r": b"\r"}.get(m[1], m[1]), text, flags=re.S)
+    return text.decode("utf-16" if text.startswith((b"\xff\xfe", b"\xfe\xff")) else "ascii")
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_figure_says_in_its_file_what_it_shows(place, tmp_path, ending):
+    table = krs.load_result(place / "a.krs").krs
+    shown = {name: f"highest {table[name].max():z.2f} at layer {table[name].idxmax()}" for name in table}
+    done = _krs("plot", place / "a.krs", "-o", tmp_path / f"a.{ending}")
+    title, description = _told_by(tmp_path / f"a.{ending}")
+    assert title == "Knowledge Recovery Score: u, from v"
+    assert description == (
+        "Knowledge Recovery Score; u, from v; by layer; 2 prompts, 6 scored tokens. "
+        f"MLP coefficients: {shown['mlp_coef']}; Attention outputs: {shown['attn_out']}."
+    )
+    written, printed = done.stdout.split("\n", 1)
+    assert written == f"written: {tmp_path / f'a.{ending}'}"
+    assert printed.split() == description.split()
+    assert max(map(len, printed.splitlines())) <= 80
+    other = krs.load_result(place / "b_50%.krs").krs["attn_out"]
+    names = "--name", "first <é>", "--name", "(ga)"
+    assert _krs("plot", place / "a.krs", place / "b_50%.krs", *names, "-o", tmp_path / f"2.{ending}").exit_code == 0
+    title, description = _told_by(tmp_path / f"2.{ending}")
+    assert title == "Knowledge Recovery Score: first <é>, (ga)"
+    assert description == (
+        "Knowledge Recovery Score by layer, of 2 sweeps: first <é>, (ga). "
+        f"MLP coefficients: first <é> {shown['mlp_coef']}. Attention outputs: first <é> {shown['attn_out']}; "
+        f"(ga) highest {other.max():z.2f} at layer {other.idxmax()}."
+    )
+
+
+def test_every_kind_of_figure_says_what_it_shows_and_the_same_figure_is_the_same_file(place, tmp_path):
+    said = {}
+    for name in ("map.krs", "mean.krs", "account.krs", "answers.json", "drift.csv"):
+        file = tmp_path / f"{name}.svg"
+        assert _krs("plot", place / name, "-o", file).exit_code == 0
+        first = file.read_bytes()
+        _krs("plot", place / name, "-o", file, "--overwrite")
+        assert file.read_bytes() == first
+        said[name] = _told_by(file)[1]
+    best = krs.load_result(place / "map.krs").best().iloc[0]
+    peak = f"highest {best.krs:z.2f} at layer {best.first_layer:.0f}, position {best.position:.0f}."
+    assert said["map.krs"].endswith(f"Residual stream: {peak}")
+    assert "mean of 2 sweeps with standard deviation: one, two. MLP coefficients: highest " in said["mean.krs"]
+    shares = krs.metrics.load_account(place / "account.krs").by_component
+    assert f"keys: {shares['keys']:.1%} of the difference" in said["account.krs"]
+    assert "Target, 1 question: BLEU " in said["answers.json"]
+    assert "keys: " in said["drift.csv"]
+    assert not any("Made " in text or "note: " in text for text in said.values())
 
 
 def test_tables_instead_of_a_figure(place, tmp_path):
@@ -365,4 +458,7 @@ def test_another_sweep_takes_the_place_of_the_first_only_if_asked(place, tmp_pat
     assert _krs(*run, "--window", "0-1,3", "--overwrite").exit_code == 0
     found = krs.load_result(tmp_path / "o/sweep.krs")
     assert [w.layers for w in found.plan.windows] == [(0, 1), (3,)]
+    best = found.krs.attn_out
+    peak = f"Attention outputs: highest {best.max():z.2f} at layer {best.idxmax()}."
+    assert _told_by(tmp_path / "o/fig1.png")[1].endswith(peak)
     assert {p.name for p in (tmp_path / "o").iterdir()} == {"sweep.krs", "krs.csv", "fig1.png"}

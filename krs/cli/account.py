@@ -55,6 +55,7 @@ def account(
     given = None if answers is None else files.read_prompts(answers)
 
     import krs
+    from krs.cli.alt import in_words
     from krs.plots.account import save_account
 
     names = writable(output, ["account.krs", "account.csv"], "account.png")
@@ -79,5 +80,6 @@ def account(
     write_table(found.to_frame(), output / "account.csv")
     print(found)
     if "account.png" in names:
-        save_account(*found.picture(), output / "account.png")
+        name, description = in_words({"": found}, "account")
+        save_account(*found.picture(), output / "account.png", name=name, description=description)
     print(f"written to {output}/: {', '.join(names)}")

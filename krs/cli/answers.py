@@ -99,7 +99,7 @@ def answers(
     print(found)
     print("\n".join(said(found.shown.groupby("side", sort=False).head(_SHOWN))))
     (output / "fig2.png").unlink(missing_ok=True)  # of an earlier call
-    draw({"": [found]}, output, "fig2.png", names)
+    draw(found, "answers", output, "fig2.png", names)
     print(f"written to {output}/: {', '.join(names)}")
 
 

@@ -43,5 +43,5 @@ def drift(
     print(found)
     if output is not None:
         write_table(found.frame, output / "drift.csv")
-        draw(found, output, "drift.png", names)
+        draw(found, "drift", output, "drift.png", names)
         print(f"written to {output}/: {', '.join(names)}")

@@ -14,6 +14,7 @@ import typer
 from krs.errors import KrsError
 from krs.extras import installed, missing
 from krs.progress import told
+from krs.saved import Kind
 from krs.writing import check_folder, write_text
 
 _INTERRUPTED = 130
@@ -104,9 +105,11 @@ def write_table(frame: Any, path: Path) -> None:
     write_text(path, frame.to_csv(index=False))
 
 
-def draw(what: Any, folder: Path, figure: str, names: Sequence[str]) -> None:
-    """The figure, if it is among the names."""
+def draw(found: Any, kind: Kind, folder: Path, figure: str, names: Sequence[str]) -> None:
+    """The figure of a result of a kind of `krs.saved`, if it is among the names, with what it shows in words."""
+    from krs.cli.alt import in_words
     from krs.plots import save_figure
 
     if figure in names:
-        save_figure(what, folder / figure)
+        what = {"": [found]} if kind == "answers" else found
+        save_figure(what, folder / figure, *in_words({"": found}, kind))

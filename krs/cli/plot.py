@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from krs import saved
+from krs.cli.prose import wrapped
 from krs.cli.shell import app
 from krs.errors import KrsError
 from krs.extras import require
@@ -32,7 +33,7 @@ def plot(
 ) -> None:
     """Draw saved results: several sweeps in one figure, a panel a setting and a line a sweep; or write them as tables.
 
-    In PDF and SVG text is text.
+    In PDF and SVG text is text. What the figure shows is in the file in words, and is printed.
     """
     results = saved.found(file)
     _check(results, output, format, overwrite)
@@ -40,14 +41,16 @@ def plot(
     found = {label: one.read() for label, one in zip(called, results, strict=True)}
     if format is None:
         assert output is not None
-        _draw(found, results[0].kind, output, setting, measure)
+        description = _draw(found, results[0].kind, output, setting, measure)
+        print(f"written: {output}")
+        print("\n".join(wrapped(description)))
     else:
         text = _table(found, results[0].kind, format, measure).rstrip("\n")
         if output is None:
             print(text)
             return
         write_text(output, f"{text}\n")
-    print(f"written: {output}")
+        print(f"written: {output}")
 
 
 def _check(results: Sequence[saved.Saved], output: Path | None, table: str | None, overwrite: bool) -> None:
@@ -94,20 +97,24 @@ def _names(results: Sequence[saved.Saved], given: Sequence[str]) -> list[str]:
     raise KrsError("a file was given twice: give each once")
 
 
-def _draw(results: Mapping[str, Any], kind: str, output: Path, setting: str | None, measure: str) -> None:
+def _draw(results: Mapping[str, Any], kind: str, output: Path, setting: str | None, measure: str) -> str:
+    """Write the figure; returns what it shows in words."""
+    from krs.cli.alt import in_words
     from krs.plots import save_drawn, save_figure
 
+    told = in_words(results, kind, measure, setting)
     (first, *others) = results.values()
     if kind == "answers":
-        save_figure({name: [answers] for name, answers in results.items()}, output)
+        save_figure({name: [answers] for name, answers in results.items()}, output, *told)
     elif kind != "sweep":
-        save_drawn(lambda figure: first.plot(ax=figure.add_subplot()), output)
+        save_drawn(lambda figure: first.plot(ax=figure.add_subplot()), output, *told)
     elif others:
         from krs.restore import compare
 
-        save_drawn(lambda figure: compare(results).plot(ax=figure, setting=setting, measure=measure), output)
+        save_drawn(lambda figure: compare(results).plot(ax=figure, setting=setting, measure=measure), output, *told)
     else:
-        save_drawn(lambda figure: first.plot(ax=figure, setting=setting, measure=measure), output)
+        save_drawn(lambda figure: first.plot(ax=figure, setting=setting, measure=measure), output, *told)
+    return told[1]
 
 
 def _table(results: Mapping[str, Any], kind: str, table: str, measure: str) -> str:

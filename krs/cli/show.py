@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from krs import saved
+from krs.cli.prose import wrapped
 from krs.cli.shell import app
 
 
@@ -23,4 +24,4 @@ def show(
     for i, one in enumerate(results):
         print(f"{chr(10) if i else ''}{one.path}")
         for line in words(one.read(), one.kind):
-            print(line)
+            print("\n".join(wrapped(line)))

@@ -116,7 +116,7 @@ def sweep(
     print(result)
     if result.measures[1:]:
         print(f"also measured: {', '.join(result.measures[1:])} (in krs.csv; krs show, krs plot --measure)")
-    draw(result, output, "fig1.png", names)
+    draw(result, "sweep", output, "fig1.png", names)
     print(f"written to {output}/: {', '.join(names)}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from krs.cli.prose import whole
 from krs.wording import counted
 
 
@@ -168,7 +169,7 @@ def _report(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"Value vectors edited at layers {', '.join(map(str, result['edited_layers']))}."
     yield "Settings:"
     for name, value in result["config"].items():
-        yield f"- {name}: {value}"
+        yield f"- {name}: {whole(value) if isinstance(value, str) and '/' in value else value}"
     yield from _end(result, result.get("notes") or [])
 
 
@@ -189,7 +190,7 @@ def _vocabulary(result: Any) -> Iterator[str]:
         yield f"- layer {row.layer}, value vector {row.unit}{concept}{moved if 'unlearned' in made else ''}"
         of_it = result.tokens[result.tokens.vector == vector]
         for side, rows in of_it.groupby("side", sort=False):
-            yield f"  {side}: {' '.join(map(repr, rows.token))}"
+            yield f"  {side}: {' '.join(whole(repr(token)) for token in rows.token)}"
     yield from _end(made, result.notes)
 
 

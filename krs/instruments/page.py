@@ -18,6 +18,11 @@ from krs.pages import Block, Code, Intervals, Lines, Listed, Map, Page, Picture,
 from krs.wording import counted
 
 _BETWEEN = "Each instrument between models that never knew and models that know, with a 95 % interval over facts."
+_BETWEEN_TOLD = (
+    "What each instrument reads, as a share of the way from models that never knew the facts, 0, to models that know "
+    "them, 1: "
+)
+_EDGES = (-0.35, 1.35)
 _ENDS = ("never knew", "knows")
 
 
@@ -109,10 +114,12 @@ def _between(found: Dissection, drawn: bool) -> Iterator[Block]:
             span = threshold.knows - threshold.never
             place = [(v - threshold.never) / span for v in (reading.mean, low, high)]
             if not np.isnan(place).any():
-                lines.append(Line(name, place[0], *sorted(np.clip(place[1:], -0.35, 1.35))))
+                lines.append(Line(name, place[0], *sorted(np.clip(place[1:], *_EDGES))))
     if not lines:
         return
-    told = "; ".join(f"{line.name} {line.mean:z.2f}" for line in lines)
+    told = _BETWEEN_TOLD + ", ".join(f"{line.name} {line.mean:z.2f}" for line in lines) + "."
+    if any(not _EDGES[0] <= line.mean <= _EDGES[1] for line in lines):
+        told += f" The figure ends at {_EDGES[0]} and {_EDGES[1]}."
     if not drawn:
         yield Intervals(_BETWEEN, told, pd.DataFrame([vars(line) for line in lines]), _ENDS)
     elif installed("matplotlib"):

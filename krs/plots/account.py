@@ -9,7 +9,7 @@ import numpy as np
 
 from krs._typing import Axes
 from krs.extras import require
-from krs.writing import replacing
+from krs.plots.described import write
 
 _SHOWN = 98
 """Percent of the cells, by size, that the colours reach: a single large one does not make all others pale."""
@@ -52,18 +52,22 @@ def draw_account(
 
 
 def save_account(
-    shares: np.ndarray, components: Sequence[str], layers: Sequence[int], title: str, path: str | Path
+    shares: np.ndarray,
+    components: Sequence[str],
+    layers: Sequence[int],
+    title: str,
+    path: str | Path,
+    *,
+    name: str = "",
+    description: str = "",
 ) -> None:
-    """Draw `draw_account` into a file, without touching pyplot."""
+    """Draw `draw_account` into a file, without touching pyplot; `name` and `description` say what is on it."""
     require("matplotlib", "plot", "a figure")
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):  # text stays text
-        draw_account(shares, components, layers, title, figure.add_subplot())
-        with replacing(path) as unfinished:
-            figure.savefig(unfinished, dpi=150)
+    draw_account(shares, components, layers, title, figure.add_subplot())
+    write(figure, path, name, description, dpi=150)
 
 
 def _new_axes() -> Axes:

@@ -14,6 +14,7 @@ from krs.restore.pictures import caption, check_drawable, value_label, x_label
 from krs.restore.plan import Named, names_of
 from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
+from krs.restore.telling import highest
 from krs.restore.together import MeanResult
 from krs.wording import counted
 
@@ -46,18 +47,7 @@ class Compared:
 
         Raises `KrsError` for maps, which cannot lie on each other, and for windows that have other names.
         """
-        if lacking := [name for name, result in self.results.items() if measure not in result.measures]:
-            raise KrsError(
-                f"{measure!r} was not measured in {lacking[0]!r}: sweep that one again with measures=[{measure!r}]"
-            )
-        tables = {name: result.recovery(measure) for name, result in self.results.items()}
-        check_drawable({repr(name): table for name, table in tables.items()})
-        if maps := [name for name, table in tables.items() if table.columns.nlevels > 1]:
-            raise KrsError(f"{maps[0]!r} is a map of layers and an axis, which no other lies on: plot each alone")
-        indices = [table.index for table in tables.values()]
-        named = any(isinstance(window, str) for index in indices for window in index)
-        if named and not all(index.equals(indices[0]) for index in indices):
-            raise KrsError("these sweeps have other windows, with names that are no layers: plot each alone")
+        tables = self._tables(measure)
         first: Any = next(iter(self.results.values()))
         return plot_compared(
             tables,
@@ -67,6 +57,19 @@ class Compared:
             y_label=value_label(first.direction, measure),
             ax=ax,
         )
+
+    def told(self, measure: str = LOGIT_MSE.name, setting: Named | None = None) -> tuple[str, str]:
+        """A title of the figure that `plot` draws, and in words what it shows: of each line the highest number."""
+        self._tables(measure)
+        listed, first = list(self.results.values()), next(iter(self.results.values()))
+        value, x = value_label(first.direction, measure), _x_label(listed)
+        title = f"{value}: {', '.join(self.results)}"
+        shown = [f"{value} by {x[0].lower()}{x[1:]}, of {counted(len(listed), 'sweep')}: {', '.join(self.results)}."]
+        for panel, label in self._panels(setting).items():
+            having = {n: r for n, r in self.results.items() if panel in {s.name for s in r.plan.settings}}
+            told = (f"{name} {highest(result, measure)[label]}" for name, result in having.items())
+            shown.append(f"{label}: {'; '.join(told)}.")
+        return title, " ".join(shown)
 
     def to_frame(self) -> DataFrame:
         """Every result's own `to_frame()`, one below the other, with its name in the column `sweep`."""
@@ -83,6 +86,22 @@ class Compared:
         """Every result's own `to_latex(measure)`, with its name, escaped, before the caption."""
         captions = {name: escaped(f"{name}: {caption(r, measure)}") for name, r in self.results.items()}
         return "\n".join(r.to_latex(measure, digits=digits, caption=captions[n]) for n, r in self.results.items())
+
+    def _tables(self, measure: str) -> dict[str, DataFrame]:
+        """What is drawn; `KrsError` for what cannot lie in one figure."""
+        if lacking := [name for name, result in self.results.items() if measure not in result.measures]:
+            raise KrsError(
+                f"{measure!r} was not measured in {lacking[0]!r}: sweep that one again with measures=[{measure!r}]"
+            )
+        tables = {name: result.recovery(measure) for name, result in self.results.items()}
+        check_drawable({repr(name): table for name, table in tables.items()})
+        if maps := [name for name, table in tables.items() if table.columns.nlevels > 1]:
+            raise KrsError(f"{maps[0]!r} is a map of layers and an axis, which no other lies on: plot each alone")
+        indices = [table.index for table in tables.values()]
+        named = any(isinstance(window, str) for index in indices for window in index)
+        if named and not all(index.equals(indices[0]) for index in indices):
+            raise KrsError("these sweeps have other windows, with names that are no layers: plot each alone")
+        return tables
 
     def _panels(self, setting: Named | None) -> dict[str, str]:
         there = {s.name: s.label for result in self.results.values() for s in result.plan.settings}

@@ -16,6 +16,7 @@ from krs.study.grid import Cell, cells, slug
 from krs.study.manifest import digest_of
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.wording import counted
 from krs.writing import write_text
 
 TABLES = {
@@ -73,13 +74,37 @@ def _figures(found: dict[str, DataFrame], folder: Path) -> list[str]:
 
     written = []
     for model, part in _by_model(found.get("krs")):
-        save_curves(part, folder / f"fig1-{slug(model)}.png", label_of)
+        save_curves(part, folder / f"fig1-{slug(model)}.png", label_of, *_told_curves(model, part))
         written.append(f"fig1-{slug(model)}.png")
     for model, part in _by_model(found.get("answers")):
         if set(part.side) == {"target", "unrelated"}:
-            save_points(points(part), folder / f"fig2-{slug(model)}.png")
+            shown = points(part)
+            save_points(shown, folder / f"fig2-{slug(model)}.png", *_told_points(model, shown))
             written.append(f"fig2-{slug(model)}.png")
     return written
+
+
+def _told_curves(model: str, part: DataFrame) -> tuple[str, str]:
+    """A title of the first figure, and in words what it shows: of each setting's mean the highest number."""
+    from krs.study.curves import label_of
+
+    by_cell = part.groupby(["cell", "setting", "window"], sort=False).krs.mean()
+    peaks = []
+    mean = by_cell.groupby(["setting", "window"], sort=False).mean().dropna()
+    for setting in dict.fromkeys(part.setting):
+        there = mean[mean.index.get_level_values("setting") == setting].droplevel("setting")
+        at = f"highest {there.max():z.2f} at layer {there.idxmax()}" if len(there) else "no number"
+        peaks.append(f"{label_of(str(setting))}: {at}")
+    title = f"Knowledge Recovery Score: {model}"
+    return title, f"{title}, by layer, mean of {counted(part.cell.nunique(), 'cell')}. {'; '.join(peaks)}."
+
+
+def _told_points(model: str, shown: DataFrame) -> tuple[str, str]:
+    """A title of the second figure, and its numbers."""
+    rows = [f"{r.method} {r.strength}: {r.target:.1f} and {r.unrelated:.1f}" for r in shown.itertuples()]
+    title = f"BLEU on target and on unrelated questions: {model}"
+    ceiling = f"the vanilla model itself: {shown.target_ceiling.mean():.1f} and {shown.unrelated_ceiling.mean():.1f}"
+    return title, f"{title}. {'; '.join([*rows, ceiling])}."
 
 
 def points(answers: DataFrame) -> DataFrame:

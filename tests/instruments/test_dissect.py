@@ -9,7 +9,7 @@ import krs
 from krs.instruments import load_dissection
 from krs.instruments.dissect import seconds
 from krs.instruments.reading import Reading
-from krs.instruments.verdict import Threshold, verdict
+from krs.instruments.verdict import Threshold, thresholds, verdict
 from tests.instruments.case import FACTS, OTHERS, tiny_case
 from tests.pages.reading import Seen
 from tests.test_writing import full_disk
@@ -125,6 +125,14 @@ def test_a_dissection_runs_what_fits_says_what_it_left_out_and_goes_on(tmp_path)
     assert repr(again) == repr(found)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert found.verdict.word in page
+    between = re.search(r'aria-label="What each instrument reads, as a share of the way from models ([^"]*)"', page)
+    told = dict(re.findall(r"(\w+) (-?\d+\.\d\d)(?=[,.])", between[1].partition(". The figure ends")[0] + "."))
+    assert between[1].startswith("that never knew the facts, 0, to models that know them, 1: nll_tail ")
+    for name, threshold in thresholds().items():
+        if name in told:
+            share = (found.readings[name].mean - threshold.never) / (threshold.knows - threshold.never)
+            assert float(told[name]) == pytest.approx(share, abs=0.006), name
+    assert set(told) & set(found.readings) == set(told) >= {"nll_tail"}
     assert 'aria-label="account, share by layer: ' in page
     shown = Seen(page)
     assert [row[0] for row in shown.tables["account: share by layer"]][1:] == list(
