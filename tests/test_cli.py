@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import krs
 from krs import KrsError
-from krs.cli import app
+from krs.cli import app, busy
 from krs.files import in_options, questions, read_prompts, texts
 from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -412,3 +412,21 @@ def test_value_vectors_as_tokens_from_the_shell(saved_pair, tmp_path):
     assert "or --at LAYER:UNIT" in in_options(
         str(CliRunner().invoke(app, ["vocabulary", str(saved_pair / "v")]).exception)
     )
+
+
+def test_a_busy_machine_is_mentioned_by_commands_that_run_models_and_are_not_to_be_quiet(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(busy, "_cores_and_load", lambda: (2, 3.0))
+    said = busy.note(["sweep", "v", "u"])
+    assert said is not None
+    assert said.startswith("note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before")
+    for quiet in (
+        ["sweep", "v", "u", "--quiet"],
+        ["study", "s.yaml", "-q"],
+        ["show", "a.krs"],
+        ["sweep", "--help"],
+        [],
+    ):
+        assert busy.note(quiet) is None
+    monkeypatch.setattr(busy, "_cores_and_load", lambda: (2, 1.0))
+    assert busy.note(["sweep", "v", "u"]) is None

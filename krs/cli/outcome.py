@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import typer
 
 from krs.errors import KrsError
 from krs.extras import installed, missing
-from krs.progress import told
 from krs.saved import Kind
 from krs.writing import check_folder, write_text
 
@@ -26,8 +24,6 @@ def interruptible(overwrite: bool = False) -> Iterator[None]:
 
     With `overwrite` the same command would start again, so that it goes on without that option.
     """
-    if said := _busy(os.environ, *_cores_and_load()):
-        told(said)
     same = "the same command without --overwrite" if overwrite else "the same command"
     try:
         yield
@@ -35,28 +31,6 @@ def interruptible(overwrite: bool = False) -> Iterator[None]:
         for note in getattr(stop, "__notes__", None) or ["nothing new is kept"]:
             print(f"krs: interrupted; {note.replace('the same call', same)}", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED) from None
-
-
-def _cores_and_load() -> tuple[int, float]:
-    """How many cores this process may use, and how many were wanted in the last minute; 0 where nobody knows."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-
-
-def _busy(environment: Mapping[str, str], n_cores: int, load: float) -> str | None:
-    """What to say where other work keeps all cores busy, and threads of ours would wait for each other.
-
-    >>> _busy({}, 2, 2.1)
-    'note: other work keeps the 2 cores busy (load 2.1): OMP_NUM_THREADS=1 before the command can make it much faster'
-    >>> _busy({}, 2, 1.2), _busy({"OMP_NUM_THREADS": "1"}, 2, 2.1)
-    (None, None)
-    """
-    if n_cores < 2 or load < n_cores or "OMP_NUM_THREADS" in environment:
-        return None
-    return (
-        f"note: other work keeps the {n_cores} cores busy (load {load:.1f}): OMP_NUM_THREADS=1 before the command can "
-        "make it much faster"
-    )
 
 
 def writable(folder: Path, names: Sequence[str], figure: str | None) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from krs import files, names
+from krs.cli import busy
 from krs.errors import KrsError
 from krs.names import check_name
-from krs.progress import warnings_as_lines
+from krs.progress import told, warnings_as_lines
 
 
 class _Commands(typer.Typer):
@@ -64,6 +65,8 @@ def main() -> None:
     was_terminated = _terminate_as_interrupt()
     try:
         with warnings_as_lines():
+            if (said := busy.note(sys.argv[1:])) is not None:
+                told(said)
             app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
