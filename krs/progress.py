@@ -23,6 +23,7 @@ _SELDOM = 600.0
 _HEARD: ContextVar[Callable[[str], None] | None] = ContextVar("krs_progress_heard", default=None)
 _OPEN: ContextVar[tuple[Lines, ...]] = ContextVar("krs_progress_open", default=())
 _SAID: ContextVar[set[str] | None] = ContextVar("krs_progress_said", default=None)
+_BEFORE: ContextVar[list[Callable[[], str | None]] | None] = ContextVar("krs_progress_before", default=None)
 
 
 def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: int = 0, scale: bool = False) -> Any:
@@ -43,6 +44,9 @@ def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: in
 
     if not show:
         return _Silent(total=total, disable=True)
+    while before := _BEFORE.get():
+        if (said := before.pop()()) is not None:
+            told(said)
     if not (sys.stderr.isatty() or _in_notebook(tqdm)):
         return Lines(total, doing, unit, done, scale)
     return tqdm(
@@ -54,6 +58,16 @@ def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: in
         dynamic_ncols=True,
         leave=True,
     )
+
+
+@contextmanager
+def before_the_first(note: Callable[[], str | None]) -> Iterator[None]:
+    """What `note` returns is said once, before the first bar that is shown in the block: when long work begins."""
+    before = _BEFORE.set([note])
+    try:
+        yield
+    finally:
+        _BEFORE.reset(before)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
+import contextlib
 import importlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 import krs
 from krs import KrsError
-from krs.cli import app, busy
+from krs.cli import app, busy, main
 from krs.files import in_options, questions, read_prompts, texts
 from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -414,19 +416,24 @@ def test_value_vectors_as_tokens_from_the_shell(saved_pair, tmp_path):
     )
 
 
-def test_a_busy_machine_is_mentioned_by_commands_that_run_models_and_are_not_to_be_quiet(monkeypatch):
+def test_a_busy_machine_is_mentioned_where_work_begins_and_not_before_an_error_nor_where_it_is_quiet(
+    saved_pair_of_words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(busy, "_cores_and_load", lambda: (2, 3.0))
-    said = busy.note(["sweep", "v", "u"])
-    assert said is not None
-    assert said.startswith("note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before")
-    for quiet in (
-        ["sweep", "v", "u", "--quiet"],
-        ["study", "s.yaml", "-q"],
-        ["show", "a.krs"],
-        ["sweep", "--help"],
-        [],
-    ):
-        assert busy.note(quiet) is None
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # `main` is the entry point of a process of its own
+    (tmp_path / "p.txt").write_text("who wrote the book\n")
+
+    def said(vanilla, out, *more):
+        run = ["krs", "sweep", vanilla, saved_pair_of_words[1], "--prompts", tmp_path / "p.txt", "-o", tmp_path / out]
+        monkeypatch.setattr("sys.argv", [*map(str, run), "--n-tokens", "2", "--settings", "attn_out", *more])
+        with contextlib.suppress(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    vanilla, note = saved_pair_of_words[0], "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before"
+    assert said(vanilla, "a").count(note) == 1
+    assert note not in said(vanilla, "b", "--quiet")
+    assert said("./nowhere", "c").startswith("krs: no such path")
     monkeypatch.setattr(busy, "_cores_and_load", lambda: (2, 1.0))
-    assert busy.note(["sweep", "v", "u"]) is None
+    assert note not in said(vanilla, "d")

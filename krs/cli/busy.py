@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-
-_HEAVY = {"account", "answers", "calibrate", "demo", "dissect", "prepare", "speak", "study", "sweep", "unlearn"}
-_SILENT = {"--quiet", "-q", "--help", "--dry-run"}
+from collections.abc import Mapping
 
 
-def note(arguments: Sequence[str]) -> str | None:
-    """What a command that runs models says before it begins; nothing for one that is to be quiet."""
-    if not set(arguments[:1]) & _HEAVY or set(arguments) & _SILENT:
-        return None
+def note() -> str | None:
+    """What a command says before its first bar; one that is to be quiet has no bar."""
     return _busy(os.environ, *_cores_and_load())
 
 

@@ -14,7 +14,7 @@ from krs import files, names
 from krs.cli import busy
 from krs.errors import KrsError
 from krs.names import check_name
-from krs.progress import told, warnings_as_lines
+from krs.progress import before_the_first, warnings_as_lines
 
 
 class _Commands(typer.Typer):
@@ -64,9 +64,7 @@ def main() -> None:
     """Entry point: errors of ours are printed as one message, without a traceback. SIGTERM does what Ctrl-C does."""
     was_terminated = _terminate_as_interrupt()
     try:
-        with warnings_as_lines():
-            if (said := busy.note(sys.argv[1:])) is not None:
-                told(said)
+        with warnings_as_lines(), before_the_first(busy.note):
             app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])
