@@ -11,6 +11,7 @@ _LLAMA_LIKE = "llama mistral qwen2 qwen3 olmo gemma smollm3 granite"
 _POST_NORM = "olmo2 olmo3 gemma2 gemma3_text"
 _GATED, _DOWN, _O = "gate_proj up_proj", "mlp.down_proj", "self_attn.o_proj"
 _LAYERS, _NORM = "model.layers", "model.norm"
+_AS_LLAMA = (_LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM)
 _NO_SINGLE_PROJECTION = (
     "each token goes through several experts, so the points mlp_coef and value_vectors do not exist. "
     "Leave the MLP points out: settings=['attn_out'] works"
@@ -79,20 +80,15 @@ def _mixed(attn: str, *others: tuple[str, str]) -> dict[str, str | tuple[str, ..
 
 
 BUILT_IN: tuple[Family, ...] = (
-    _family("Llama", _LLAMA_LIKE, _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM),
+    _family("Llama", _LLAMA_LIKE, *_AS_LLAMA),
     _family("Phi-3", "phi3", _LAYERS, _DOWN, "gate_up_proj", _O, "qkv_proj", _NORM),
-    _family("StableLm", "stablelm", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM),
+    _family("StableLm", "stablelm", *_AS_LLAMA),
     _family("Starcoder2", "starcoder2", _LAYERS, "mlp.c_proj", "c_fc", _O, _SEPARATE, _NORM),
-    _family("Cohere", "cohere cohere2", _LAYERS, _DOWN, _GATED, _O, _SEPARATE, _NORM),
+    _family("Cohere", "cohere cohere2", *_AS_LLAMA),
     _family(
         "post-norm",
         _POST_NORM,
-        _LAYERS,
-        _DOWN,
-        _GATED,
-        _O,
-        _SEPARATE,
-        _NORM,
+        *_AS_LLAMA,
         more={"attn_added": "post_attention_layernorm", "mlp_added": "post_feedforward_layernorm"},
     ),
     _family(
@@ -195,12 +191,7 @@ BUILT_IN: tuple[Family, ...] = (
     _family(
         "Qwen3-Next",
         "qwen3_next qwen3_5_text qwen3_5_moe_text",
-        _LAYERS,
-        _DOWN,
-        _GATED,
-        _O,
-        _SEPARATE,
-        _NORM,
+        *_AS_LLAMA,
         _NO_MLP,
         _mixture("mlp", "shared_expert", "gate shared_expert_gate")
         | _mixed(_O, ("linear_attn.out_proj", _DELTA), ("linear_attn.out_proj", _SPLIT)),
@@ -209,12 +200,7 @@ BUILT_IN: tuple[Family, ...] = (
     _family(
         "OLMo Hybrid",
         "olmo_hybrid",
-        _LAYERS,
-        _DOWN,
-        _GATED,
-        _O,
-        _SEPARATE,
-        _NORM,
+        *_AS_LLAMA,
         more=_mixed(_O, ("linear_attn.o_proj", "q_proj k_proj v_proj a_proj b_proj g_proj"))
         | {  # layers that attend are post-norm; in the others the norm of the first name stands before the MLP
             "attn_added": OneOf("linear_attn.o_proj", "post_attention_layernorm"),
