@@ -9,7 +9,8 @@ import torch
 import krs
 from krs import KrsError, unlearn
 from krs.unlearn.memit import method as memit_method
-from krs.unlearn.memit.method import MemitEmptyConfig, MemitEntropyConfig, default_layers
+from krs.unlearn.memit.config import MemitEmptyConfig, MemitEntropyConfig
+from krs.unlearn.memit.method import default_layers
 from krs.unlearn.memit.places import site
 from krs.unlearn.memit.requests import to_requests
 from krs.unlearn.methods import make, method

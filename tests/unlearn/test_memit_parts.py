@@ -10,8 +10,8 @@ from krs import KrsError
 from krs.hooks.anatomy import anatomy
 from krs.hooks.overrides import override_forward
 from krs.unlearn.memit.branch import projection_change
+from krs.unlearn.memit.config import MemitEmptyConfig
 from krs.unlearn.memit.forward import BLOCK_OUT, added, behind, read_at, scored_logits
-from krs.unlearn.memit.method import MemitEmptyConfig
 from krs.unlearn.memit.objectives import Entropy, Likelihood, entropy
 from krs.unlearn.memit.places import positions_of, prompts_batch, site
 from krs.unlearn.memit.requests import to_requests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,10 @@ from krs._typing import Tokenizer
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.overrides import override_forward
 from krs.prompts import TokenBatch
+from krs.unlearn.memit.config import MemitConfig
 from krs.unlearn.memit.forward import BLOCK_OUT, added, behind, frozen, read_at, scored_logits
 from krs.unlearn.memit.objectives import Objective
 from krs.unlearn.memit.places import Sited, positions_of, prompts_batch
-
-if TYPE_CHECKING:
-    from krs.unlearn.memit.method import MemitConfig
 
 
 @dataclass(frozen=True, eq=False)
