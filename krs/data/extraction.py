@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from krs.data.documents import Place, Query, Record, Source, open_sources
+from krs.data.documents import Place, Query, Record, Source
 from krs.data.kept import FORMAT, Counts, Kept, Paths, file_hash, read_json, refuse_others
 from krs.data.mentions import Mentions, paragraphs
 from krs.data.segments import n_words, segments
+from krs.data.sources import open_sources
 from krs.errors import KrsError
 from krs.progress import bar
 from krs.wording import counted
