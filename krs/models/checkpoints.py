@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from krs.models.hub import file_of, hub_options, json_of, source
+from krs.models.places import locate
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,8 +52,6 @@ def weight_bytes(where: str, dtype: torch.dtype | str, options: dict[str, Any]) 
 
     `None` where nothing says it: neither local files, nor the hub's headers of safetensors.
     """
-    from krs.models.load import locate
-
     at_hand = options | {"local_files_only": True}
     try:
         if adapter := json_of(where, "adapter_config.json", at_hand):

@@ -16,8 +16,9 @@ from krs.hooks.given import Traced, check_model, traced
 from krs.models.checkpoints import weight_bytes
 from krs.models.devices import pick_device, pick_dtype
 from krs.models.hub import source
-from krs.models.load import load, locate
+from krs.models.load import load
 from krs.models.memory import free_memory
+from krs.models.places import locate
 
 Model: TypeAlias = nn.Module | Traced | str | Path
 

@@ -18,17 +18,15 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.extras import require
 from krs.hooks.context import plain_numerics
-from krs.models.bundled import bundled
 from krs.models.checkpoints import read_weights
 from krs.models.devices import pick_device, pick_dtype
-from krs.models.gguf import converted
 from krs.models.hub import HUB_OPTIONS, hub_options, json_of, offline, source
 from krs.models.olmo import is_original, to_config, to_transformers
+from krs.models.places import locate
 from krs.models.tokenizers import find_tokenizer, tokenizer_beside
-from krs.names import BUNDLED, check_name, nowhere
-from krs.prompts import kind
+from krs.names import BUNDLED, nowhere
 
-__all__ = ["BUNDLED", "find_tokenizer", "load", "locate", "quiet"]
+__all__ = ["BUNDLED", "find_tokenizer", "load", "quiet"]
 
 
 @plain_numerics()
@@ -99,21 +97,6 @@ def _offloading(offload: str, options: dict[str, Any], device: object) -> dict[s
         raise KrsError(f"offload='disk' computes on the CPU, so device={str(device)!r} would be ignored: leave it out")
     require("accelerate", "unlearn", "offload='disk'")
     return {"device_map": {"": "disk"}, "offload_folder": tempfile.mkdtemp(prefix="krs-offload-")}
-
-
-def locate(name: str | Path) -> tuple[str, bool]:
-    """What to give to `from_pretrained`, and whether it is local. Fetches and converts if need be."""
-    if not isinstance(name, str | Path):
-        raise KrsError(f"krs.load takes a name, and was given {kind(name)}: a model that is loaded is passed as it is")
-    check_name(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path), True
-    if str(name) == BUNDLED:
-        return str(bundled()), True
-    if path.suffix == ".gguf":
-        return str(converted(path)), True
-    return str(name), False
 
 
 def _model(where: str, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:

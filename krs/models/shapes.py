@@ -10,6 +10,7 @@ from torch import nn
 from krs.errors import KrsError
 from krs.models.hub import hub_options, json_of, offline, source
 from krs.models.olmo import is_original, to_config
+from krs.models.places import locate
 
 
 def skeleton(where: str, local: bool) -> nn.Module:
@@ -30,8 +31,6 @@ def skeleton(where: str, local: bool) -> nn.Module:
             elif not adapter:
                 config = AutoConfig.from_pretrained(where, **hub_options(options))
         if adapter:
-            from krs.models.load import locate
-
             return skeleton(*locate(adapter["base_model_name_or_path"]))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()

@@ -11,6 +11,7 @@ from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.models.hub import file_of, hub_options, json_of, source
 from krs.models.olmo import is_original
+from krs.models.places import locate
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -45,8 +46,6 @@ def as_tokenizer(given: Tokenizer | str | Path | None) -> Tokenizer | None:
     """
     if not isinstance(given, str | Path):
         return given
-    from krs.models.load import locate
-
     where, local = locate(given)
     options = source(local)
     try:

@@ -17,8 +17,8 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.models.given import check_fit, load_options, memory_needed
 from krs.models.hub import source
-from krs.models.load import locate
 from krs.models.memory import free_memory
+from krs.models.places import locate
 from krs.models.shapes import skeleton
 from krs.models.tokenizers import as_tokenizer, tokenizer_beside
 from krs.prompts import (

@@ -18,7 +18,8 @@ from krs.hooks.family import Family
 from krs.hooks.offload import is_offloaded
 from krs.metrics.measures import Measure
 from krs.models.identity import differing, identity
-from krs.models.load import load, locate
+from krs.models.load import load
+from krs.models.places import locate
 from krs.prompts import TokenBatch
 from krs.restore.job import Chunk, Job, Progress, Values
 from krs.restore.losses import Losses

@@ -10,7 +10,7 @@ from typing import Any
 from krs.data.concepts import load_concept
 from krs.errors import KrsError
 from krs.files import read_prompts
-from krs.models.load import locate
+from krs.models.places import locate
 from krs.study.checkpoints import files_of, has_safetensors
 from krs.study.grid import slug
 from krs.study.manifest import digest_of

@@ -10,7 +10,8 @@ from typing import Any
 
 from krs.errors import KrsError
 from krs.models.identity import combined, file_identity, identity
-from krs.models.load import load, locate
+from krs.models.load import load
+from krs.models.places import locate
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 

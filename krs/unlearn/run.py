@@ -23,7 +23,8 @@ from krs.hooks.anatomy import anatomy
 from krs.hooks.given import check_model
 from krs.hooks.unwrap import unwrap
 from krs.models.given import check_fit, load_options
-from krs.models.load import find_tokenizer, load, locate
+from krs.models.load import find_tokenizer, load
+from krs.models.places import locate
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions, versions_that_count, weights_digest
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.prompts.notes import prompt_notes, show
