@@ -74,11 +74,11 @@ class DissectStep(Measuring):
 
     def run(self, work: Work) -> str:
         """Write report.html, report.json and evidence.csv; readings are kept as they are made."""
-        import krs
+        from krs.instruments import dissect
 
         place, options = work.upstream["prepare"], work.options
         others = place / "unrelated.txt"
-        found = krs.dissect(
+        found = dissect(
             work.vanilla,
             work.unlearned,
             files.read_prompts(place / "target.txt")[: options.questions],

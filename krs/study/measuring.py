@@ -73,11 +73,11 @@ class Sweep(Measuring):
 
     def run(self, work: Work) -> str:
         """Write sweep.krs and krs.csv."""
-        import krs
+        from krs.restore import sweep
 
         asked = files.questions(work.upstream["prepare"] / "target.txt", work.spec.chat)
         options = work.options.model_dump()
-        result = krs.sweep(
+        result = sweep(
             work.vanilla,
             work.unlearned,
             asked[: options.pop("questions")],
@@ -109,12 +109,12 @@ class AnswersStep(Measuring):
 
     def run(self, work: Work) -> str:
         """Write answers.json and answers.csv."""
-        import krs
+        from krs.metrics import answers
 
         place, options = work.upstream["prepare"], work.options.model_dump()
         file = place / "unrelated.txt"
         others = files.questions(file, work.spec.chat) if file.read_text(encoding="utf-8").strip() else []
-        found = krs.metrics.answers(
+        found = answers(
             work.vanilla,
             work.unlearned,
             files.questions(place / "target.txt", work.spec.chat),
@@ -141,9 +141,9 @@ class DriftStep(Measuring):
 
     def run(self, work: Work) -> str:
         """Write drift.csv (by component and layer) and components.csv."""
-        import krs
+        from krs.metrics import drift
 
-        found = krs.metrics.drift(work.vanilla, work.unlearned, **dtype_of(work.spec))
+        found = drift(work.vanilla, work.unlearned, **dtype_of(work.spec))
         table = found.frame.to_csv(index=False)
         write_text(work.folder / "drift.csv", table)
         components = found.by_component().reset_index().to_csv(index=False)

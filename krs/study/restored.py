@@ -55,18 +55,19 @@ class RestoredStep(Measuring):
         """Write restored.csv: an answer a question, and what was put back where. Nothing if the sweep has no score."""
         import pandas as pd
 
-        import krs
+        from krs.generation import generate
         from krs.hooks import setting
+        from krs.restore import load_result
 
         point, place = setting(work.options.setting), work.upstream["prepare"] / "target.txt"
         asked = files.questions(place, work.spec.chat)[: work.options.questions]
-        best = krs.load_result(work.upstream["sweep"] / "sweep.krs").best().loc[point.name]
+        best = load_result(work.upstream["sweep"] / "sweep.krs").best().loc[point.name]
         columns = {"question": files.read_prompts(place)[: work.options.questions]}
         if pd.isna(best.krs):
             write_text(work.folder / "restored.csv", "question,restored,setting,first_layer,last_layer\n")
             return digest_of([])
         first, last = int(best.first_layer), int(best.last_layer)
-        said = krs.generate(
+        said = generate(
             work.vanilla,
             work.unlearned,
             asked,

@@ -16,8 +16,9 @@ from krs.study import figures
 from krs.study.carry import Carrier, Outcome
 from krs.study.grid import Cell, cell_named, cells, n_cells
 from krs.study.progress import Progress, look
+from krs.study.read import read_spec
 from krs.study.runner import Runner, local, runner
-from krs.study.spec import Spec, read_spec
+from krs.study.spec import Spec
 from krs.study.store import Store
 from krs.wording import counted
 

@@ -41,8 +41,6 @@ RUNNERS: dict[str, Callable[[], Runner]] = {"local": lambda: local}
 
 def runner(given: str | Runner) -> Runner:
     """A runner by name, or one of the caller's; raises `KrsError` for an unknown name, or one that cannot run here."""
-    from krs.study import ray_runner  # noqa: F401 - it registers itself
-
     if not isinstance(given, str):
         return given
     if given not in RUNNERS:

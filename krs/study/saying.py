@@ -46,9 +46,9 @@ class Completions(Measuring):
 
     def run(self, work: Work) -> str:
         """Write completions.json (as answers are kept) and completions.csv."""
-        import krs
+        from krs.metrics import text_completion
 
-        found = krs.metrics.text_completion(
+        found = text_completion(
             work.vanilla,
             work.unlearned,
             _texts(concept_of(work.cell), work.options),
@@ -95,11 +95,11 @@ class Vocabulary(Measuring):
 
     def run(self, work: Work) -> str:
         """Write vocabulary.json and vocabulary.csv."""
-        import krs
+        from krs.metrics import vocabulary
 
         options = work.options.model_dump()
         where: Any = concept_of(work.cell) if options.pop("where") == "concept" else "moved"
-        found = krs.metrics.vocabulary(work.vanilla, work.unlearned, where, **options, **dtype_of(work.spec))
+        found = vocabulary(work.vanilla, work.unlearned, where, **options, **dtype_of(work.spec))
         found.save(work.folder / "vocabulary.json", overwrite=True)
         table = found.to_frame().drop(columns="concept").to_csv(index=False)  # the cell has one of its own
         write_text(work.folder / "vocabulary.csv", table)

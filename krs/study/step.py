@@ -137,15 +137,11 @@ def steps() -> list[str]:
     >>> "dissect" in steps()
     True
     """
-    from krs.study import dissecting, measuring, restored, saying, teaching, training  # noqa: F401 - they register themselves
-
     return REGISTRY.names()
 
 
 def step(name: str) -> Step:
     """A step by its name; raises `KrsError` for an unknown one."""
-    from krs.study import dissecting, measuring, restored, saying, teaching, training  # noqa: F401 - they register themselves
-
     return REGISTRY[name]()
 
 
