@@ -22,7 +22,7 @@ from krs.generation.greedy import greedy
 from krs.hooks import anatomy
 from krs.metrics.measures import measures
 from krs.prompts import TokenBatch, encode, next_token_batch
-from krs.restore.engines import write
+from krs.restore.execution import write
 from krs.restore.job import Chunk, Job
 from krs.restore.losses import Losses
 from krs.restore.plain import PlainEngine

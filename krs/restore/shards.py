@@ -21,9 +21,12 @@ from krs.models.identity import differing, identity
 from krs.models.load import load
 from krs.models.places import locate
 from krs.prompts import TokenBatch
+from krs.restore.execution import execute
 from krs.restore.job import Chunk, Job, Progress, Values
 from krs.restore.losses import Losses
+from krs.restore.plain import PlainEngine
 from krs.restore.plan import Plan
+from krs.restore.wavefront import WavefrontEngine
 
 _SHARDS_A_WORKER = 4
 """So that workers end together, and an interrupted sweep has what is done. On a GPU each task has a process of its
@@ -182,8 +185,6 @@ _LOADED: list[tuple[list[_Place], list[Anatomy]]] = []
 
 def _shard(common: _Common, part: _Part) -> tuple[Losses, dict[str, Any]]:
     """In a worker: the numbers of one shard, and what made them."""
-    from krs.restore.engines import execute
-
     check_here(common.versions)
     torch.set_num_threads(common.cpus)
     if not _LOADED or _LOADED[0][0] != common.places:
@@ -195,7 +196,7 @@ def _shard(common: _Common, part: _Part) -> tuple[Losses, dict[str, Any]]:
     job = Job(part.plan, recipient, donor, reference, part.batch, *rest)
     losses = Losses.empty(job.plan, job.batch, job.measures)
     made: dict[str, Any] = {}
-    execute("auto", job, losses, False, lambda shown: shown, made)
+    execute((WavefrontEngine(), PlainEngine()), job, losses, False, lambda shown: shown, made)
     return losses, made
 
 

@@ -38,7 +38,8 @@ from krs.prompts import (
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
 from krs.restore.answering import begun, keeping_answers
 from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
-from krs.restore.engines import execute, taken_by
+from krs.restore.engines import engines_of, taken_by
+from krs.restore.execution import execute
 from krs.restore.job import Job
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
@@ -255,7 +256,7 @@ def sweep(
     def run(keeper: Any) -> None:
         recipient, donor = (u, v) if direction == "restore" else (v, u)
         job = Job(plan, recipient, donor, r, batch, wanted, room, result.losses.computed, donor_batch)
-        execute(engine, job, result.losses, progress, keeper, result.provenance)
+        execute(engines_of(engine), job, result.losses, progress, keeper, result.provenance)
 
     return carried_out(result, file, run)
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import krs
 from krs import KrsError
-from krs.restore import engines, plain, storage
+from krs.restore import execution, plain, storage
 from krs.restore.wave import passes
 from tests.noise import assert_same
 from tests.test_writing import full_disk
@@ -279,8 +279,8 @@ def test_a_small_sweep_that_is_interrupted_goes_on_in_its_middle(tmp_path, monke
     """A group of prompts that one pass takes is no longer all or nothing, and nothing done is done again."""
     for name, value in {"_CHUNK_TOKENS": {"cpu": 40, "cuda": 40}, "_LONG": 0, "_SHARE": 0}.items():
         monkeypatch.setattr(passes, name, value)
-    written, real = [], engines.write
-    monkeypatch.setattr(engines, "write", lambda c, *a: (written.append(list(c.restorations)), real(c, *a)))
+    written, real = [], execution.write
+    monkeypatch.setattr(execution, "write", lambda c, *a: (written.append(list(c.restorations)), real(c, *a)))
     v, u = exact_pair("llama")
     file, after, ran = tmp_path / "part.krs", 10**9, []
 

@@ -19,7 +19,7 @@ from krs.hooks import ActivationPoint, WeightPoint, anatomy, families, family_of
 from krs.hooks.overrides import override_forward
 from krs.metrics.measures import LOGIT_MSE
 from krs.prompts import next_token_batch
-from krs.restore.engines import write
+from krs.restore.execution import write
 from krs.restore.job import Chunk, Job, NotExactError
 from krs.restore.losses import Losses
 from krs.restore.plain import PlainEngine
