@@ -2,8 +2,7 @@
 
 from krs.metrics.account import account
 from krs.metrics.account_check import check_account
-from krs.metrics.account_file import load_account
-from krs.metrics.account_result import Account
+from krs.metrics.account_result import Account, load_account
 from krs.metrics.answers import answers
 from krs.metrics.answers_file import load_answers
 from krs.metrics.answers_result import Answers

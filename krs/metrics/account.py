@@ -24,11 +24,11 @@ from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.context import plain_numerics
 from krs.hooks.finite import is_finite, refuse_not_finite
-from krs.metrics.account_result import Account, parts_of, summed
+from krs.metrics.account_result import Account, summed
 from krs.metrics.logits import logit_mse, logit_power
 from krs.metrics.score import SCORINGS
 from krs.metrics.weight_path import WeightPath, outside_the_weights, weight_path
-from krs.metrics.weight_units import Units
+from krs.metrics.weight_units import Units, parts_of
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, dtype_of, shared_ids
 from krs.models.provenance import NUMBERS, as_json, describe_model, machine, now, tokenizer_name, versions

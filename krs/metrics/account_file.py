@@ -1,15 +1,16 @@
-"""Accounts as files: safetensors with a JSON header, written in one step."""
+"""Files of accounts: safetensors with a JSON header, written in one step, checked when read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from krs.errors import KrsError
-from krs.metrics.account_result import Account, parts_of
+from krs.metrics.weight_units import parts_of
 from krs.writing import write_bytes
 
 _FORMAT = 1
@@ -18,29 +19,26 @@ _NUMBERS = ("unit_parts", "parts", "change", "loss")
 _HEADER: dict[str, type] = {"points": int, "tied": bool, "notes": list, "provenance": dict}
 
 
-def save(account: Account, path: Path, overwrite: bool) -> Path:
-    """Write an account and that of its unrelated prompts; `load_account` reads them."""
+Fields = Mapping[str, Any]
+"""What an `Account` has, by name."""
+
+
+def save(account: Fields, unrelated: Fields | None, path: Path, overwrite: bool) -> Path:
+    """Write an account and that of its unrelated prompts; `read` has them again."""
     from safetensors.numpy import save as as_bytes
 
     if path.exists() and not overwrite:
         raise KrsError(f"{str(path)!r} exists already: choose another name, or save(path, overwrite=True)")
     header, arrays = _described(account, "")
-    if account.unrelated is not None:
-        header["unrelated"], more = _described(account.unrelated, "unrelated.")
+    if unrelated is not None:
+        header["unrelated"], more = _described(unrelated, "unrelated.")
         arrays |= more
     write_bytes(path, as_bytes(arrays, metadata={_KEY: json.dumps(header | {"format": _FORMAT})}))
     return path
 
 
-def load_account(path: str | Path) -> Account:
-    """Read what `Account.save` wrote. Nothing in the file is executed.
-
-    >>> load_account("nowhere.krs")
-    Traceback (most recent call last):
-    krs.errors.KrsError: no file 'nowhere.krs'
-
-    Raises `KrsError` for a missing file and for one that is not a saved account, or not all of one.
-    """
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What `save` wrote; raises `KrsError` for anything else, and for less than all of it."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -52,26 +50,27 @@ def load_account(path: str | Path) -> Account:
         if header["format"] > _FORMAT:
             raise KrsError(f"this account was saved by a newer krs (format {header['format']}): update krs to read it")
         other = header.get("unrelated")
-        unrelated = None if other is None else _made(other, arrays, "unrelated.", None)
-        return _made(header, arrays, "", unrelated)
+        unrelated = None if other is None else _fields(other, arrays, "unrelated.")
+        return _fields(header, arrays, ""), unrelated
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, AttributeError) as reason:
         raise KrsError(
             f"{str(path)!r} is not an account that krs saved ({reason}): give another file, or make it again"
         ) from None
 
 
-def _described(account: Account, prefix: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    names = list(dict.fromkeys(component for component, _, _ in account.places))
-    arrays = {name: np.ascontiguousarray(getattr(account, name)) for name in _NUMBERS}
-    arrays["places"] = np.array([(names.index(c), layer, unit) for c, layer, unit in account.places], dtype=np.int64)
-    flat = [token for pair in account.token_ids for ids in pair for token in ids]
+def _described(account: Fields, prefix: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    places, token_ids = account["places"], account["token_ids"]
+    names = list(dict.fromkeys(component for component, _, _ in places))
+    arrays = {name: np.ascontiguousarray(account[name]) for name in _NUMBERS}
+    arrays["places"] = np.array([(names.index(c), layer, unit) for c, layer, unit in places], dtype=np.int64)
+    flat = [token for pair in token_ids for ids in pair for token in ids]
     arrays["tokens"] = np.array(flat, dtype=np.int64)
-    arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in account.token_ids], dtype=np.int64)
-    header = {name: getattr(account, name) for name in _HEADER} | {"components": names}
+    arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in token_ids], dtype=np.int64)
+    header = {name: account[name] for name in _HEADER} | {"components": names}
     return header, {prefix + name: values for name, values in arrays.items()}
 
 
-def _made(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, unrelated: Account | None) -> Account:
+def _fields(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
     found = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
     _check_whole(found)
     places = tuple((header["components"][c], int(layer), int(unit)) for c, layer, unit in found["places"])
@@ -89,7 +88,7 @@ def _made(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str, un
     ids = iter(np.split(found["tokens"], np.cumsum(found["lengths"].reshape(-1))[:-1]))
     token_ids = tuple((tuple(map(int, next(ids))), tuple(map(int, next(ids)))) for _ in range(n))
     rest: dict[str, Any] = {name: header[name] for name in _HEADER} | {"notes": tuple(header["notes"])}
-    return Account(places, **numbers, **rest, unrelated=unrelated, token_ids=token_ids)
+    return {"places": places, **numbers, **rest, "token_ids": token_ids}
 
 
 def _check_whole(found: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from krs._typing import Axes, DataFrame, Series
 from krs.errors import KrsError
-from krs.metrics.weight_units import ACCOUNTED, WHOLE, Place
+from krs.metrics import account_file
+from krs.metrics.weight_units import WHOLE, Place, parts_of
 from krs.notebook import as_html
 from krs.wording import counted
 
@@ -161,9 +162,8 @@ class Account:
 
         Raises `KrsError` when the file exists and `overwrite` is false.
         """
-        from krs.metrics.account_file import save
-
-        return save(self, Path(path), overwrite)
+        unrelated = None if self.unrelated is None else vars(self.unrelated)
+        return account_file.save(vars(self), unrelated, Path(path), overwrite)
 
     def _total(self) -> float:
         total = float(self.parts.sum())
@@ -207,10 +207,17 @@ class Account:
         return as_html(self._headline(), self._table(), (f"note: {n}" for n in self.notes))
 
 
-def parts_of(places: tuple[Place, ...]) -> list[tuple[str, int]]:
-    """Component and layer, each once: components in the model's order, then layers."""
-    found = dict.fromkeys((component, layer) for component, layer, _ in places)
-    return sorted(found, key=lambda part: (ACCOUNTED.index(part[0]), part[1]))
+def load_account(path: str | Path) -> Account:
+    """Read what `Account.save` wrote. Nothing in the file is executed.
+
+    >>> load_account("nowhere.krs")
+    Traceback (most recent call last):
+    krs.errors.KrsError: no file 'nowhere.krs'
+
+    Raises `KrsError` for a missing file and for one that is not a saved account, or not all of one.
+    """
+    fields, unrelated = account_file.read(path)
+    return Account(**fields, unrelated=None if unrelated is None else Account(**unrelated))
 
 
 def summed(places: tuple[Place, ...], values: np.ndarray) -> np.ndarray:

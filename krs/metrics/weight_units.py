@@ -27,6 +27,12 @@ Place: TypeAlias = tuple[str, int, int]
 """Component, layer (-1 outside the layers), unit."""
 
 
+def parts_of(places: tuple[Place, ...]) -> list[tuple[str, int]]:
+    """Component and layer, each once: components in the model's order, then layers."""
+    found = dict.fromkeys((component, layer) for component, layer, _ in places)
+    return sorted(found, key=lambda part: (ACCOUNTED.index(part[0]), part[1]))
+
+
 @dataclass
 class Units:
     """The units of some weights, and sums over everything else.
