@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from krs._typing import Axes, DataFrame
-from krs.metrics import answers_file
-from krs.metrics.answers_file import OF_TEXTS
+from krs.metrics.answers_format import OF_TEXTS, as_json
 from krs.notebook import as_html
 from krs.prompts import Ids
 from krs.wording import cut_off
+from krs.writing import write_text
 
 MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
 """Columns of numbers that every result has."""
@@ -73,7 +73,7 @@ class Answers:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one JSON file; `load_answers` reads it."""
-        answers_file.save(self, path)
+        write_text(path, as_json(self.frame, self.token_ids, self.provenance))
 
     def __repr__(self) -> str:
         shown = self.table.to_string(float_format=lambda x: f"{x:z.2f}")

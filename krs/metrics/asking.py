@@ -22,7 +22,7 @@ from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.metrics import answers_file
-from krs.metrics.answers_file import OF_TEXTS
+from krs.metrics.answers_format import OF_TEXTS
 from krs.metrics.answers_result import MEANS, Answers
 from krs.metrics.bleu import BleuKind, against, bleu, distinct, is_refusal, signature
 from krs.models.given import Model, load_given

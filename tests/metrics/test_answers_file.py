@@ -7,7 +7,7 @@ import math
 import pytest
 
 from krs import KrsError
-from krs.metrics import answers, answers_file, load_answers
+from krs.metrics import Answers, answers, load_answers
 from tests.noise import assert_same_table, float64_throughout
 from tests.test_writing import full_disk
 from tests.tiny import build, exact_pair
@@ -142,8 +142,8 @@ def test_an_interruption_inside_a_side_keeps_its_whole_batches(models, tmp_path,
 def test_answers_are_kept_while_they_are_given(models, tmp_path, monkeypatch):
     monkeypatch.setattr(GREEDY, "_BATCH", 1)
     monkeypatch.setattr("krs.metrics.answers_file._SAVE_EVERY", -1.0)
-    saved, real = [], answers_file.save
-    monkeypatch.setattr(answers_file, "save", lambda found, path: saved.append(found.token_ids) or real(found, path))
+    saved, real = [], Answers.save
+    monkeypatch.setattr(Answers, "save", lambda found, path: saved.append(found.token_ids) or real(found, path))
     found = _ask(*models, checkpoint=tmp_path / "part.json")
     assert [tuple(map(len, ids.values())) for ids in saved] == [(1,), (2,), (3,), (3, 1), (3, 2), (3, 3), (3, 3)]
     assert load_answers(tmp_path / "part.json").token_ids == found.token_ids
