@@ -108,7 +108,7 @@ def _of_value(what: Any, name: str = "sweep") -> Page:
     if kind == "Dissection":
         from krs.instruments.page import page_of as of_dissection
 
-        return of_dissection(what)
+        return of_dissection(what.verdict, what.readings, what.left_out, what.answers, what.provenance)
     if room == ["metrics"]:
         from krs.metrics.page import sections
 

@@ -12,6 +12,7 @@ import numpy as np
 from krs._typing import DataFrame
 from krs.errors import KrsError
 from krs.instruments.facts import Fact, as_facts
+from krs.instruments.page import page
 from krs.instruments.reading import Reading, mean, smallest_difference
 from krs.instruments.verdict import Verdict, Vote, as_json
 from krs.notebook import as_html
@@ -98,9 +99,7 @@ class Dissection:
         """Write a page (`.html`) or everything as JSON (`.json`, which `load_dissection` reads), in one step."""
         place = Path(path)
         if place.suffix == ".html":
-            from krs.instruments.page import page
-
-            write_text(place, page(self))
+            write_text(place, page(self.verdict, self.readings, self.left_out, self.answers, self.provenance))
         elif place.suffix == ".json":
             write_text(place, json.dumps(self.as_json(), ensure_ascii=False, indent=1))
         else:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from krs._typing import DataFrame
 from krs.extras import installed
-from krs.instruments.dissection import Dissection
 from krs.instruments.instrument import instrument
 from krs.instruments.pictures import Line, curves, evidence, heat
 from krs.instruments.reading import Reading, mean
-from krs.instruments.verdict import thresholds
+from krs.instruments.verdict import Verdict, thresholds
 from krs.pages import Block, Code, Intervals, Lines, Listed, Map, Page, Picture, Section, Table, Text, document, peaks
 from krs.wording import counted
 
@@ -24,41 +24,66 @@ _BETWEEN_TOLD = (
 )
 _EDGES = (-0.35, 1.35)
 _ENDS = ("never knew", "knows")
+Readings = Mapping[str, Reading]
 
 
-def page(found: Dissection) -> str:
+def page(
+    verdict: Verdict,
+    readings: Readings,
+    left_out: Mapping[str, str],
+    answers: DataFrame,
+    provenance: Mapping[str, Any],
+) -> str:
     """One self-contained HTML file without any script: figures are drawn beforehand, where matplotlib is there."""
-    return document(page_of(found, drawn=True), interactive=False)
+    return document(page_of(verdict, readings, left_out, answers, provenance, drawn=True), interactive=False)
 
 
-def page_of(found: Dissection, drawn: bool = False) -> Page:
-    """The page as plain tables; with `drawn` its figures are pictures, which need no script."""
+def page_of(
+    verdict: Verdict,
+    readings: Readings,
+    left_out: Mapping[str, str],
+    answers: DataFrame,
+    provenance: Mapping[str, Any],
+    *,
+    drawn: bool = False,
+) -> Page:
+    """The page as plain tables, of what a `Dissection` has; with `drawn` its figures are pictures, without script."""
     return Page(
         "Has it forgotten, or does it only not say?",
-        (Text(_models(found)), Text(str(found.verdict), "verdict"), Text(_plain(found))),
-        tuple(sections(found, drawn)),
-        name=f"krs dissect: {found.verdict.word}",
+        (Text(_models(provenance, len(answers))), Text(str(verdict), "verdict"), Text(_plain(verdict))),
+        tuple(_sections(verdict, readings, left_out, answers, provenance, drawn)),
+        name=f"krs dissect: {verdict.word}",
     )
 
 
-def sections(found: Dissection, drawn: bool = False) -> Iterator[Section]:
+def _sections(
+    verdict: Verdict,
+    readings: Readings,
+    left_out: Mapping[str, str],
+    answers: DataFrame,
+    provenance: Mapping[str, Any],
+    drawn: bool,
+) -> Iterator[Section]:
     """The evidence, what is behind it, answers, and where it all comes from."""
-    yield Section("Evidence", (*_between(found, drawn), _table(found)))
-    pictures = tuple(_curves(found, drawn))
+    yield Section("Evidence", (*_between(readings, drawn), _table(verdict, readings)))
+    pictures = tuple(_curves(readings, drawn))
     if pictures:
         yield Section("Curves", pictures)
-    yield Section("Answers", (Table("What each model says to each question", found.answers, 1, texts=True),))
-    left = tuple(f"{name}: {why}" for name, why in found.left_out.items())
+    yield Section("Answers", (Table("What each model says to each question", answers, 1, texts=True),))
+    left = tuple(f"{name}: {why}" for name, why in left_out.items())
     missing = Listed(left) if left else Text("Everything was run.")
-    yield Section("What was not run", (missing, *(Text(told) for told in _pace(found))))
-    told = json.dumps(found.provenance, indent=1, default=str, ensure_ascii=False)
-    origin = (Code("A command that makes one like it", _command(found)), Code("Models, versions, settings", told))
+    yield Section("What was not run", (missing, *(Text(told) for told in _pace(provenance))))
+    told = json.dumps(provenance, indent=1, default=str, ensure_ascii=False)
+    origin = (
+        Code("A command that makes one like it", _command(readings, provenance)),
+        Code("Models, versions, settings", told),
+    )
     yield Section("Where this comes from", origin)
 
 
-def _pace(found: Dissection) -> Iterator[str]:
+def _pace(provenance: Mapping[str, Any]) -> Iterator[str]:
     """How the time of an instrument was judged, where some ran in that call."""
-    pace = found.provenance.get("pace")
+    pace = provenance.get("pace")
     if pace is not None:
         yield (
             f"Estimates come from one timed pass. What ran took {pace['measured_to_estimated']:.2g} times its estimate "
@@ -66,34 +91,35 @@ def _pace(found: Dissection) -> Iterator[str]:
         )
 
 
-def _models(found: Dissection) -> str:
-    models = found.provenance.get("models", {})
+def _models(provenance: Mapping[str, Any], facts: int) -> str:
+    models = provenance.get("models", {})
     called = {s: told.get("given_as") or told.get("name_or_path") or "?" for s, told in models.items()}
     names = "; ".join(f"{side}: {name}" for side, name in called.items())
-    asked = counted(len(found.facts), "fact")
-    return f"{names}. {asked} asked about, {found.provenance.get('time', '')}."
+    asked = counted(facts, "fact")
+    return f"{names}. {asked} asked about, {provenance.get('time', '')}."
 
 
-def _command(found: Dissection) -> str:
+def _command(readings: Readings, provenance: Mapping[str, Any]) -> str:
     """As far as it is known how it was asked for; `facts.jsonl` stands for the facts."""
     import shlex
 
-    made = found.provenance
-    names = {side: str(model.get("name_or_path") or side.upper()) for side, model in made.get("models", {}).items()}
+    names = {
+        side: str(model.get("name_or_path") or side.upper()) for side, model in provenance.get("models", {}).items()
+    }
     words = ["krs dissect", *(shlex.quote(names.get(side, side.upper())) for side in ("vanilla", "unlearned"))]
-    words += ["--target facts.jsonl", *(f"--only {name}" for name in found.readings)]
+    words += ["--target facts.jsonl", *(f"--only {name}" for name in readings)]
     words += [f"--retain {shlex.quote(names['retain'])}"] if "retain" in names else []
     return " ".join([*words, "--budget none -o out/dissect"])
 
 
-def _plain(found: Dissection) -> str:
+def _plain(verdict: Verdict) -> str:
     """What the word means, and what it is worth."""
     meant = {
         "knows": "The facts are still in the model: ways of asking that a model without them fails find them.",
         "partly": "Some of the facts are still in the model, or weakly.",
         "does not know": "The model reads like one that was never taught the facts.",
         "cannot tell": "The evidence does not carry a verdict.",
-    }[found.verdict.word]
+    }[verdict.word]
     base = "" if thresholds() else " No calibration is in this version, so nothing votes."
     return (
         f"{meant} Each instrument is read beside models whose answer is known in advance; its vote counts only if "
@@ -102,14 +128,14 @@ def _plain(found: Dissection) -> str:
     )
 
 
-def _between(found: Dissection, drawn: bool) -> Iterator[Block]:
+def _between(readings: Readings, drawn: bool) -> Iterator[Block]:
     """Instruments with thresholds, each between its never-knew and its knows."""
     import pandas as pd
 
     lines = []
     for name, threshold in thresholds().items():
-        if name in found.readings:
-            reading = found.readings[name]
+        if name in readings:
+            reading = readings[name]
             low, high = reading.interval()
             span = threshold.knows - threshold.never
             place = [(v - threshold.never) / span for v in (reading.mean, low, high)]
@@ -126,12 +152,12 @@ def _between(found: Dissection, drawn: bool) -> Iterator[Block]:
         yield Picture(_BETWEEN, told, evidence(lines))
 
 
-def _table(found: Dissection) -> Table:
+def _table(verdict: Verdict, readings: Readings) -> Table:
     import pandas as pd
 
-    votes = {v.instrument: (f"none: {v.why}" if v.why else v.says) for v in found.verdict.votes}
+    votes = {v.instrument: (f"none: {v.why}" if v.why else v.says) for v in verdict.votes}
     rows = []
-    for name, reading in found.readings.items():
+    for name, reading in readings.items():
         low, high = reading.interval()
         notes = f" ({'; '.join(reading.notes)})" if reading.notes else ""
         rows.append(
@@ -153,8 +179,8 @@ def _direction(reading: Reading) -> str:
     return "it describes" if reading.knows is None else f"a model that knows reads {reading.knows}"
 
 
-def _curves(found: Dissection, drawn: bool) -> Iterator[Block]:
-    tables = [(name, what, t) for name, r in found.readings.items() for what, t in r.curves.items() if len(t)]
+def _curves(readings: Readings, drawn: bool) -> Iterator[Block]:
+    tables = [(name, what, t) for name, r in readings.items() for what, t in r.curves.items() if len(t)]
     if drawn and tables and not installed("matplotlib"):
         yield Text("The curves need matplotlib, which is not installed; their numbers are in the JSON.")
         return

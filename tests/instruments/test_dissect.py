@@ -285,7 +285,7 @@ def test_what_a_model_says_is_escaped_on_the_page():
 
     evil = "<script>alert(1)</script>"
     told = Dissection(Verdict("knows", evil), {}, {evil: evil}, FACTS, {"vanilla": [evil] * len(FACTS)})
-    assert "<script" not in page(told)
+    assert "<script" not in page(told.verdict, told.readings, told.left_out, told.answers, told.provenance)
     assert "<script" not in told._repr_html_()
     assert "not run (&lt;script" in told._repr_html_()  # a notebook says what was left out, too
 
