@@ -2,12 +2,12 @@
 
 from krs.restore.compared import Compared, compare
 from krs.restore.engines import register_engine
+from krs.restore.loading import load_result
 from krs.restore.losses import Losses
 from krs.restore.patching import patch_sweep
 from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
 from krs.restore.shards import RayEngine
-from krs.restore.storage import load_result
 from krs.restore.sweep import sweep
 from krs.restore.together import MeanResult, concat, mean
 from krs.restore.windows import Shape, Window

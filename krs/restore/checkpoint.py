@@ -19,9 +19,9 @@ from krs.progress import going_on
 from krs.prompts import Ids, Scoring
 from krs.restore.engines import is_exact
 from krs.restore.job import Chunk
+from krs.restore.loading import load_result
 from krs.restore.plan import Plan
 from krs.restore.result import SweepResult
-from krs.restore.storage import load_result
 from krs.wording import counted
 from krs.writing import rescued
 

@@ -84,7 +84,9 @@ class Compared:
 
     def to_latex(self, measure: str = LOGIT_MSE.name, *, digits: int = 2) -> str:
         """Every result's own `to_latex(measure)`, with its name, escaped, before the caption."""
-        captions = {name: escaped(f"{name}: {caption(r, measure)}") for name, r in self.results.items()}
+        captions = {
+            name: escaped(f"{name}: {caption(r.direction, measure, r.about)}") for name, r in self.results.items()
+        }
         return "\n".join(r.to_latex(measure, digits=digits, caption=captions[n]) for n, r in self.results.items())
 
     def _tables(self, measure: str) -> dict[str, DataFrame]:

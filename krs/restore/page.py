@@ -10,7 +10,7 @@ import numpy as np
 
 from krs._typing import DataFrame
 from krs.pages import Block, Code, Lines, Map, Page, Section, Switch, Table, Text, peaks
-from krs.restore.pictures import about, pair_of, part_name, value_label, x_label
+from krs.restore.pictures import pair_of, part_name, value_label, x_label
 from krs.restore.result import SweepResult
 from krs.wording import counted
 
@@ -75,7 +75,7 @@ def _labels(result: Any) -> list[str]:
 def _headline(result: Any) -> str:
     if not isinstance(result, SweepResult):
         return f"The mean of {counted(len(result.members), 'sweep')}: {', '.join(result.names)}."
-    pair = pair_of(result).strip()
+    pair = pair_of(result.provenance, result.direction)
     mask, plan = result.losses.mask, result.plan
     size = (
         f"{counted(len(mask), 'prompt')}, {counted(int(mask.sum()), 'scored token')}; "
@@ -124,7 +124,7 @@ def _curves(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
         axis="setting",
     )
     frame = shown.rename_axis("layer").reset_index()
-    yield Table(f"{what} by window", frame, axis="setting", digits=4, about=about(result))
+    yield Table(f"{what} by window", frame, axis="setting", digits=4, about=result.about)
     if edges is not None:
         both = {
             f"{name}, {end}": edge[name] for name in shown for end, edge in zip(("low", "high"), edges, strict=True)
@@ -133,7 +133,7 @@ def _curves(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
 
         frame = pd.DataFrame(both).rename_axis("layer").reset_index()
         caption = f"{what}: {band.removeprefix('; band: ')}"
-        yield Table(caption, frame, digits=4, folded=True, about=about(result))
+        yield Table(caption, frame, digits=4, folded=True, about=result.about)
 
 
 def _maps(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
@@ -160,7 +160,7 @@ def _maps(result: Any, measure: str, table: DataFrame) -> Iterator[Block]:
         if n < _MAPS:
             yield Map(f"{name}: {what}", told, one, across, x_label(plan), what, keys=keys)
         frame = one.rename_axis("layer").reset_index()
-        yield Table(f"{name}: {what}", frame, digits=4, folded=True, belongs=keys, about=about(result))
+        yield Table(f"{name}: {what}", frame, digits=4, folded=True, belongs=keys, about=result.about)
 
 
 def _prompts(result: SweepResult) -> Iterator[Block]:

@@ -1,40 +1,44 @@
-"""The picture that a result is: which tables `krs.plots` gets, with which words."""
+"""The picture that a table is: what `krs.plots` gets, with which words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE, measure_label
 from krs.plots import plot_lines, plot_maps
+from krs.prompts import Ids
 from krs.restore.plan import Named, Plan, chosen_columns
 from krs.wording import counted
 
-if TYPE_CHECKING:
-    from krs.restore.result import SweepResult
 
-
-def draw(result: SweepResult, ax: Any, measure: str, level: float | None, setting: Named | None) -> Axes:
-    """Curves over the windows, or a map for each setting where there is an axis."""
-    table, value = result.recovery(measure), value_label(result.direction, measure)
-    check_drawable({"the result": table})
-    title = f"{pair_of(result)}{'estimated; ' if result.estimated else ''}{_size(result)}"
-    if table.columns.nlevels > 1:
-        return draw_maps(result.plan, table, value, title, ax, setting, _ticks(result))
-    chosen = chosen_columns(result.plan, setting)
+def draw_curves(
+    plan: Plan,
+    table: DataFrame,
+    value: str,
+    title: str,
+    ax: Any,
+    setting: Named | None,
+    band: tuple[float, DataFrame, DataFrame] | None = None,
+) -> Axes:
+    """Curves over the windows; a band has the level of an interval, and from where to where it reaches."""
+    chosen = chosen_columns(plan, setting)
     low = high = None
-    if level is not None and len(result.losses.mask) > 1:
-        low, high = (edge.iloc[:, chosen] for edge in result.interval(level, measure))
-        title += f"\nband: {level:.0%} interval over prompts"
+    if band is not None:
+        low, high = (edge.iloc[:, chosen] for edge in band[1:])
+        title += f"\nband: {band[0]:.0%} interval over prompts"
     return plot_lines(
         table.iloc[:, chosen],
-        labels=[result.plan.settings[i].label for i in chosen],
+        labels=[plan.settings[i].label for i in chosen],
         low=low,
         high=high,
-        x_label=x_label(result.plan),
+        x_label=x_label(plan),
         y_label=value,
         title=title,
         ax=ax,
@@ -107,44 +111,39 @@ def value_label(direction: str, measure: str) -> str:
     return f"Recovery: {measure_label(measure)}"
 
 
-def pair_of(result: SweepResult) -> str:
-    """Both models by name, on a line of its own; nothing where they have none."""
+def pair_of(provenance: Mapping[str, Any], direction: str) -> str:
+    """Both models by name; nothing where they have none."""
     names = []
     for side in ("unlearned", "vanilla"):
-        made = result.provenance.get(side, {})
+        made = provenance.get(side, {})
         name = made.get("name_or_path") or made.get("given_as") or ""
         names.append(Path(str(name)).name)
     if not all(names) or names[0] == names[1]:
         return ""
-    recipient, donor = names if result.direction == "restore" else names[::-1]
-    return f"{recipient}, from {donor}\n"
+    recipient, donor = names if direction == "restore" else names[::-1]
+    return f"{recipient}, from {donor}"
 
 
-def caption(result: Any, measure: str) -> str:
-    """What a table of a sweep, or of a mean, shows: the measure, of which models, what its rows are, of how many."""
-    return f"{value_label(result.direction, measure)}; {about(result)}."
+def caption(direction: str, measure: str, about: str) -> str:
+    """What a table shows: the measure, and whatever it is about."""
+    return f"{value_label(direction, measure)}; {about}."
 
 
-def about(result: Any) -> str:
-    """Both models, what the windows are, and of how many prompts or sweeps the numbers are."""
-    rows = x_label(result.plan)
-    told = [f"by {rows[0].lower()}{rows[1:]}"]
-    if (names := getattr(result, "names", None)) is not None:
-        told.append(f"mean of {counted(len(names), 'sweep')} with standard deviation: {', '.join(names)}")
-        return "; ".join(told)
-    pair = pair_of(result).strip()
-    return "; ".join([*([pair] if pair else []), *(["estimated"] if result.estimated else []), *told, _size(result)])
+def rows_of(plan: Plan) -> str:
+    """What the windows are, as a sentence goes on."""
+    rows = x_label(plan)
+    return f"by {rows[0].lower()}{rows[1:]}"
 
 
-def _size(result: SweepResult) -> str:
-    mask = result.losses.mask
+def size_of(mask: Bool[np.ndarray, "prompt token"]) -> str:
+    """Of how many prompts and tokens the numbers are."""
     return f"{counted(len(mask), 'prompt')}, {counted(int(mask.sum()), 'scored token')}"
 
 
-def _ticks(result: SweepResult) -> list[str] | None:
+def ticks_of(plan: Plan, token_ids: Sequence[tuple[Ids, Ids]], pieces: Sequence[Sequence[str]]) -> list[str] | None:
     """The tokens at the positions, where there is one prompt and its text is known."""
-    if len(result.pieces) != 1 or not result.plan.places:
+    if len(pieces) != 1 or not plan.places:
         return None
-    begins = len(result.token_ids[0][0])
-    texts = [result.pieces[0][begins + place] for place in result.plan.places]
+    begins = len(token_ids[0][0])
+    texts = [pieces[0][begins + place] for place in plan.places]
     return [text.replace("\n", "\\n") for text in texts]

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from krs._typing import DataFrame, Dataset
 from krs.errors import KrsError
 from krs.extras import require
+from krs.prompts import Ids
 from krs.restore.plan import Named, Plan, chosen_columns
-
-if TYPE_CHECKING:
-    from krs.restore.result import SweepResult
-    from krs.restore.together import MeanResult
+from krs.restore.scores import Scores
 
 
 def tokens(
-    result: SweepResult, prompt: int, setting: Named | None, measure: str, recovery: bool, position: int | None
+    scores: Scores,
+    token_ids: Sequence[tuple[Ids, Ids]],
+    pieces: Sequence[Sequence[str]],
+    prompt: int,
+    setting: Named | None,
+    measure: str,
+    recovery: bool,
+    position: int | None,
 ) -> DataFrame:
     """See `SweepResult.tokens`."""
     import pandas as pd
 
-    plan, mask = result.plan, result.losses.mask
+    plan, mask = scores.plan, scores.losses.mask
     if not 0 <= prompt < len(mask):
         raise KrsError(f"there is no prompt {prompt}: this result has {len(mask)}, from 0 on")
     places = plan.places or (None,)
@@ -34,26 +40,28 @@ def tokens(
     if len(columns) != 1:
         names = ", ".join(plan.settings[i // len(places)].name for i in columns)
         raise KrsError(f"one table is of one setting: name it with setting=, one of {names}")
-    kept, there = result._numbers.measured(measure), mask[prompt]
+    kept, there = scores.measured(measure), mask[prompt]
     values = plan.grid(kept.restored)
     found = values[columns[0] // len(places), :, places.index(position), prompt][:, there].T
-    if prompt not in result._numbers.having(position):
+    if prompt not in scores.having(position):
         found = np.full_like(found, np.nan)
     if recovery:
         start, end = (side[prompt, there][:, None] for side in (kept.recipient, kept.donor))
         found = np.divide(found - start, end - start, out=np.full_like(found, np.nan), where=end != start)
-    texts = _scored_texts(result, prompt)
+    texts = _scored_texts(scores, token_ids, pieces, prompt)
     index: Any = pd.MultiIndex.from_arrays([range(len(found)), texts], names=["token", "text"])
     return pd.DataFrame(found, index=index, columns=pd.Index([w.name for w in plan.windows], name="layer"))
 
 
-def _scored_texts(result: SweepResult, prompt: int) -> list[Any]:
+def _scored_texts(
+    scores: Scores, token_ids: Sequence[tuple[Ids, Ids]], pieces: Sequence[Sequence[str]], prompt: int
+) -> list[Any]:
     """The answer's tokens that the scored logits predict; empty texts where that is not known."""
-    n = int(result.losses.mask[prompt].sum())
-    if result.scoring != "next-token" or not result.token_ids:
+    n = int(scores.losses.mask[prompt].sum())
+    if scores.scoring != "next-token" or not token_ids:
         return [""] * n
-    ids, answer = result.token_ids[prompt]
-    return list(result.pieces[prompt][len(ids) :][:n] if result.pieces else answer[:n])
+    ids, answer = token_ids[prompt]
+    return list(pieces[prompt][len(ids) :][:n] if pieces else answer[:n])
 
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -68,11 +76,9 @@ def escaped(text: str) -> str:
     return "".join(_SPECIAL.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def captioned(result: SweepResult | MeanResult, measure: str, given: str | None) -> str | None:
-    """The caption that was given, in LaTeX, or one that is made; `None` for `""`, which wants none."""
-    from krs.restore.pictures import caption
-
-    return escaped(caption(result, measure)) if given is None else given or None
+def captioned(caption: str, given: str | None) -> str | None:
+    """The caption that was given, in LaTeX, or else that text; `None` for `""`, which wants none."""
+    return escaped(caption) if given is None else given or None
 
 
 def to_latex(
@@ -127,43 +133,41 @@ def _cell(value: float, spread: float | None, digits: int) -> str:
     return f"${shown}$" if np.isnan(spread) else f"${shown} \\pm {spread:.{digits}f}$"
 
 
-def to_xarray(result: SweepResult) -> Dataset:
+def to_xarray(scores: Scores, provenance: Mapping[str, Any]) -> Dataset:
     """See `SweepResult.to_xarray`."""
     require("xarray", "xarray", "to_xarray()")
     import xarray
 
-    plan, mask = result.plan, result.losses.mask
+    plan, mask = scores.plan, scores.losses.mask
     places = plan.places or (None,)
     dims = ("setting", "window", "position", "prompt", "token")
-    absent = ~np.array([np.isin(np.arange(len(mask)), result._numbers.having(p)) for p in places])
+    absent = ~np.array([np.isin(np.arange(len(mask)), scores.having(p)) for p in places])
     data: dict[str, Any] = {"scored": (dims[3:], mask)}
-    for measure in result.measures:
-        kept = result.losses.of(measure)
+    for measure in scores.measures:
+        kept = scores.losses.of(measure)
         values = np.where(absent[:, :, None] | ~mask, np.nan, plan.grid(kept.restored))
         data[measure] = (dims, values) if plan.places else ((*dims[:2], *dims[3:]), values[:, :, 0])
         data[f"{measure}_recipient"] = (dims[3:], np.where(mask, kept.recipient, np.nan))
         data[f"{measure}_donor"] = (dims[3:], np.where(mask, kept.donor, np.nan))
     attributes = {
-        "direction": result.direction,
-        "scoring": result.scoring,
-        "provenance": json.dumps(result.provenance),
+        "direction": scores.direction,
+        "scoring": scores.scoring,
+        "provenance": json.dumps(provenance),
     }
     return xarray.Dataset(data, _coordinates(plan), attributes)
 
 
-def mean_to_xarray(result: MeanResult) -> Dataset:
-    """See `MeanResult.to_xarray`."""
+def mean_to_xarray(plan: Plan, recoveries: Mapping[str, np.ndarray], names: Sequence[str], direction: str) -> Dataset:
+    """See `MeanResult.to_xarray`; `recoveries` are `[member, window, column]`, by measure."""
     require("xarray", "xarray", "to_xarray()")
     import xarray
 
-    plan = result.plan
     dims = ("member", "setting", "window", "position")
     data: dict[str, Any] = {}
-    for measure in result.measures:
-        found = result.stacked(measure).reshape(len(result.members), len(plan.windows), len(plan.settings), -1)
-        found = found.transpose(0, 2, 1, 3)
+    for measure, values in recoveries.items():
+        found = values.reshape(len(names), len(plan.windows), len(plan.settings), -1).transpose(0, 2, 1, 3)
         data[f"{measure}_recovery"] = (dims, found) if plan.places else (dims[:3], found[..., 0])
-    return xarray.Dataset(data, {"member": list(result.names), **_coordinates(plan)}, {"direction": result.direction})
+    return xarray.Dataset(data, {"member": list(names), **_coordinates(plan)}, {"direction": direction})
 
 
 def _coordinates(plan: Plan) -> dict[str, Any]:

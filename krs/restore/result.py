@@ -14,7 +14,7 @@ from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.score import Score
 from krs.notebook import as_html
 from krs.prompts import Ids, Scoring
-from krs.restore import storage
+from krs.restore import pictures, reading, storage
 from krs.restore.losses import Losses
 from krs.restore.plan import Named, Plan
 from krs.restore.scores import Scores
@@ -204,9 +204,26 @@ class SweepResult:
         Returns the axes; of several maps the first, whose `figure` has all of them. `krs.plots.save_figure(result,
         path)` writes SVG and PDF whose text is text.
         """
-        from krs.restore.pictures import draw
+        table, value = self.recovery(measure), pictures.value_label(self.direction, measure)
+        pictures.check_drawable({"the result": table})
+        size = f"{'estimated; ' if self.estimated else ''}{pictures.size_of(self.losses.mask)}"
+        title = "\n".join(line for line in (self._pair, size) if line)
+        if table.columns.nlevels > 1:
+            ticks = pictures.ticks_of(self.plan, self.token_ids, self.pieces)
+            return pictures.draw_maps(self.plan, table, value, title, ax, setting, ticks)
+        band = (level, *self.interval(level, measure)) if level is not None and len(self.losses.mask) > 1 else None
+        return pictures.draw_curves(self.plan, table, value, title, ax, setting, band)
 
-        return draw(self, ax, measure, level, setting)
+    @property
+    def about(self) -> str:
+        """Both models, what the windows are, and of how many prompts the numbers are."""
+        how = ["estimated"] if self.estimated else []
+        told = [self._pair, *how, pictures.rows_of(self.plan), pictures.size_of(self.losses.mask)]
+        return "; ".join(part for part in told if part)
+
+    @property
+    def _pair(self) -> str:
+        return pictures.pair_of(self.provenance, self.direction)
 
     def tokens(
         self,
@@ -229,9 +246,8 @@ class SweepResult:
 
         Rows are named by the token's number and its text (its id without a tokenizer).
         """
-        from krs.restore.reading import tokens
-
-        return tokens(self, prompt, setting, measure, recovery, position)
+        asked = (prompt, setting, measure, recovery, position)
+        return reading.tokens(self._numbers, self.token_ids, self.pieces, *asked)
 
     def to_latex(
         self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
@@ -244,10 +260,8 @@ class SweepResult:
             caption: LaTeX; one that names measure, models and windows if not given. `""` writes a tabular alone.
             label: of the table, for `\\ref`.
         """
-        from krs.restore.reading import captioned, to_latex
-
-        table = self.recovery(measure)
-        return to_latex(self.plan, table, digits, captioned(self, measure, caption), label)
+        table, told = self.recovery(measure), pictures.caption(self.direction, measure, self.about)
+        return reading.to_latex(self.plan, table, digits, reading.captioned(told, caption), label)
 
     def to_xarray(self) -> Dataset:
         """Every number as an `xarray.Dataset` (extra `krs[xarray]`): setting x window (x position) x prompt x token.
@@ -255,16 +269,14 @@ class SweepResult:
         A variable each measure, of the recipient and the donor as they are `…_recipient` and `…_donor`. NaN where a
         prompt has no such token, or no such position.
         """
-        from krs.restore.reading import to_xarray
-
-        return to_xarray(self)
+        return reading.to_xarray(self._numbers, self.provenance)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write everything to one file (safetensors, no pickle); `krs.load_result` reads it.
 
         Raises `KrsError` when the file exists and `overwrite` is false.
         """
-        return storage.save(self, Path(path), overwrite)
+        return storage.save(vars(self), Path(path), overwrite)
 
     def _headline(self) -> str:
         made = self.provenance

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from krs.restore.plan import EACH, PARTS, Plan
 from krs.restore.windows import ENDS, Window
 from krs.writing import write_bytes
 
-if TYPE_CHECKING:
-    from krs.restore.result import SweepResult
-    from krs.restore.together import MeanResult
+Fields = Mapping[str, Any]
+"""What a `SweepResult` has, by name."""
 
 _FORMAT = 2
 """1: settings by name, logit MSEs only."""
@@ -38,23 +37,23 @@ class _Unfit(Exception):  # noqa: N818 - a message on its way to a KrsError
     """Why a file is not one of ours."""
 
 
-def save(result: SweepResult, path: Path, overwrite: bool) -> Path:
+def save(result: Fields, path: Path, overwrite: bool) -> Path:
     """Write a result; an existing file is replaced only if asked for, and then in one step."""
     _check_new(path, overwrite)
-    header, arrays = _as_file(result)
+    header, arrays = _as_file(**result)
     return _write(path, {"format": _FORMAT, **header}, arrays)
 
 
-def save_mean(result: MeanResult, path: Path, overwrite: bool) -> Path:
+def save_mean(members: Sequence[Fields], names: Sequence[str], path: Path, overwrite: bool) -> Path:
     """Write a mean: its members, one after the other."""
     _check_new(path, overwrite)
     headers: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
-    for i, member in enumerate(result.members):
-        header, found = _as_file(member)
+    for i, member in enumerate(members):
+        header, found = _as_file(**member)
         headers.append(header)
         arrays |= {f"{i}.{name}": values for name, values in found.items()}
-    return _write(path, {"format": _FORMAT, "kind": "mean", "names": result.names, "members": headers}, arrays)
+    return _write(path, {"format": _FORMAT, "kind": "mean", "names": names, "members": headers}, arrays)
 
 
 def _check_new(path: Path, overwrite: bool) -> None:
@@ -70,32 +69,35 @@ def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     return path
 
 
-def _as_file(result: SweepResult) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _as_file(
+    plan: Plan,
+    losses: Losses,
+    part: np.ndarray | None,
+    reach: np.ndarray | None,
+    token_ids: Sequence[Any],
+    **told: Any,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A result as a header and arrays."""
     header = {
-        "settings": [[point_as_dict(p) for p in s.points] for s in result.plan.settings],
-        "measures": list(result.losses.measured),
-        "windows": [asdict(w) for w in result.plan.windows],
-        "n_layers": result.plan.n_layers,
-        "positions": result.plan.positions,
-        "axes": [asdict(axis) for axis in result.plan.axes],
-        "places": result.plan.places,
-        "scoring": result.scoring,
-        "prompts": result.prompts,
-        "answers": result.answers,
-        "pieces": result.pieces,
-        "provenance": result.provenance,
+        "settings": [[point_as_dict(p) for p in s.points] for s in plan.settings],
+        "measures": list(losses.measured),
+        "windows": [asdict(w) for w in plan.windows],
+        "n_layers": plan.n_layers,
+        "positions": plan.positions,
+        "axes": [asdict(axis) for axis in plan.axes],
+        "places": plan.places,
+        **{name: told[name] for name in ("scoring", "prompts", "answers", "pieces", "provenance")},
     }
-    arrays = {name: getattr(result.losses, name) for name in (*_LOSSES, "donor")}
-    for name, kept in result.losses.measured.items():
-        arrays |= {f"{name}.{part}": getattr(kept, part) for part in _PARTS}
-    if result.part is not None:
-        arrays["part"] = result.part
-    if result.reach is not None:
-        arrays["reach"] = result.reach
-    if result.token_ids:
-        arrays["tokens"] = np.array([t for pair in result.token_ids for ids in pair for t in ids], dtype=np.int64)
-        arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in result.token_ids], dtype=np.int64)
+    arrays = {name: getattr(losses, name) for name in (*_LOSSES, "donor")}
+    for name, kept in losses.measured.items():
+        arrays |= {f"{name}.{side}": getattr(kept, side) for side in _PARTS}
+    if part is not None:
+        arrays["part"] = part
+    if reach is not None:
+        arrays["reach"] = reach
+    if token_ids:
+        arrays["tokens"] = np.array([t for pair in token_ids for ids in pair for t in ids], dtype=np.int64)
+        arrays["lengths"] = np.array([[len(ids) for ids in pair] for pair in token_ids], dtype=np.int64)
     return header, arrays
 
 
@@ -105,15 +107,8 @@ def size_of(plan: Plan, ids: Sequence[Sequence[int]], tokens: int, measures: int
     return 8 * (len(plan) + 3) * prompts * tokens * measures + 2 * len(plan) * prompts + 200_000
 
 
-def load_result(path: str | Path) -> Any:
-    """Read what `save` wrote: the `SweepResult`, or the `MeanResult` of `krs.mean`. Nothing in the file is executed.
-
-    >>> load_result("nowhere.krs")
-    Traceback (most recent call last):
-    krs.errors.KrsError: no file 'nowhere.krs'
-
-    Raises `KrsError` for a missing file and for one that is not a saved result, or not all of one.
-    """
+def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str] | None]:
+    """What `save` wrote, or `save_mean`: results, and what a mean calls them; `KrsError` for anything else."""
     if not Path(path).is_file():
         raise KrsError(f"no file {str(path)!r}")
     try:
@@ -145,14 +140,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _loaded(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult | MeanResult:
+def _loaded(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[list[dict[str, Any]], list[str] | None]:
     edition = _entry(header, "format", _is_count)
     if edition > _FORMAT:
         raise KrsError(f"this result was saved by a newer krs (format {edition}): update krs to read it")
     if header.get("kind") != "mean":
-        return _result(header, arrays)
-    from krs.restore.together import mean
-
+        return [_result(header, arrays)], None
     names = _entry(header, "names", _is_list_of(lambda v: isinstance(v, str)))
     headers = _entry(header, "members", _is_list_of(lambda v: isinstance(v, dict)))
     _need(headers and len(names) == len(headers), "it has no members, or not one name for each")
@@ -160,12 +153,10 @@ def _loaded(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
     for i, one in enumerate(headers):
         begin = f"{i}."
         members.append(_result(one, {n.removeprefix(begin): v for n, v in arrays.items() if n.startswith(begin)}))
-    return mean(members, names)
+    return members, names
 
 
-def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResult:
-    from krs.restore.result import SweepResult
-
+def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     plan = _plan(header)
     losses = _losses(arrays, len(plan), header.get("measures", []))
     prompts = len(losses.mask)
@@ -182,18 +173,18 @@ def _result(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> SweepResul
         _need(_is_list_of(lambda p: isinstance(p, dict))(parts), "'part' refers to parts that provenance does not name")
         _need(part.min(initial=-1) >= -1 and part.max(initial=-1) < len(parts or []), "'part' refers to no part")
     ids = _token_ids(arrays, prompts)
-    return SweepResult(
-        plan=plan,
-        losses=losses,
-        scoring=_entry(header, "scoring", lambda v: isinstance(v, str) and v in SCORINGS),
-        prompts=tuple(map(_frozen, texts["prompts"])),
-        answers=tuple(map(_frozen, texts["answers"])),
-        provenance=provenance,
-        part=part,
-        token_ids=ids,
-        pieces=_pieces(header.get("pieces", []), ids),
-        reach=_reach(arrays.get("reach"), prompts, bool(plan.places)),
-    )
+    return {
+        "plan": plan,
+        "losses": losses,
+        "scoring": _entry(header, "scoring", lambda v: isinstance(v, str) and v in SCORINGS),
+        "prompts": tuple(map(_frozen, texts["prompts"])),
+        "answers": tuple(map(_frozen, texts["answers"])),
+        "provenance": provenance,
+        "part": part,
+        "token_ids": ids,
+        "pieces": _pieces(header.get("pieces", []), ids),
+        "reach": _reach(arrays.get("reach"), prompts, bool(plan.places)),
+    }
 
 
 def _plan(header: dict[str, Any]) -> Plan:

@@ -26,10 +26,10 @@ def title_and_description(
         setting: the one that is drawn alone, if one is.
     """
     members: Any = getattr(result, "members", None)
-    of = f"mean of {', '.join(result.names)}" if members else pair_of(result).strip()  # type: ignore[union-attr, arg-type]
+    of = f"mean of {', '.join(result.names)}" if members else pair_of(result.provenance, result.direction)  # type: ignore[union-attr]
     value = value_label(result.direction, measure)
     lines = "; ".join(f"{label}: {peak}" for label, peak in highest(result, measure, setting).items())
-    return f"{value}{f': {of}' if of else ''}", f"{caption(result, measure)} {lines}."
+    return f"{value}{f': {of}' if of else ''}", f"{caption(result.direction, measure, result.about)} {lines}."
 
 
 def highest(result: SweepResult | MeanResult, measure: str, setting: Named | None = None) -> dict[str, str]:

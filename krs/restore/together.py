@@ -18,7 +18,7 @@ from krs.models.identity import differing
 from krs.models.provenance import now
 from krs.notebook import as_html
 from krs.plots import mean_and_sd, plot_lines
-from krs.restore import storage
+from krs.restore import pictures, reading, storage
 from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Named, Plan, chosen_columns
 from krs.restore.result import SweepResult
@@ -160,12 +160,10 @@ class MeanResult:
             measure: whose recovery is drawn.
             setting: this one alone; all of them if not given.
         """
-        from krs.restore.pictures import draw_maps, value_label, x_label
-
         table, title = self.recovery(measure), f"mean of {counted(len(self.members), 'result')}"
-        value = value_label(self.direction, measure)
+        value = pictures.value_label(self.direction, measure)
         if table.columns.nlevels > 1:
-            return draw_maps(self.plan, table, value, title, ax, setting)
+            return pictures.draw_maps(self.plan, table, value, title, ax, setting)
         chosen = chosen_columns(self.plan, setting)
         sd = self.sd(measure).fillna(0.0)
         return plot_lines(
@@ -174,7 +172,7 @@ class MeanResult:
             low=(table - sd).iloc[:, chosen],
             high=(table + sd).iloc[:, chosen],
             members=[t.iloc[:, chosen] for t in self._recoveries(measure)],
-            x_label=x_label(self.plan),
+            x_label=pictures.x_label(self.plan),
             y_label=value,
             title=f"{title}; band: ± 1 SD between them",
             ax=ax,
@@ -184,23 +182,26 @@ class MeanResult:
         self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
     ) -> str:
         """`recovery(measure)` with `sd(measure)` beside it, as `SweepResult.to_latex` writes it."""
-        from krs.restore.reading import captioned, to_latex
+        table, told = self.recovery(measure), pictures.caption(self.direction, measure, self.about)
+        return reading.to_latex(self.plan, table, digits, reading.captioned(told, caption), label, self.sd(measure))
 
-        table, spread = self.recovery(measure), self.sd(measure)
-        return to_latex(self.plan, table, digits, captioned(self, measure, caption), label, spread)
+    @property
+    def about(self) -> str:
+        """What the windows are, and of which sweeps the numbers are."""
+        of = f"mean of {counted(len(self.names), 'sweep')} with standard deviation: {', '.join(self.names)}"
+        return f"{pictures.rows_of(self.plan)}; {of}"
 
     def to_xarray(self) -> Any:
         """The recovery of each member and measure as an `xarray.Dataset` (extra `krs[xarray]`), by member."""
-        from krs.restore.reading import mean_to_xarray
-
-        return mean_to_xarray(self)
+        recoveries = {measure: self.stacked(measure) for measure in self.measures}
+        return reading.mean_to_xarray(self.plan, recoveries, self.names, self.direction)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write every member to one file; `krs.load_result` reads it.
 
         Raises `KrsError` when the file exists and `overwrite` is false.
         """
-        return storage.save_mean(self, Path(path), overwrite)
+        return storage.save_mean([vars(r) for r in self.members], self.names, Path(path), overwrite)
 
     def stacked(self, measure: str = LOGIT_MSE.name) -> np.ndarray:
         """`recovery(measure)` of every member, `[member, window, column]`, columns as in `recovery`."""
