@@ -7,6 +7,18 @@ True
 
 from __future__ import annotations
 
+from krs.instruments import (  # noqa: F401 - they register themselves
+    account,
+    behaviour,
+    heldout,
+    lens,
+    probe,
+    quantise,
+    recovered,
+    relearn,
+    transplant,
+    uds,
+)
 from krs.instruments.case import Case
 from krs.instruments.dissect import dissect
 from krs.instruments.dissection import Dissection, load_dissection

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-import krs
 from krs.errors import KrsWarning
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
+from krs.metrics import account
 from krs.metrics.account_result import Account
 
 _VALUES = "value_vectors"
@@ -60,7 +60,7 @@ def _account(case: Case) -> Account:
         wording = case.target.wording
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the parts of the", KrsWarning)  # it is in the notes, too
-            found[key] = krs.account(
+            found[key] = account(
                 case.vanilla,
                 case.unlearned,
                 case.target.prompts,

@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -17,8 +16,6 @@ from krs.instruments.case import Case
 from krs.instruments.nulls import null_cases
 from krs.instruments.reading import Reading
 from krs.registry import Registry, module_of
-
-_OURS = ("account", "behaviour", "heldout", "lens", "probe", "quantise", "recovered", "relearn", "transplant", "uds")
 
 
 class Instrument(ABC):
@@ -135,7 +132,6 @@ def instruments() -> list[str]:
     >>> "uds" in instruments()
     True
     """
-    _load_ours()
     return REGISTRY.names()
 
 
@@ -143,10 +139,4 @@ def instrument(given: str | Instrument) -> Instrument:
     """An instrument by its name; raises `KrsError` for an unknown one."""
     if isinstance(given, Instrument):
         return given
-    _load_ours()
     return REGISTRY[given]()
-
-
-def _load_ours() -> None:
-    for module in _OURS:
-        import_module(f"krs.instruments.{module}")

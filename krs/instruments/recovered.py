@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-import krs
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
+from krs.restore import sweep
 
 _BOTH = "mlp_coef+attn_out"
 
@@ -30,7 +30,7 @@ class KRS(Instrument):
 
     def measure(self, case: Case) -> Reading:
         """Each fact's own score at the window that is best over all; the curves are those of all four settings."""
-        result = krs.sweep(
+        result = sweep(
             case.vanilla,
             case.unlearned,
             case.target.prompts,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-import krs
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
+from krs.restore import sweep
 
 _ADDED = 0.05
 
@@ -27,7 +27,7 @@ class Transplant(Instrument):
 
     def measure(self, case: Case) -> Reading:
         """NaN for a fact whose NLL unlearning has not raised by 0.05 nats a token."""
-        result = krs.sweep(
+        result = sweep(
             case.vanilla,
             case.unlearned,
             case.target.prompts,

@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-import krs
 from krs._typing import DataFrame
 from krs.hooks.anatomy import anatomy
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
+from krs.restore import patch_sweep, windows
 
 FLOOR = 0.05
 """A layer counts where the retain model's states cost more than so many nats a token."""
@@ -110,7 +110,7 @@ def state_drop(case: Case, donor: nn.Module, layers: tuple[int, ...]) -> Float[n
     found = case.found.setdefault(donor, {})
     key = ("state_drop", asked, layers)
     if key not in found:
-        result = krs.patch_sweep(
+        result = patch_sweep(
             case.vanilla,
             donor,
             asked.prompts,
@@ -119,7 +119,7 @@ def state_drop(case: Case, donor: nn.Module, layers: tuple[int, ...]) -> Float[n
             tokenizer=asked.wording.tokenizer,
             n_tokens=asked.n_tokens,
             settings="resid",
-            windows=krs.windows.of([[layer] for layer in layers]),
+            windows=windows.of([[layer] for layer in layers]),
             positions="scored",
             measures="answer_logprob",
             progress=False,
