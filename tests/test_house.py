@@ -4,15 +4,23 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "krs"
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-    for path in ROOT.rglob("*.py")
-)
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    """Every module of a package by its name."""
+    return {
+        ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(root.rglob("*.py"))
+    }
+
+
+MODULES = _modules(ROOT)
 FLOORS = {
     "__main__": 12,
     "errors": 0,
@@ -52,14 +60,65 @@ def _room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def _imports(path: Path) -> set[str]:
-    """Modules of krs that this one imports anywhere: at once, inside a function, or for types only."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _imports(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Which of these modules a file imports anywhere: at once, inside a function, or for types only."""
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("krs"):
-            found |= {f"{node.module}.{a.name}" if node.module == "krs" else node.module for a in node.names}
-    return found
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno} of {path}: name the whole module"
+            found |= {m if (m := f"{node.module}.{a.name}") in modules else str(node.module) for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    return found & set(modules)
+
+
+def _circle(modules: dict[str, Path]) -> str:
+    """Modules that import each other in a circle, each before what it imports; nothing if there is no circle."""
+    try:
+        TopologicalSorter({name: _imports(path, modules) for name, path in modules.items()}).prepare()
+    except CycleError as found:
+        return " -> ".join(reversed(found.args[1]))
+    return ""
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert _circle(MODULES) == ""
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from krs.room.above import Value",
+        "from krs.room import above",
+        "import krs.room.above as above",
+        "def draw():\n    from krs.room.above import Value",
+        "if TYPE_CHECKING:\n    from krs.room.above import Value",
+        "from krs.room import Value",
+        "def draw():\n    import krs",
+    ],
+)
+def test_a_circle_is_found_wherever_the_import_stands(back, tmp_path):
+    files = {
+        "__init__.py": "if TYPE_CHECKING:\n    from krs.room import Value",
+        "room/__init__.py": "from krs.room.above import Value",
+        "room/above.py": "def plot():\n    from krs.room.below import draw",
+        "room/below.py": "import numpy as np",
+    }
+    (tmp_path / "krs" / "room").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / "krs" / name).write_text(text, encoding="utf-8")
+    assert _circle(_modules(tmp_path / "krs")) == ""
+    (tmp_path / "krs" / "room" / "below.py").write_text(back, encoding="utf-8")
+    assert "krs.room.above -> krs.room.below" in _circle(_modules(tmp_path / "krs"))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_module_of_krs_is_imported_by_a_string(path):
+    """Where nobody would see that it is imported; `krs._lazy` alone does so, with what its callers import for types."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            texts = [c.value for arg in node.args for c in ast.walk(arg) if isinstance(c, ast.Constant)]
+            assert not [t for t in texts if str(t).startswith("krs")], f"line {node.lineno}: write an import"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -67,7 +126,7 @@ def test_a_room_leans_only_on_rooms_below_it(path):
     here = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if here == "__init__":
         return
-    for module in _imports(path):
+    for module in _imports(path, MODULES) - {"krs"}:
         room = _room(module)
         assert room in (here, "errors", "wording") or FLOORS[room] < FLOORS[here], f"{here} imports {module}"
 
