@@ -21,7 +21,7 @@ from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
 from krs.restore.telling import told
-from krs.wording import cut_off
+from krs.wording import as_text, cut_off
 from krs.writing import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     beside = list(zip(concept.unrelated_questions, other, strict=True))
     found = _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
     written += [f"{_PAGE}/report.html"] if found is not None else []
-    _say(result.krs.to_string(float_format=lambda x: f"{x:z.3f}"))
+    _say(as_text(result.krs, 3))
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
