@@ -11,7 +11,8 @@ import torch
 from krs._typing import Tokenizer
 from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.check import self_check
-from krs.hooks.families import Family, with_family
+from krs.hooks.families import with_family
+from krs.hooks.family import Family
 from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Setting
 from krs.metrics.measures import Measure, MeasureFunction
