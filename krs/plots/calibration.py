@@ -58,10 +58,10 @@ def plot_told(table: DataFrame, ax: Any = None) -> Axes:
 
 def save_told(table: DataFrame, path: str | Path) -> None:
     """`plot_told`, to a file, in one step, with what it shows in words."""
-    write(plot_told(table).figure, path, *told_in_words(table), dpi=160, facecolor="white")
+    write(plot_told(table).figure, path, *title_and_description(table), dpi=160, facecolor="white")
 
 
-def told_in_words(table: DataFrame) -> tuple[str, str]:
+def title_and_description(table: DataFrame) -> tuple[str, str]:
     """A title of the picture, and a description: whom it has, and each instrument's AUC."""
     models = table.drop_duplicates("model")
     knowing = int(models.known.sum())
