@@ -10,7 +10,7 @@ from krs._typing import Axes, DataFrame
 from krs.metrics.answers_format import OF_TEXTS, as_json
 from krs.notebook import as_html
 from krs.prompts import Ids
-from krs.wording import cut_off
+from krs.wording import as_text, cut_off
 from krs.writing import write_text
 
 MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
@@ -76,7 +76,7 @@ class Answers:
         write_text(path, as_json(self.frame, self.token_ids, self.provenance))
 
     def __repr__(self) -> str:
-        shown = self.table.to_string(float_format=lambda x: f"{x:z.2f}")
+        shown = as_text(self.table, 2)
         return "\n".join([self._headline(), shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:
