@@ -396,3 +396,17 @@ _add(
     more=_mixed("self_attn.out_proj", ("conv.out_proj", "in_proj")),
     mixers=("conv",),
 )
+
+_OWN = [BY_TYPE[name] for name in BY_TYPE]
+
+
+def layout(family: Family) -> dict[str, Any] | None:
+    """Where a family that somebody else has described keeps what the points name; `None` for one of krs's own.
+
+    >>> layout(family_of("llama")) is None
+    True
+    """
+    if family in _OWN:
+        return None
+    roles = {role: family.alternatives(role) for role in family.roles}
+    return {"layers": family.layers, "roles": roles, "final_norm": family.final_norm, "mixers": family.mixers}

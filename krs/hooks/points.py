@@ -320,7 +320,10 @@ def _indices(given: Indices) -> tuple[int, ...] | None:
         return None
     many = given if isinstance(given, Iterable) else (given,)
     try:
-        return tuple(index(i) for i in many)
+        found = tuple(many)
+        if any(isinstance(i, bool) or getattr(i, "dtype", None) is torch.bool for i in found):
+            raise TypeError  # a mask is none of their numbers
+        return tuple(index(i) for i in found)
     except TypeError:
         raise KrsError(f"layers, positions and units are whole numbers, not {given!r}") from None
 

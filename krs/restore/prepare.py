@@ -27,6 +27,7 @@ from krs.prompts import (
     paper_code_batch,
     subject_positions,
 )
+from krs.prompts.listed import whole
 from krs.restore.engines import check_engine, engine_names, is_engine
 from krs.restore.plan import EACH, Plan
 from krs.wording import counted
@@ -48,7 +49,7 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, meas
     if not is_engine(engine):
         names = ", ".join(map(repr, engine_names()))
         raise KrsError(f"engine={engine!r}: choose one of {names}, or register yours (krs.restore.register_engine)")
-    if n_tokens < 1:
+    if whole(n_tokens, "n_tokens") < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
     of_answer = [m.name for m in measures if m.of_answer]
     if of_answer and scoring == "paper-code":

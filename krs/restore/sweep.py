@@ -172,10 +172,10 @@ def sweep(
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     wanted = as_measures(measures)
     check_choices(scoring, engine, n_tokens, direction, wanted)
-    shape(windows)
+    n_tokens, windows, settings = int(n_tokens), shape(windows), check_settings(settings)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
-    others = check_donor_prompts(donor_prompts, len(asked), check_settings(settings), where)
+    others = check_donor_prompts(donor_prompts, len(asked), settings, where)
     file = _checked(checkpoint)
     sides, tokenizer = load_sides(
         vanilla,
