@@ -13,7 +13,7 @@ from krs._typing import Axes, DataFrame, Dataset
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.recovery import recovery, resampled
-from krs.metrics.score import Score, krs_score
+from krs.metrics.score import Score, krs_score, noise, nothing_unlearned
 from krs.notebook import as_html
 from krs.prompts import Ids, Scoring
 from krs.restore import storage
@@ -112,7 +112,8 @@ class SweepResult:
     def interval(self, level: float = 0.95, measure: str = LOGIT_MSE.name) -> tuple[DataFrame, DataFrame]:
         """Where `recovery(measure)` would lie for other prompts of this kind: low and high, each laid out as `krs`.
 
-        The percentiles of 2,000 bootstrap samples of the prompts. Raises `KrsError` for fewer than two prompts.
+        The percentiles of 2,000 bootstrap samples of the prompts; NaN where the recovery is. Raises `KrsError` for fewer
+        than two prompts.
         """
         if not 0 < level < 1:
             raise KrsError(f"level={level!r}: give a number between 0 and 1, such as 0.95")
@@ -121,11 +122,13 @@ class SweepResult:
         kept = self._measured(measure)
         by_prompt = self.scoring == "paper-code" and measure == LOGIT_MSE.name
         edges = np.full((2, len(self.plan)), np.nan)
-        for rows, members in self._by_prompts():
-            if len(rows) > 1:
+        numbers = np.array([not np.isnan(score.value) for score in self._recoveries(measure)])
+        for rows, every in self._by_prompts():
+            members = every[numbers[every]]
+            if len(rows) > 1 and len(members):
                 sides: Any = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
                 samples = resampled(kept.restored[members][:, rows], *sides, per_prompt=by_prompt)
-                edges[:, members] = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+                edges[:, members] = _quantiles(samples, [(1 - level) / 2, (1 + level) / 2])
         return self._table(edges[0]), self._table(edges[1])
 
     def sel(
@@ -168,11 +171,22 @@ class SweepResult:
     def _recoveries(self, measure: str) -> list[Score]:
         if measure == LOGIT_MSE.name and self.direction == "restore":
             return self.scores
-        kept, mask, found = self._measured(measure), self.losses.mask, []
-        for r, values in enumerate(kept.restored):
-            rows = self._prompts(r)
-            found.append(recovery(values[rows], kept.recipient[rows], kept.donor[rows], mask[rows], measure))
-        return found
+        self._measured(measure)
+        name = "the logit MSE" if measure == LOGIT_MSE.name else measure
+        return [self._recovered(measure, r, self._prompts(r), name) for r in range(len(self.plan))]
+
+    def _recovered(self, measure: str, restoration: int, rows: np.ndarray, name: str) -> Score:
+        """The recovery of a measure on some prompts; NaN where both models are equal up to rounding."""
+        kept, losses, mask = self.losses.of(measure), self.losses, self.losses.mask[rows]
+        apart = max(losses.baseline[rows][mask].mean(), losses.donor[rows][mask].mean())
+        if apart <= noise(losses.power[rows][mask].mean(), self._dtype):
+            return Score(float("nan"), nothing_unlearned(apart, "these prompts"))
+        sides = (kept.restored[restoration, rows], kept.recipient[rows], kept.donor[rows])
+        return recovery(*sides, mask, name)
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.provenance.get("vanilla", {}).get("dtype", "float32"))
 
     def _prompts(self, restoration: int) -> np.ndarray:
         """The prompts that have the position of a restoration; all of them where positions are no axis."""
@@ -370,20 +384,14 @@ class SweepResult:
     def _score(self, restoration: int, rows: np.ndarray) -> Score:
         kept = self.losses
         if self.direction != "restore":
-            return recovery(
-                kept.restored[restoration, rows],
-                kept.baseline[rows],
-                kept.donor[rows],
-                kept.mask[rows],
-                "the logit MSE",
-            )
+            return self._recovered(LOGIT_MSE.name, restoration, rows, "the logit MSE")
         return krs_score(
             kept.restored[restoration, rows],
             kept.baseline[rows],
             kept.mask[rows],
             scoring=self.scoring,
             power=kept.power[rows],
-            dtype=self.provenance.get("vanilla", {}).get("dtype", "float32"),
+            dtype=self._dtype,
         )
 
     def _headline(self) -> str:
@@ -404,3 +412,12 @@ class SweepResult:
 
     def _repr_html_(self) -> str:
         return as_html(self._headline(), self.recovery(), (f"note: {n}" for n in self.notes))
+
+
+def _quantiles(samples: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """Quantiles `[level, restoration]` of samples `[sample, restoration]`, without those that have no number."""
+    samples = np.where(np.isfinite(samples), samples, np.nan)
+    found = np.full((len(at), samples.shape[1]), np.nan)
+    some = ~np.isnan(samples).all(axis=0)
+    found[:, some] = np.nanquantile(samples[:, some], at, axis=0)
+    return found
