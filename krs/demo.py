@@ -20,7 +20,7 @@ from krs.models.load import BUNDLED, load
 from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
-from krs.restore.telling import told
+from krs.restore.telling import title_and_description
 from krs.wording import cut_off
 from krs.writing import check_folder, write_text
 
@@ -248,7 +248,7 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
 def _write(result: SweepResult, folder: Path) -> list[str]:
     """The table and the figure; returns the figure's name if there is one."""
     write_text(folder / "krs.csv", result.to_frame().to_csv(index=False))
-    return save_figure_or_say(result, folder / "fig1.png", *told(result))
+    return save_figure_or_say(result, folder / "fig1.png", *title_and_description(result))
 
 
 def _say(text: str) -> None:

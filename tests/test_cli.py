@@ -431,7 +431,10 @@ def test_a_busy_machine_is_mentioned_where_work_begins_and_not_before_an_error_n
             main()
         return capsys.readouterr().err
 
-    vanilla, note = saved_pair_of_words[0], "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before"
+    vanilla, note = (
+        saved_pair_of_words[0],
+        "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before",
+    )
     assert said(vanilla, "a").count(note) == 1
     assert note not in said(vanilla, "b", "--quiet")
     assert said("./nowhere", "c").startswith("krs: no such path")

@@ -10,8 +10,9 @@ from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.points import Each, Point, Setting
+from krs.hooks.points import Each, Point, Setting, WeightPoint
 from krs.hooks.unwrap import core
+from krs.hooks.weights import refuse_unlike
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model
@@ -107,6 +108,12 @@ def donor_batch_of(plan: Plan, batch: TokenBatch, ids: tuple[Ids, ...] | None) -
     return found
 
 
+def check_weights(plan: Plan, a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for weights that cannot go from one model to the other."""
+    check_ends(plan.points, a, b)
+    check_wholes(plan.points, plan.layers, a, b)
+
+
 def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
     """Raise `KrsError` for a weight at an end of the models that has other shapes in the two."""
     for point in points:
@@ -117,6 +124,15 @@ def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
                     f"the {point.name} is {list(ours.shape)} in one model and {list(theirs.shape)} in the other, so it "
                     "cannot go from one to the other: leave that setting out"
                 )
+
+
+def check_wholes(points: Iterable[Point], layers: Iterable[int], a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for whole modules whose parameters cannot go from one model to the other."""
+    layers = tuple(layers)
+    for point in points:
+        if isinstance(point, WeightPoint) and point.whole:
+            for layer in point.over(layers):
+                refuse_unlike(a.modules(point, layer)[0], b.modules(point, layer)[0])
 
 
 def batch_of(

@@ -12,7 +12,8 @@ import torch
 from krs._typing import Tokenizer
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.hooks.check import self_check
-from krs.hooks.families import Family, with_family
+from krs.hooks.families import with_family
+from krs.hooks.family import Family
 from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Setting
 from krs.metrics.measures import Measure, MeasureFunction
@@ -49,7 +50,7 @@ from krs.restore.prepare import (
     batch_of,
     check_choices,
     check_donor_prompts,
-    check_ends,
+    check_weights,
     donor_batch_of,
     of_subjects,
 )
@@ -195,7 +196,7 @@ def sweep(
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)
-    check_ends(plan.points, v, u)
+    check_weights(plan, v, u)
     ends = eos_ids(r.model)
     reader = with_template_arguments(tokenizer, arguments)
     ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)

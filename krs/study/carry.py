@@ -23,6 +23,7 @@ from krs.study.manifest import LOG, NAME, Manifest, artefacts
 from krs.study.spec import Spec, options_of
 from krs.study.step import TAUGHT, TWIN, Step, Work, everything_that_counts, key_of, needs_of, step
 from krs.study.store import Store
+from krs.writing import clear_unfinished
 
 Ended = Literal["done", "kept", "failed", "busy"]
 
@@ -183,8 +184,7 @@ class Carrier:
 
     def _run(self, made: Step, work: Work, key: str, inputs: dict[str, Any]) -> Manifest:
         """Run a step into its folder, from what an interrupted call has left there if that can be used."""
-        for torn in work.folder.rglob(".krs-*"):  # what a killed process was writing
-            torn.unlink(missing_ok=True)
+        clear_unfinished(work.folder, deep=True)
         left = work.folder.is_dir() and any(p.name != LOG for p in work.folder.iterdir())
         work.folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()

@@ -82,6 +82,15 @@ def test_run_again_it_does_nothing(place, copied):
     assert _redone(before, copied) == set()
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(place, copied):
+    torn = [copied / ".krs-1.tmp.json", copied / "results" / ".krs-2.tmp.png"]
+    for file in torn:
+        file.write_text("half of it")
+    (copied / "results" / "made_from.json").unlink()  # as it is while results are written
+    study.run(place / "study.yaml", copied, progress=False)
+    assert not list(copied.rglob(".krs-*"))
+
+
 def test_a_changed_option_redoes_that_step_alone(place, copied):
     before = _made(copied)
     changed = asked()
