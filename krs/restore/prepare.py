@@ -29,7 +29,7 @@ from krs.prompts import (
     subject_positions,
 )
 from krs.prompts.listed import whole
-from krs.restore.engines import check_engine, engine_names, is_engine
+from krs.restore.engines import check_engine, check_plan, engine_names, is_engine
 from krs.restore.plan import EACH, Plan
 from krs.wording import counted
 
@@ -108,8 +108,9 @@ def donor_batch_of(plan: Plan, batch: TokenBatch, ids: tuple[Ids, ...] | None) -
     return found
 
 
-def check_weights(plan: Plan, a: Anatomy, b: Anatomy) -> None:
-    """Raise `KrsError` for weights that cannot go from one model to the other."""
+def check_restorations(engine: str, plan: Plan, a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for what the engine cannot make, and for weights that cannot go from one model to the other."""
+    check_plan(engine, plan)
     check_ends(plan.points, a, b)
     check_wholes(plan.points, plan.layers, a, b)
 

@@ -50,7 +50,7 @@ from krs.restore.prepare import (
     batch_of,
     check_choices,
     check_donor_prompts,
-    check_weights,
+    check_restorations,
     donor_batch_of,
     of_subjects,
 )
@@ -196,7 +196,7 @@ def sweep(
     plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
     for body in (v, u):
         body.require(plan.points, plan.layers)
-    check_weights(plan, v, u)
+    check_restorations(engine, plan, v, u)
     ends = eos_ids(r.model)
     reader = with_template_arguments(tokenizer, arguments)
     ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)
