@@ -20,7 +20,12 @@ from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.rope import own_factors
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "privateuseone")
-_OUTPUT_FLAGS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+_OUTPUT_FLAGS = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+    "return_dict": True,
+}
 
 _LOCK = threading.Lock()
 _USED_BY: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
@@ -55,8 +60,8 @@ def plain_numerics() -> Iterator[None]:
 def plain_calls(*models: nn.Module) -> Iterator[None]:
     """Inside, models return their logits and nothing else, and no other thread's call of krs runs them.
 
-    Switches off what `config.output_hidden_states`, `config.output_attentions` and `config.return_dict=False` ask
-    for, and lets rotary embeddings start from the factors they were made with. Afterwards all of it is back.
+    Switches off what `config.output_hidden_states`, `config.output_attentions`, `config.output_router_logits` (a loss
+    beside the logits, which does not go with a key-value cache) and `config.return_dict=False` ask for, and lets rotary embeddings start from the factors they were made with. Afterwards all of it is back.
 
     Raises `KrsError` when another thread is inside a call of krs with one of these models: each would read what the
     other patches.
