@@ -63,7 +63,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def clear_unfinished(folder: Path, *, deep: bool = False) -> None:
-    """Remove what a killed process was writing in a folder (`deep`: and below it); only for who alone may write there."""
+    """Remove what a killed process was writing in a folder (`deep`: and below it); only where nobody else writes."""
     for torn in (folder.rglob if deep else folder.glob)(f"{_UNFINISHED}*"):
         _remove(torn)
 

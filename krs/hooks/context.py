@@ -61,7 +61,8 @@ def plain_calls(*models: nn.Module) -> Iterator[None]:
     """Inside, models return their logits and nothing else, and no other thread's call of krs runs them.
 
     Switches off what `config.output_hidden_states`, `config.output_attentions`, `config.output_router_logits` (a loss
-    beside the logits, which does not go with a key-value cache) and `config.return_dict=False` ask for, and lets rotary embeddings start from the factors they were made with. Afterwards all of it is back.
+    beside the logits, which does not go with a key-value cache) and `config.return_dict=False` ask for, and lets rotary
+    embeddings start from the factors they were made with. Afterwards all of it is back.
 
     Raises `KrsError` when another thread is inside a call of krs with one of these models: each would read what the
     other patches.

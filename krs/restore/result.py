@@ -19,7 +19,7 @@ from krs.restore.losses import Losses
 from krs.restore.plan import Named, Plan
 from krs.restore.scores import Scores
 from krs.restore.tables import by_window, in_order, selected, tidy
-from krs.wording import counted
+from krs.wording import as_text, counted
 
 _ESTIMATED = "these numbers are estimates, not computed: run the restorations that matter with engine='auto'"
 _DID = {
@@ -280,7 +280,7 @@ class SweepResult:
         )
 
     def __repr__(self) -> str:
-        table = self.recovery().to_string(float_format=lambda x: f"{x:z.3f}", max_rows=40)
+        table = as_text(self.recovery(), 3, max_rows=40)
         return "\n".join([self._headline(), table, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -29,6 +29,11 @@ class Store:
 
     root: Path
 
+    @property
+    def spec_file(self) -> Path:
+        """Where the spec is that was last run."""
+        return self.root / _SPEC
+
     def begin(self, spec: Spec) -> bool:
         """Note the spec; returns whether a study was there. Raises `KrsError` where nothing can be written."""
         there = (self.root / _SPEC).exists()
