@@ -10,10 +10,9 @@ from typing import Any
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.families import layout
 from krs.models.given import Model
 from krs.models.pair import Vocabulary, check_pair, check_reference, shared_ids, shared_rows
-from krs.models.provenance import as_json, describe_model
+from krs.models.provenance import describe_model
 from krs.prompts import Ids, Scoring, TokenBatch, check_reach
 from krs.restore.plan import Plan
 from krs.restore.prepare import check_tokens, donor_batch_of, resolve
@@ -74,9 +73,7 @@ class Sides:
         bodies = {"vanilla": self.vanilla, "unlearned": self.unlearned, "reference": self.reference}
         v = self.vanilla.model
         rows = min(shared_rows(v, body.model) for body in bodies.values())
-        layouts = {s: found for s, body in bodies.items() if (found := layout(body.family)) is not None}
-        rest = {"vocabulary_rows": rows} | ({"layouts": as_json(layouts)} if layouts else {})
-        return rest | {s: describe_model(one, bodies[s].model) for s, one in self.given.items()}
+        return {"vocabulary_rows": rows} | {s: describe_model(one, bodies[s].model) for s, one in self.given.items()}
 
 
 def load_sides(

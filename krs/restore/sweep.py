@@ -171,10 +171,7 @@ def sweep(
     n_tokens, windows, settings = int(n_tokens), shape(windows), check_settings(settings)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
-<<<<<<< HEAD
     others = check_donor_prompts(donor_prompts, len(asked), settings, where)
-=======
-    others = check_donor_prompts(donor_prompts, len(asked), check_settings(settings), where)
     call = Call(
         prompts=asked,
         donor_prompts=others,
@@ -192,7 +189,6 @@ def sweep(
         family=family,
         chat_template_kwargs=arguments,
     )
->>>>>>> main
     file = _checked(checkpoint)
     names = {"vanilla": vanilla, "unlearned": unlearned} | ({} if reference is None else {"reference": reference})
     refuse_another(file, names, call, tokenizer, as_stored=dtype == "auto")
@@ -211,18 +207,11 @@ def sweep(
         offload=offload,
     )
     v, u, r = taken_by(engine, (sides.vanilla, sides.unlearned, sides.reference))
-<<<<<<< HEAD
-    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
-    for body in (v, u):
-        body.require(plan.points, plan.layers)
-    check_restorations(engine, plan, v, u)
-=======
     bodies = {"vanilla": v, "unlearned": u} | ({"reference": r} if sides.has_third else {})
->>>>>>> main
     ends = eos_ids(r.model)
     asking = call.of(bodies, tokenizer, ends, sides.described())
     plan, ids, given = asking.plan, asking.prompts, asking.answers
-    check_ends(plan.points, v, u)
+    check_restorations(engine, plan, v, u)
     donor_ids = None if others is None else tuple(map(tuple, asking.made["donor_prompts"]))
     sides.check_tokens(plan, ids, n_tokens, given, donor_ids)
     room = budget(memory, next(u.model.parameters()).device)
