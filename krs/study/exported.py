@@ -19,6 +19,7 @@ from krs.study.manifest import digest_of
 from krs.study.run import Study, load
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.study.tables import read_table
 from krs.writing import check_writable, write_text
 
 MARK = "krs_study"
@@ -29,7 +30,7 @@ _FILES = {
     "dissect": ("evidence.csv",),
     "restored": ("restored.csv",),
 }
-_LEFT_OUT = {"drift.csv": ["cosine", "identical", "parameters", "norm"]}
+_LEFT_OUT = {"drift.csv": ["cosine", "identical", "parameters", "norm", "change"]}
 """Columns that no page shows."""
 _DIGITS = 6
 _NAMES = ("name", "retain_from", "paragraphs", "retain", "corpus", "vanilla", "unlearned")
@@ -153,7 +154,7 @@ class Exported:
         parts = []
         for one in self.made():
             if step in one.files:
-                part = pd.read_csv(io.StringIO(one.files[step](file)))
+                part = read_table(one.files[step](file))
                 for i, (axis, value) in enumerate(_where(one.cell).items()):
                     part.insert(i, axis, value)
                 parts.append(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from krs.study.grid import Cell, cells, slug
 from krs.study.manifest import digest_of
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.study.tables import read_table
 from krs.wording import counted
 from krs.writing import write_text
 
@@ -42,7 +42,7 @@ def table(spec: Spec, store: Store, name: str) -> DataFrame:
     step, file = TABLES[name]
     parts = []
     for cell, folder in _finished(spec, store, step):
-        part = pd.read_csv(io.StringIO((folder / file).read_text(encoding="utf-8")))
+        part = read_table((folder / file).read_text(encoding="utf-8"))
         for i, (axis, value) in enumerate({"cell": cell.name, **cell.where}.items()):
             part.insert(i, axis, "" if value is None else value)
         parts.append(part)

@@ -138,6 +138,7 @@ class DriftStep(Measuring):
         return dtype_of(spec)
 
     needs = ("unlearn",)
+    version = 2
 
     def run(self, work: Work) -> str:
         """Write drift.csv (by component and layer) and components.csv."""
