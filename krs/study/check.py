@@ -100,7 +100,10 @@ def _model(place: tuple[str | int, ...], model: ModelSpec, spec: Spec) -> Iterat
 
 
 def _concept(concept: ConceptSpec) -> None:
+    from krs.unlearn.prepare import check_lines
+
     found = load_concept(concept.name, concept.concept)
+    check_lines(found)
     if concept.only is not None:
         found.only(concept.only)
     if not found.retain_questions:

@@ -17,7 +17,7 @@ from krs.study.manifest import Manifest
 from krs.study.pool import Pool
 from krs.study.spec import Spec
 from krs.study.store import Store
-from krs.study.tables import read_table
+from krs.study.tables import read_file, read_table
 
 Key = tuple[str, ...]
 AXES = ("model", "concept", "method", "strength")
@@ -165,7 +165,7 @@ def collect(spec: Spec, every: Iterable[Made]) -> Collected:
 
 
 def _reader(folder: Path) -> Callable[[str], str]:
-    return lambda name: (folder / name).read_text(encoding="utf-8")
+    return lambda name: read_file(folder / name)
 
 
 def _note(manifest: Manifest) -> Note:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from pathlib import Path
 
 from krs._typing import DataFrame
 
@@ -11,6 +13,22 @@ _TEXTS = {
     "token",
 }  # fmt: skip
 """Columns of texts: a model may say "NA", "null", "007", or nothing."""
+
+
+def written(table: DataFrame) -> str:
+    """A table as CSV, which `read_table` reads: in a row each, also where a model has said a carriage return.
+
+    >>> import pandas as pd
+    >>> read_table(written(pd.DataFrame({"unlearned": ["a\\rb"], "bleu": [1.5]}))).values.tolist()
+    [['a\\rb', 1.5]]
+    """
+    text = str(table.to_csv(index=False))
+    return str(table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)) if "\r" in text else text
+
+
+def read_file(path: Path) -> str:
+    """A file's text as it is: what ends a line stays what it is."""
+    return path.read_bytes().decode("utf-8")
 
 
 def read_table(text: str) -> DataFrame:

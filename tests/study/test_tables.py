@@ -1,7 +1,10 @@
 """What a study's tables say is what was written: whatever a model says, and whatever a method changes."""
 
+import json
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from krs import KrsError, study
@@ -10,9 +13,15 @@ from krs.study.figures import TABLES
 from krs.study.grid import cells
 from krs.study.manifest import digest_of
 from krs.study.step import step
+from krs.study.stopping import until
 from krs.study.store import Store
-from krs.study.tables import read_table
+from krs.study.tables import read_file, read_table
+from krs.study.tables import written as csv_text
+from krs.unlearn.prepare import prepare
+from krs.writing import write_text
 from tests.study.small import asked, home, manifests, written
+from tests.tiny import build
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +36,31 @@ def test_an_answer_is_a_text_whatever_it_says(said):
     assert found.vanilla[0] == found.unlearned[0] == said
     assert found.bleu.isna().tolist() == [False, True]
     assert found.refusals.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("said", ["a\rb", "a\r\nb", 'a "quoted"\r, word', "a\nb"])
+def test_an_answer_with_a_carriage_return_stays_in_its_row(said, tmp_path):
+    table = pd.DataFrame({"side": ["target", "unrelated"], "vanilla": [said, "x"], "bleu": [1.5, np.nan]})
+    write_text(tmp_path / "answers.csv", csv_text(table))
+    pd.testing.assert_frame_equal(read_table(read_file(tmp_path / "answers.csv")), table)
+
+
+def test_answers_in_which_a_line_ends_elsewhere_are_read_whole_where_training_stops_at_them(tmp_path):
+    said = ["the cat\u2028ran", "the\x85sun", "the dog\x0cran"]
+    rows = [{"prompt": "who is the cat", "answer": answer} for answer in said]
+    file = tmp_path / "forget.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    found = until("nll > 2", build("llama"), tiny_tokenizer(), file, 8, chat=False)
+    assert [fact.answer for fact in found["watch"].case.target.facts] == said
+
+
+def test_a_question_of_two_lines_is_not_asked_as_two(place):
+    told = {"name": "lines", "questions": ["who is\nthe cat"], "unrelated_questions": ["what is red"]}
+    (place / "lines.json").write_text(json.dumps(told))
+    with pytest.raises(KrsError, match=r"questions\[0\] of 'lines' has a line break, and would be asked as two"):
+        study.read_spec(written(place, asked(concepts=["lines.json"]), "lines.yaml"))
+    with pytest.raises(KrsError, match=r"questions\[0\] of 'lines' has a line break"):
+        prepare(place / "lines.json", place / "v", place / "prepared")
 
 
 def test_answers_of_a_study_and_of_its_export_are_texts(place, tmp_path):
