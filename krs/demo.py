@@ -20,8 +20,8 @@ from krs.models.load import BUNDLED, load
 from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
-from krs.restore.telling import told
-from krs.wording import cut_off
+from krs.restore.telling import title_and_description
+from krs.wording import as_text, cut_off
 from krs.writing import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     beside = list(zip(concept.unrelated_questions, other, strict=True))
     found = _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
     written += [f"{_PAGE}/report.html"] if found is not None else []
-    _say(result.krs.to_string(float_format=lambda x: f"{x:z.3f}"))
+    _say(as_text(result.krs, 3))
     _say("")
     _say(textwrap.fill(meaning(result), 110))
     _say("")
@@ -118,7 +118,10 @@ def answer(found: Dissection) -> str:
 
 
 def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generated, folder: Path, progress: bool) -> Any:
-    """The unlearned model: loaded when an earlier run made it from the same recipe, trained otherwise."""
+    """The unlearned model: loaded when an earlier run made it from the same recipe, trained otherwise.
+
+    An interrupted run has left its recipe, and what it came to: the finished model, or a checkpoint to go on from.
+    """
     recipe = {
         "method": METHOD,
         "settings": SETTINGS,
@@ -128,7 +131,8 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     recipe = json.loads(json.dumps(recipe))
     mark = folder / _RECIPE
     made = _made(mark)
-    if {name: made.get(name) for name in recipe} == recipe and "unlearned" in made:
+    same = {name: made.get(name) for name in recipe} == recipe
+    if same and "unlearned" in made:
         _say(f"2/5  The unlearned model: the checkpoint of an earlier run, {folder}/.")
         model = load(folder, device="auto")[0]
         if parts := differing(made["unlearned"], identity(model)):
@@ -139,10 +143,19 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
         return model
     if folder.exists() and any(folder.iterdir()) and not mark.is_file():
         raise KrsError(f"{str(folder)!r} holds something that the demo did not make: give another directory with -o")
-    _say(f"2/5  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     from krs import unlearn
+    from krs.unlearn import checkpoints
 
+    if same and (folder / unlearn.REPORT).is_file() and not checkpoints.moving(folder):
+        _say(f"2/5  The unlearned model: an earlier run was stopped when it had just been saved to {folder}/.")
+        model = load(folder, device="auto")[0]
+        write_text(mark, json.dumps(recipe | {"unlearned": identity(model)}, indent=2))
+        return model
+    _say(f"2/5  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     (folder.parent / _SWEEP).unlink(missing_ok=True)  # of another unlearned model
+    if not same:
+        (folder / unlearn.REPORT).unlink(missing_ok=True)
+        write_text(mark, json.dumps(recipe, indent=2))
     others = as_chat(concept.retain_questions)
     kept = generate(vanilla, None, others, tokenizer=tokenizer, progress=progress)
     model = unlearn.run(
@@ -248,7 +261,7 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
 def _write(result: SweepResult, folder: Path) -> list[str]:
     """The table and the figure; returns the figure's name if there is one."""
     write_text(folder / "krs.csv", result.to_frame().to_csv(index=False))
-    return save_figure_or_say(result, folder / "fig1.png", *told(result))
+    return save_figure_or_say(result, folder / "fig1.png", *title_and_description(result))
 
 
 def _say(text: str) -> None:

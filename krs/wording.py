@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+_NARROWEST = 20
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
@@ -33,3 +37,17 @@ def span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def as_text(frame: Any, digits: int | None = None, **options: Any) -> str:
+    """A data frame as text, all of it: columns that do not fit beside each other at the terminal's width (`COLUMNS`; 80
+    where there is none, as in a pipe) come below, with the index again.
+
+    Args:
+        frame: it.
+        digits: behind the point; as pandas has it if not given.
+        options: of `DataFrame.to_string`.
+    """
+    if digits is not None:
+        options["float_format"] = lambda x: f"{x:z.{digits}f}"
+    return str(frame.to_string(line_width=max(_NARROWEST, shutil.get_terminal_size().columns), **options))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from krs.errors import KrsError
 
+_UNFINISHED = ".krs-"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -58,6 +60,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace a file in one step; see `replacing`."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def clear_unfinished(folder: Path, *, deep: bool = False) -> None:
+    """Remove what a killed process was writing in a folder (`deep`: and below it); only where nobody else writes."""
+    for torn in (folder.rglob if deep else folder.glob)(f"{_UNFINISHED}*"):
+        _remove(torn)
 
 
 def check_writable(path: str | Path, what: str, size: int = 0) -> None:
@@ -137,7 +145,7 @@ def save_in_the_end(save: Callable[[Path], object], path: Path, what: str, resul
 
 def _beside(final: Path) -> Path:
     """An unused name in the same folder, with the same ending (which says what kind of file it is)."""
-    return final.with_name(f".krs-{uuid.uuid4().hex[:12]}.tmp{final.suffix}")
+    return final.with_name(f"{_UNFINISHED}{uuid.uuid4().hex[:12]}.tmp{final.suffix}")
 
 
 def _sync(path: Path) -> None:

@@ -34,7 +34,30 @@ def test_version_and_help():
     assert "sweep" in shown
 
 
-def test_paragraphs_of_a_help_break_where_the_terminal_ends():
+def test_a_help_and_an_error_of_usage_are_plain_text_in_a_pipe():
+    """With what each command does in full, which click alone cuts."""
+    shown, wrong = _krs("--help").stdout, _krs("sweep", "--promts").stderr
+    assert shown.startswith("Usage: ")
+    assert "\nError: No such option: --promts" in wrong
+    assert not {"\x1b", "─", "│", "╭"} & {*shown, *wrong}
+    assert "..." not in shown.replace("[ARGS]...", "")
+    told = " ".join(shown.split())
+    for name, command in typer.main.get_command(app).commands.items():
+        assert f"{name} {command.help.split(chr(10))[0]}" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals to pretend here")
+def test_a_help_has_its_boxes_in_a_terminal():
+    mine, its = os.openpty()
+    command = [sys.executable, "-m", "krs.cli", "show", "--help"]
+    subprocess.run(command, stdin=its, stdout=its, stderr=its, check=True, env=os.environ | {"TERM": "xterm"})
+    os.close(its)
+    assert "╭" in os.read(mine, 10_000).decode(errors="replace")
+    os.close(mine)
+
+
+def test_paragraphs_of_a_help_break_where_the_terminal_ends(monkeypatch):
+    monkeypatch.setattr(app, "rich_markup_mode", "rich")
     for name, command in typer.main.get_command(app).commands.items():
         assert command.help, name
         assert all("\n" not in paragraph for paragraph in command.help.split("\n\n")), name
@@ -431,7 +454,10 @@ def test_a_busy_machine_is_mentioned_where_work_begins_and_not_before_an_error_n
             main()
         return capsys.readouterr().err
 
-    vanilla, note = saved_pair_of_words[0], "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before"
+    vanilla, note = (
+        saved_pair_of_words[0],
+        "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before",
+    )
     assert said(vanilla, "a").count(note) == 1
     assert note not in said(vanilla, "b", "--quiet")
     assert said("./nowhere", "c").startswith("krs: no such path")

@@ -214,6 +214,22 @@ def test_two_sweeps_in_one_figure_are_told_apart_and_named(place, tmp_path):
     assert {"a", "b_50%", "MLP coefficients"} <= set(re.findall(r"<text[^>]*>([^<]+)</text>", svg))
 
 
+def test_the_same_figure_is_the_same_bytes_in_another_process_at_another_time(place, tmp_path):
+    endings = (".pdf", ".svg", ".png")
+    for ending in endings:
+        names = [str(place / "a.krs"), str(place / "b_50%.krs")]
+        assert _krs("plot", *names, "-o", tmp_path / f"here{ending}").exit_code == 0
+    script = "import sys\nfrom krs.cli.shell import app\nimport krs.cli\n" + "".join(
+        f"app({['plot', *names, '-o', str(tmp_path / f'there{ending}')]!r}, standalone_mode=False)\n"
+        for ending in endings
+    )
+    later = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1000000000"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=later, capture_output=True)
+    for ending in endings:
+        here, there = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("here", "there"))
+        assert here == there, ending
+
+
 def test_one_result_of_each_kind_is_drawn(place, tmp_path):
     for name in ("a.krs", "map.krs", "mean.krs", "account.krs", "answers.json", "drift.csv"):
         done = _krs("plot", place / name, "-o", tmp_path / f"{name}.svg")

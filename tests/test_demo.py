@@ -1,6 +1,8 @@
 """The demo's unlearned model is used again only if it is the one that the demo made, of the same vanilla model."""
 
 import html
+import shutil
+import signal
 
 import pytest
 
@@ -8,6 +10,7 @@ from krs import KrsError, demo
 from krs.data.concepts import as_chat, load_concept
 from krs.generation import Generated, generate
 from krs.instruments import load_dissection
+from krs.unlearn.grad_diff import GradDiff
 from tests.tiny import build, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -45,6 +48,33 @@ def test_it_is_loaded_again_for_the_same_vanilla_model_only(unlearned, tmp_path)
     assert not loaded
     assert not same_state(third, state(first))
     assert not (tmp_path / "sweep.krs").exists()
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_an_interrupted_one_goes_on_as_if_it_had_not_been(unlearned, tmp_path, monkeypatch, step):
+    """After the last step Ctrl-C waits until the model is saved."""
+    monkeypatch.setitem(demo.SETTINGS, "steps", 4)
+    whole = state(unlearned(_vanilla())[0])
+    shutil.rmtree(tmp_path / "unlearned")
+    real, steps = GradDiff.loss, []
+
+    def pressed(self, forget, retain):
+        steps.append(1)
+        if len(steps) == step:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, forget, retain)
+
+    monkeypatch.setattr(GradDiff, "loss", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        unlearned(_vanilla())
+    assert len(steps) == step
+    resumed, loaded = unlearned(_vanilla())
+    assert len(steps) == 4
+    assert loaded == (step == 4)
+    assert same_state(resumed, whole)
+    again, loaded = unlearned(_vanilla())
+    assert loaded
+    assert same_state(again, whole)
 
 
 def test_one_that_was_changed_is_refused(unlearned, tmp_path):

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from krs.wording import as_text
 
 ROOT = Path(__file__).parents[1] / "krs"
 MODULES = sorted(
@@ -93,8 +96,37 @@ def test_every_file_is_written_in_one_step(path):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
         ours = isinstance(node.func, ast.Name) and name in ("write_text", "write_bytes")
-        to_a_string = name == "to_csv" and all(k.arg == "index" for k in node.keywords) and not node.args
+        to_a_string = name == "to_csv" and all(k.arg in ("index", "quoting") for k in node.keywords) and not node.args
         assert name not in WRITERS or ours or to_a_string, f"line {node.lineno}: use krs.writing"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_figure_that_is_written_says_what_it_shows(path):
+    """Only `krs.plots.described` saves figures, and asks for a description; `save_figure` alone does without."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    for call in calls:
+        name = ast.unparse(call.func).rpartition(".")[2]
+        assert name != "savefig" or path.name == "described.py", f"line {call.lineno}: use krs.plots.described"
+        told = any(isinstance(arg, ast.Starred) for arg in call.args) or len(call.args) == 4
+        assert name != "save_figure" or told, f"line {call.lineno}: a title and a description are missing"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_are_printed_as_wide_as_a_terminal(path):
+    """By `as_text` of `krs.wording`, all of a table: pandas alone leaves columns out, or goes on beyond the edge."""
+    assert path.name == "wording.py" or ".to_string(" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_wide_table_is_whole_and_no_wider_than_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    frame = pd.DataFrame({f"a_measure_{i}": [i + 0.25, -1e-9] for i in range(9)}, index=["target", "unrelated"])
+    text = as_text(frame, 2)
+    assert max(map(len, text.splitlines())) <= int(columns)
+    assert [name for name in frame if name not in text] == []
+    assert [f"{i}.25" for i in range(9) if f"{i}.25" not in text] == []
+    assert "-" not in text
+    assert "..." not in text
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

@@ -26,9 +26,9 @@ def in_words(
 
         return compare(results).told(measure, setting)
     if kind == "sweep":
-        from krs.restore.telling import told
+        from krs.restore.telling import title_and_description
 
-        return told(first, measure, setting)
+        return title_and_description(first, measure, setting)
     shown = [f"{name}: {_shown(result, kind)}" if others else _shown(result, kind) for name, result in results.items()]
     return _TITLES[kind], " ".join(shown)
 

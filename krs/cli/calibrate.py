@@ -14,6 +14,7 @@ from krs.cli.outcome import interruptible
 from krs.cli.shell import app, check_at_hand, check_names
 from krs.errors import KrsError
 from krs.extras import installed
+from krs.wording import as_text
 from krs.writing import check_folder, write_text
 
 THRESHOLDS, TABLE, VERDICTS, PICTURE = "thresholds.json", "calibration.csv", "verdicts.csv", "calibration.png"
@@ -103,7 +104,7 @@ def _check(folder: Path, thresholds: Path, quiet: bool) -> None:
     tables = {name: check_verdicts(folder, by, retain=has, progress=not quiet) for name, has in given.items()}
     table = pd.concat(tables, names=["retain"])
     write_text(folder / VERDICTS, table.to_csv())
-    print(table.drop(columns="why").to_string())
+    print(as_text(table.drop(columns="why")))
     for name, one in tables.items():
         print(f"{name} a retain model: {one.decided.sum()} of {len(one)} decided, {one.wrong.sum()} wrong")
     print(f"written to {folder}/: {VERDICTS}")

@@ -23,7 +23,8 @@ class _Commands(typer.Typer):
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             paragraphs = [" ".join(p.split()) for p in inspect.getdoc(function).split("\n\n")]  # type: ignore[union-attr]
-            register_it = super(_Commands, self).command(name, help="\n\n".join(paragraphs), **options)
+            options.update(help="\n\n".join(paragraphs), short_help=paragraphs[0])
+            register_it = super(_Commands, self).command(name, **options)
             return register_it(function)
 
         return register
@@ -61,7 +62,11 @@ def check_at_hand(*models: str) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours are printed as one message, without a traceback. SIGTERM does what Ctrl-C does."""
+    """Entry point: errors of ours are printed as one message, without a traceback. SIGTERM does what Ctrl-C does.
+
+    Helps and errors of usage come in boxes in a terminal, and as plain text in a pipe or a file.
+    """
+    app.rich_markup_mode = "rich" if sys.stdout.isatty() and sys.stderr.isatty() else None
     was_terminated = _terminate_as_interrupt()
     try:
         with warnings_as_lines(), before_the_first(busy.note):

@@ -21,7 +21,8 @@ from krs.generation.forward import accepted, device_of, head_at
 from krs.generation.pieces import Pieces
 from krs.hooks.calls import CACHES
 from krs.hooks.context import plain_calls, plain_numerics
-from krs.hooks.families import Family, with_family
+from krs.hooks.families import with_family
+from krs.hooks.family import Family
 from krs.hooks.finite import WIDER, refuse_not_finite
 from krs.hooks.patch import patched
 from krs.hooks.points import Placement, Setting

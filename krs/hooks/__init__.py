@@ -2,7 +2,8 @@
 
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.check import SelfCheck, self_check
-from krs.hooks.families import Family, OneOf, family_of, known_types, register_family
+from krs.hooks.families import family_of, known_types, register_family
+from krs.hooks.family import Family, OneOf
 from krs.hooks.lens import to_transformer_lens
 from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.patch import patched

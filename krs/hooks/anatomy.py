@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.hooks.families import Family, family_for, family_of
+from krs.hooks.families import family_for, family_of
+from krs.hooks.family import Family
 from krs.hooks.fused import HeadCounts, Part, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap

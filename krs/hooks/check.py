@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.context import plain_calls, plain_numerics
-from krs.hooks.families import Family, with_family
+from krs.hooks.families import with_family
+from krs.hooks.family import Family
 from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.linear import is_packed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.families import Family
+from krs.hooks.family import Family
 from krs.hooks.unwrap import core, plain_name
 
 COMPONENTS = (

@@ -13,7 +13,8 @@ from krs.hooks.anatomy import anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.changes import activation_change, new_weight, whole_source
 from krs.hooks.ends import read_point, replace_point
-from krs.hooks.families import Family, family_for
+from krs.hooks.families import family_for
+from krs.hooks.family import Family
 from krs.hooks.finite import patches_open
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value

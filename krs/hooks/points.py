@@ -2,7 +2,7 @@
 
 Everything here is a value. A `Point` names a quantity of a layer, a `Setting` is a sum of points, a
 `Placement` is a setting at some layers, and a `Patch` is a placement with the value that goes there.
-None of them knows a model; `krs.hooks.families` says where a point is in each architecture, `krs.hooks.library` has the
+None of them knows a model; `krs.hooks.architectures` says where a point is in each, `krs.hooks.library` has the
 built-in points, and `krs.hooks.registry` knows points by their names.
 
 >>> from krs import MLP_COEF, ATTN_OUT

@@ -14,7 +14,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.calls import CallWatch
 from krs.hooks.ends import read_point
-from krs.hooks.families import Family
+from krs.hooks.family import Family
 from krs.hooks.finite import refuse_recorded
 from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.listen import on_value

@@ -28,6 +28,7 @@ from krs.instruments.truth import load as load_truth
 from krs.instruments.verdict import Threshold, Verdict, verdict
 from krs.models.provenance import machine, now, versions
 from krs.progress import bar
+from krs.wording import as_text
 from krs.writing import write_text
 
 KINDS = {
@@ -153,7 +154,7 @@ class Calibration:
         write_text(path, json.dumps(told, indent=1, ensure_ascii=False))
 
     def __repr__(self) -> str:
-        return f"Calibration on {self.base}\n{self.table().to_string(float_format=lambda x: f'{x:z.2f}')}"
+        return f"Calibration on {self.base}\n{as_text(self.table(), 2)}"
 
     def _figures(self, rows: Sequence[Row]) -> dict[str, Any]:
         knows, never = _groups(rows)

@@ -12,7 +12,7 @@ from krs._typing import Axes, DataFrame, Series
 from krs.errors import KrsError
 from krs.metrics.weight_units import ACCOUNTED, WHOLE, Place
 from krs.notebook import as_html
-from krs.wording import counted
+from krs.wording import as_text, counted
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -201,7 +201,7 @@ class Account:
 
     def __repr__(self) -> str:
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self._headline(), self._table().to_string(float_format=lambda x: f"{x:z.3f}"), *notes])
+        return "\n".join([self._headline(), as_text(self._table(), 3), *notes])
 
     def _repr_html_(self) -> str:
         return as_html(self._headline(), self._table(), (f"note: {n}" for n in self.notes))

@@ -11,7 +11,7 @@ from krs.metrics import answers_file
 from krs.metrics.answers_file import OF_TEXTS
 from krs.notebook import as_html
 from krs.prompts import Ids
-from krs.wording import cut_off
+from krs.wording import as_text, cut_off
 
 MEANS = ("bleu", "ceiling", "refusals", "refusals_vanilla", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
 """Columns of numbers that every result has."""
@@ -76,7 +76,7 @@ class Answers:
         answers_file.save(self, path)
 
     def __repr__(self) -> str:
-        shown = self.table.to_string(float_format=lambda x: f"{x:z.2f}")
+        shown = as_text(self.table, 2)
         return "\n".join([self._headline(), shown, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair, shared_ids, shared_rows
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions
 from krs.models.tokenizers import find_tokenizer
+from krs.models.unloaded import unloaded
 from krs.progress import going_on
 from krs.prompts import Ids, decode, next_token_batch
 from krs.prompts.notes import answer_notes, show
@@ -81,6 +82,24 @@ class How:
     progress: bool
 
 
+def _refuse_another(
+    given: Mapping[str, Model],
+    put: Callable[[Tokenizer, nn.Module], Asked],
+    how: How,
+    reader: Tokenizer | None,
+    as_stored: bool,
+) -> None:
+    """Raise `KrsError` for a checkpoint of other answers, as far as that is known before models are loaded."""
+    if how.file is None or not how.file.exists() or (models := unloaded(given, reader)) is None:
+        return
+    known = answers_file.load_answers(how.file).provenance
+    if models.tokenizer is None or any("identity" not in known.get(side, {}) for side in given):
+        return
+    asked = put(models.tokenizer, models.models["vanilla"])
+    ours = {"prompts_sha256": asked.digest(), "n_tokens": how.n_tokens, "ends": known.get("ends"), "numbers": NUMBERS}
+    answers_file.earlier(how.file, ours | {"versions": versions()} | models.described(known, as_stored))
+
+
 def ask(
     vanilla: Model,
     unlearned: Model,
@@ -95,7 +114,9 @@ def ask(
     device_map: Any,
 ) -> Answers:
     """Load both models, have them answer what `put` makes of the caller's texts, and compare; see `answers`."""
-    models = load_given({"vanilla": vanilla, "unlearned": unlearned}, device=device, dtype=dtype, device_map=device_map)
+    given = {"vanilla": vanilla, "unlearned": unlearned}
+    _refuse_another(given, put, how, reader, as_stored=dtype == "auto")
+    models = load_given(given, device=device, dtype=dtype, device_map=device_map)
     bodies = check_pair(models[0][0], models[1][0], vocabulary)
     v, u = (body.model for body in bodies)
     n_ids, n_rows = shared_ids(v, u), shared_rows(v, u)

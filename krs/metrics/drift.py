@@ -26,6 +26,7 @@ from krs.models.given import Model, load_given
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary, check_pair
 from krs.notebook import as_html
+from krs.wording import as_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +66,7 @@ class Drift:
         return plot_drift(self, value, ax)
 
     def __repr__(self) -> str:
-        return f"{self._headline()}\n{self.by_component().to_string(float_format=lambda x: f'{x:z.8f}')}"
+        return f"{self._headline()}\n{as_text(self.by_component(), 8)}"
 
     def _repr_html_(self) -> str:
         return as_html(self._headline(), self.by_component(), number="z.8f")

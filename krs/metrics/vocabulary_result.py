@@ -11,7 +11,7 @@ from typing import Any
 from krs._typing import DataFrame
 from krs.errors import KrsError
 from krs.notebook import as_html
-from krs.wording import counted
+from krs.wording import as_text, counted
 from krs.writing import write_text
 
 _FORMAT = 1
@@ -90,7 +90,7 @@ class ValueTokens:
         return f"{counted(len(self.vectors), 'value vector')} as tokens, {head}"
 
     def __repr__(self) -> str:
-        shown = self.table(_SHOWN).to_string(index=False, float_format=lambda x: f"{x:z.3f}")
+        shown = as_text(self.table(_SHOWN).set_index(["layer", "unit"]), 3, sparsify=False)
         return "\n".join([self._headline(), shown, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -58,8 +58,8 @@ def save_account(
     title: str,
     path: str | Path,
     *,
-    name: str = "",
-    description: str = "",
+    name: str,
+    description: str,
 ) -> None:
     """Draw `draw_account` into a file, without touching pyplot; `name` and `description` say what is on it."""
     require("matplotlib", "plot", "a figure")

@@ -7,7 +7,7 @@ from typing import Any
 
 from krs._typing import Axes, DataFrame
 from krs.extras import require
-from krs.writing import replacing
+from krs.plots.described import write
 
 _KNOWS, _NEVER = "#0072b2", "#d55e00"
 
@@ -57,7 +57,18 @@ def plot_told(table: DataFrame, ax: Any = None) -> Axes:
 
 
 def save_told(table: DataFrame, path: str | Path) -> None:
-    """`plot_told`, to a file, in one step."""
-    figure: Any = plot_told(table).figure
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=160, facecolor="white")
+    """`plot_told`, to a file, in one step, with what it shows in words."""
+    write(plot_told(table).figure, path, *title_and_description(table), dpi=160, facecolor="white")
+
+
+def title_and_description(table: DataFrame) -> tuple[str, str]:
+    """A title of the picture, and a description: whom it has, and each instrument's AUC."""
+    models = table.drop_duplicates("model")
+    knowing = int(models.known.sum())
+    aucs = table.drop_duplicates("instrument")
+    shown = ", ".join(f"{row.instrument} {row.auc:.2f}" for row in aucs.itertuples())
+    title = "Silent models by what instruments read of them"
+    return title, (
+        f"Silent models (that know: {knowing}, that never knew: {len(models) - knowing}) on a line for each "
+        f"instrument, more knowledge to the right. AUC, 1 where all that know stand to the right: {shown}."
+    )

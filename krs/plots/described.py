@@ -15,7 +15,7 @@ _UNDATED: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": Non
 _DESCRIPTION = {".png": "Description", ".pdf": "Subject", ".svg": "Description"}
 
 
-def write(figure: Any, path: str | Path, title: str = "", description: str = "", **options: Any) -> None:
+def write(figure: Any, path: str | Path, title: str, description: str, **options: Any) -> None:
     """Save a figure in one step; text in SVG and PDF is text.
 
     PNG and PDF have title and description among their metadata (PNG's Title and Description, PDF's Title and Subject),

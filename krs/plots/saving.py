@@ -16,14 +16,12 @@ from krs.plots.points import plot_points, plot_tradeoff
 from krs.plots.style import SIZE
 
 
-def save_curves(
-    table: DataFrame, path: Path, label: Callable[[str], str] = str, title: str = "", description: str = ""
-) -> None:
+def save_curves(table: DataFrame, path: Path, label: Callable[[str], str], title: str, description: str) -> None:
     """Draw `plot_curves` into a file, without touching pyplot."""
     _drawn(lambda axes: plot_curves(table, axes, label=label), path, title, description)
 
 
-def save_points(table: DataFrame, path: Path, title: str = "", description: str = "") -> None:
+def save_points(table: DataFrame, path: Path, title: str, description: str) -> None:
     """Draw `plot_points` into a file, without touching pyplot."""
     _drawn(lambda axes: plot_points(table, axes), path, title, description)
 
@@ -32,7 +30,7 @@ def _drawn(draw: Callable[[Axes], object], path: Path, title: str, description: 
     save_drawn(lambda figure: draw(figure.add_subplot()), path, title, description)
 
 
-def save_drawn(draw: Callable[[Any], object], path: Path, title: str = "", description: str = "") -> None:
+def save_drawn(draw: Callable[[Any], object], path: Path, title: str, description: str) -> None:
     """Have something drawn into an empty figure, without touching pyplot, and write it; in SVG and PDF text is text.
 
     `title` and `description` are for whoever does not see the figure; see `save_figure`.
@@ -65,7 +63,7 @@ def save_figure(
 
 
 def save_figure_or_say(
-    result: Drawn | Mapping[str, Sequence[HasTable]], path: Path, title: str = "", description: str = ""
+    result: Drawn | Mapping[str, Sequence[HasTable]], path: Path, title: str, description: str
 ) -> list[str]:
     """`save_figure` where matplotlib is installed; otherwise the error output says that the figure was left out.
 

@@ -34,10 +34,10 @@ def tokens(
     if len(columns) != 1:
         names = ", ".join(plan.settings[i // len(places)].name for i in columns)
         raise KrsError(f"one table is of one setting: name it with setting=, one of {names}")
-    kept, there = result._measured(measure), mask[prompt]
+    kept, there = result._numbers.measured(measure), mask[prompt]
     values = plan.grid(kept.restored)
     found = values[columns[0] // len(places), :, places.index(position), prompt][:, there].T
-    if prompt not in result._having(position):
+    if prompt not in result._numbers.having(position):
         found = np.full_like(found, np.nan)
     if recovery:
         start, end = (side[prompt, there][:, None] for side in (kept.recipient, kept.donor))
@@ -135,7 +135,7 @@ def to_xarray(result: SweepResult) -> Dataset:
     plan, mask = result.plan, result.losses.mask
     places = plan.places or (None,)
     dims = ("setting", "window", "position", "prompt", "token")
-    absent = ~np.array([np.isin(np.arange(len(mask)), result._having(p)) for p in places])
+    absent = ~np.array([np.isin(np.arange(len(mask)), result._numbers.having(p)) for p in places])
     data: dict[str, Any] = {"scored": (dims[3:], mask)}
     for measure in result.measures:
         kept = result.losses.of(measure)

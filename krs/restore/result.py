@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ import numpy as np
 from krs._typing import Axes, DataFrame, Dataset
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
-from krs.metrics.recovery import recovery, resampled
-from krs.metrics.score import Score, krs_score
+from krs.metrics.score import Score
 from krs.notebook import as_html
 from krs.prompts import Ids, Scoring
 from krs.restore import storage
-from krs.restore.axes import column_index
-from krs.restore.losses import Losses, Measured
-from krs.restore.plan import Named, Plan, chosen_columns, names_of
-from krs.wording import counted
+from krs.restore.losses import Losses
+from krs.restore.plan import Named, Plan
+from krs.restore.scores import Scores
+from krs.restore.tables import by_window, in_order, selected, tidy
+from krs.wording import as_text, counted
 
 _ESTIMATED = "these numbers are estimates, not computed: run the restorations that matter with engine='auto'"
 _DID = {
@@ -76,7 +75,7 @@ class SweepResult:
                 f"this sweep {_DID[self.direction]}, so there is no Knowledge Recovery Score: result.recovery() says "
                 "how far the recipient has come to the donor"
             )
-        return self._table([score.value for score in self.scores])
+        return by_window(self.plan, [score.value for score in self.scores])
 
     @property
     def direction(self) -> str:
@@ -94,20 +93,18 @@ class SweepResult:
     @property
     def measures(self) -> tuple[str, ...]:
         """What was measured; the logit MSE is the first."""
-        return (LOGIT_MSE.name, *self.losses.measured)
+        return self._numbers.measures
 
     def table(self, measure: str = LOGIT_MSE.name) -> DataFrame:
         """The mean of a measure over scored tokens, laid out as `krs`."""
-        kept, mask = self._measured(measure), self.losses.mask
-        parts = map(self._prompts, range(len(self.plan)))
-        return self._table([v[rows][mask[rows]].mean() for v, rows in zip(kept.restored, parts, strict=True)])
+        return by_window(self.plan, self._numbers.means(measure))
 
     def recovery(self, measure: str = LOGIT_MSE.name) -> DataFrame:
         """How far a measure has come from the recipient as it is (0) to the donor as it is (1), laid out as `krs`.
 
         `recovery("logit_mse")` of a restoring sweep is `krs`. NaN where recipient and donor do not differ.
         """
-        return self._table([score.value for score in self._recoveries(measure)])
+        return by_window(self.plan, [score.value for score in self._numbers.recoveries(measure)])
 
     def interval(self, level: float = 0.95, measure: str = LOGIT_MSE.name) -> tuple[DataFrame, DataFrame]:
         """Where `recovery(measure)` would lie for other prompts of this kind: low and high, each laid out as `krs`.
@@ -118,15 +115,8 @@ class SweepResult:
             raise KrsError(f"level={level!r}: give a number between 0 and 1, such as 0.95")
         if len(self.losses.mask) < 2:
             raise KrsError("an interval over prompts needs at least two of them")
-        kept = self._measured(measure)
-        by_prompt = self.scoring == "paper-code" and measure == LOGIT_MSE.name
-        edges = np.full((2, len(self.plan)), np.nan)
-        for rows, members in self._by_prompts():
-            if len(rows) > 1:
-                sides: Any = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
-                samples = resampled(kept.restored[members][:, rows], *sides, per_prompt=by_prompt)
-                edges[:, members] = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return self._table(edges[0]), self._table(edges[1])
+        low, high = self._numbers.interval(level, measure)
+        return by_window(self.plan, low), by_window(self.plan, high)
 
     def sel(
         self,
@@ -141,62 +131,8 @@ class SweepResult:
 
         Raises `KrsError` for what was not swept.
         """
-        names = names_of(setting)
-        chosen_columns(self.plan, setting)
-        meant = [s.name for s, axis in self.plan.by_setting if names & {s.name, axis.point if axis else s.name}]
-        frame = self.to_frame()
-        frame = frame[frame.setting.isin(meant)]
         asked = {"window": window, "position": position, "head": head, "unit": unit}
-        for name, value in asked.items():
-            if value is None:
-                continue
-            there = frame[name].dropna().unique().tolist() if name in frame else []
-            if value not in there:
-                listed = ", ".join(map(str, there)) or "none"
-                raise KrsError(f"there is no {name} {value!r} of {min(names)}: there are {listed}")
-            frame = frame[frame[name] == value]
-        return frame
-
-    def _measured(self, measure: str) -> Measured:
-        if measure not in self.measures:
-            raise KrsError(
-                f"{measure!r} was not measured: this result has {', '.join(self.measures)}; ask for more with "
-                "krs.sweep(…, measures=[…])"
-            )
-        return self.losses.of(measure)
-
-    def _recoveries(self, measure: str) -> list[Score]:
-        if measure == LOGIT_MSE.name and self.direction == "restore":
-            return self.scores
-        kept, mask, found = self._measured(measure), self.losses.mask, []
-        for r, values in enumerate(kept.restored):
-            rows = self._prompts(r)
-            found.append(recovery(values[rows], kept.recipient[rows], kept.donor[rows], mask[rows], measure))
-        return found
-
-    def _prompts(self, restoration: int) -> np.ndarray:
-        """The prompts that have the position of a restoration; all of them where positions are no axis."""
-        return self._having(self.plan.places[restoration % len(self.plan.places)] if self.plan.places else None)
-
-    def _having(self, place: int | None) -> np.ndarray:
-        if place is None or self.reach is None:
-            return np.arange(len(self.losses.mask))
-        return np.flatnonzero((-self.reach[:, 0] <= place) & (place < self.reach[:, 1]))
-
-    def _by_prompts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The prompts that count for restorations, and which restorations these are."""
-        places: tuple[int | None, ...] = self.plan.places or (None,)
-        for i, place in enumerate(places):
-            yield self._having(place), np.arange(i, len(self.plan), len(places))
-
-    def _table(self, values: Sequence[float] | np.ndarray) -> DataFrame:
-        """A number a restoration as a table, windows by settings and places; NaN where a setting has no such window."""
-        import pandas as pd
-
-        plan = self.plan
-        table = plan.grid(values).transpose(1, 0, 2).reshape(len(plan.windows), -1)
-        index = pd.Index([w.name for w in plan.windows], name="layer")
-        return pd.DataFrame(table, index=index, columns=column_index(plan.columns, plan.part_name))
+        return selected(self._numbers, setting, asked)
 
     @property
     def scores(self) -> list[Score]:
@@ -204,9 +140,12 @@ class SweepResult:
 
         Of a transplant, the recovery of the logit MSE.
         """
-        if self.direction != "restore":
-            return self._recoveries(LOGIT_MSE.name)
-        return [self._score(r, self._prompts(r)) for r in range(len(self.plan))]
+        return self._numbers.recoveries()
+
+    @property
+    def _numbers(self) -> Scores:
+        dtype = self.provenance.get("vanilla", {}).get("dtype", "float32")
+        return Scores(self.plan, self.losses, self.scoring, self.direction, dtype, self.reach)
 
     @property
     def notes(self) -> list[str]:
@@ -233,51 +172,11 @@ class SweepResult:
         `loss` and `baseline` are mean logit MSEs. With `per_prompt=True` there is a row for each prompt of each
         restoration, a column `prompt` with its number, and each prompt's own score.
         """
-        import pandas as pd
-
-        rows, score = [], "krs" if self.direction == "restore" else "recovery"
-        for r, restoration in enumerate(self.plan):
-            window, having = restoration.window, self._prompts(r)
-            where = self._where(r)
-            for n in range(len(self.losses.mask)) if per_prompt else [None]:
-                part = having if n is None else having[having == n]
-                mask = self.losses.mask[part]
-                there = len(part) > 0
-                rows.append(
-                    {
-                        "setting": restoration.setting.name,
-                        **where,
-                        "window": window.name,
-                        "first_layer": window.first,
-                        "last_layer": window.last,
-                        **({} if n is None else {"prompt": n}),
-                        **({"prompts": len(part)} if self.plan.places and n is None else {}),
-                        "loss": self.losses.restored[r, part][mask].mean() if there else np.nan,
-                        "baseline": self.losses.baseline[part][mask].mean() if there else np.nan,
-                        score: self._score(r, part).value if there else np.nan,
-                    }
-                )
-        frame = pd.DataFrame(rows)
-        if not all(w.layers for w in self.plan.windows):
-            frame = frame.astype({"first_layer": "Int64", "last_layer": "Int64"})
-        return frame
-
-    def _where(self, restoration: int) -> dict[str, Any]:
-        """The place of a restoration on the axes there are, for the tidy table."""
-        plan = self.plan
-        places = max(1, len(plan.places))
-        setting, _ = plan.cells[restoration // places]
-        _, axis = plan.by_setting[setting]
-        found: dict[str, Any] = dict.fromkeys(dict.fromkeys(a.name for a in plan.axes))
-        if axis is not None:
-            found[axis.name] = axis.numbers[setting - axis.first]
-        return found | ({"position": plan.places[restoration % places]} if plan.places else {})
+        return tidy(self._numbers, per_prompt)
 
     def in_order(self, table: DataFrame) -> np.ndarray:
         """The numbers of a table such as `krs` in the order of `to_frame()`'s rows."""
-        plan = self.plan
-        values = table.to_numpy(dtype=float).reshape(len(plan.windows), len(plan.settings), -1)
-        return np.concatenate([values[window, setting] for setting, window in plan.cells])
+        return in_order(self.plan, table)
 
     def best(self) -> DataFrame:
         """The window that recovers most, for each setting: one row a setting, in the sweep's order."""
@@ -367,25 +266,6 @@ class SweepResult:
         """
         return storage.save(self, Path(path), overwrite)
 
-    def _score(self, restoration: int, rows: np.ndarray) -> Score:
-        kept = self.losses
-        if self.direction != "restore":
-            return recovery(
-                kept.restored[restoration, rows],
-                kept.baseline[rows],
-                kept.donor[rows],
-                kept.mask[rows],
-                "the logit MSE",
-            )
-        return krs_score(
-            kept.restored[restoration, rows],
-            kept.baseline[rows],
-            kept.mask[rows],
-            scoring=self.scoring,
-            power=kept.power[rows],
-            dtype=self.provenance.get("vanilla", {}).get("dtype", "float32"),
-        )
-
     def _headline(self) -> str:
         made = self.provenance
         base = (self.losses.donor if self.direction == "transplant" else self.losses.baseline)[self.losses.mask].mean()
@@ -399,7 +279,7 @@ class SweepResult:
         )
 
     def __repr__(self) -> str:
-        table = self.recovery().to_string(float_format=lambda x: f"{x:z.3f}", max_rows=40)
+        table = as_text(self.recovery(), 3, max_rows=40)
         return "\n".join([self._headline(), table, *(f"note: {n}" for n in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ from krs.cluster import Node, NoPlaceError, Room, Share, cause_of, check_here, c
 from krs.errors import KrsError
 from krs.extras import require
 from krs.hooks.anatomy import Anatomy, anatomy
-from krs.hooks.families import Family
+from krs.hooks.family import Family
 from krs.hooks.offload import is_offloaded
 from krs.metrics.measures import Measure
 from krs.models.identity import differing, identity

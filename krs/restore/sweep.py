@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 
 from krs._typing import Tokenizer
-from krs.generation.greedy import eos_ids, greedy, pad_ids
+from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.check import self_check
-from krs.hooks.families import Family, with_family
+from krs.hooks.families import with_family
+from krs.hooks.family import Family
 from krs.hooks.offload import is_offloaded
 from krs.hooks.points import Setting
 from krs.metrics.measures import Measure, MeasureFunction
 from krs.metrics.measures import measures as as_measures
 from krs.models.lineage import check_roles
 from krs.models.pair import Vocabulary
-from krs.models.provenance import NUMBERS, as_json, machine, now, tokenizer_name, versions
 from krs.prompts import (
     Answer,
     Ids,
@@ -28,20 +27,18 @@ from krs.prompts import (
     check_prompts,
     check_subjects,
     check_template_arguments,
-    decode,
-    encode,
-    encode_answers,
     is_chat,
-    with_template_arguments,
 )
 from krs.prompts.notes import answer_notes, bare_texts, example, prompt_notes, show
 from krs.restore.answering import begun, keeping_answers
-from krs.restore.checkpoint import Asked, carried_out, earlier, template_date, with_answers_of
+from krs.restore.call import Call
+from krs.restore.checkpoint import carried_out, earlier, with_answers_of
+from krs.restore.early import refuse_another
 from krs.restore.engines import execute, taken_by
 from krs.restore.job import Job
 from krs.restore.memory import budget
 from krs.restore.notes import unlikely_answers
-from krs.restore.plan import Plan, Settings, check_positions, check_settings
+from krs.restore.plan import Settings, check_positions, check_settings
 from krs.restore.prepare import (
     Engine,
     Model,
@@ -51,7 +48,6 @@ from krs.restore.prepare import (
     check_donor_prompts,
     check_ends,
     donor_batch_of,
-    of_subjects,
 )
 from krs.restore.result import SweepResult
 from krs.restore.sides import load_sides
@@ -176,12 +172,31 @@ def sweep(
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
     others = check_donor_prompts(donor_prompts, len(asked), check_settings(settings), where)
+    call = Call(
+        prompts=asked,
+        donor_prompts=others,
+        settings=settings,
+        windows=windows,
+        positions=positions,
+        where=where,
+        subjects=about,
+        answers=list(answers) if isinstance(answers, Iterator) else answers,
+        n_tokens=n_tokens,
+        scoring=scoring,
+        measures=wanted,
+        engine=engine,
+        direction=direction,
+        family=family,
+        chat_template_kwargs=arguments,
+    )
     file = _checked(checkpoint)
+    names = {"vanilla": vanilla, "unlearned": unlearned} | ({} if reference is None else {"reference": reference})
+    refuse_another(file, names, call, tokenizer, as_stored=dtype == "auto")
     sides, tokenizer = load_sides(
         vanilla,
         unlearned,
         reference,
-        [*asked, *(others or ())],
+        call.reads,
         tokenizer,
         scoring,
         vocabulary,
@@ -192,42 +207,16 @@ def sweep(
         offload=offload,
     )
     v, u, r = taken_by(engine, (sides.vanilla, sides.unlearned, sides.reference))
-    plan = Plan.make(settings, windows, n_layers=u.n_layers, positions=where, n_heads=u.n_heads)
-    for body in (v, u):
-        body.require(plan.points, plan.layers)
-    check_ends(plan.points, v, u)
+    bodies = {"vanilla": v, "unlearned": u} | ({"reference": r} if sides.has_third else {})
     ends = eos_ids(r.model)
-    reader = with_template_arguments(tokenizer, arguments)
-    ids = encode(asked, reader, pads=pad_ids(v.model), ends=ends)
-    donor_ids = None if others is None else encode(others, reader, pads=pad_ids(v.model), ends=ends)
-    given = None if answers is None else encode_answers(answers, ids, tokenizer, n_tokens, ends)
-    plan = replace(plan, positions=of_subjects(about, positions, asked, ids, reader) if about else where)
+    asking = call.of(bodies, tokenizer, ends, sides.described())
+    plan, ids, given = asking.plan, asking.prompts, asking.answers
+    check_ends(plan.points, v, u)
+    donor_ids = None if others is None else tuple(map(tuple, asking.made["donor_prompts"]))
     sides.check_tokens(plan, ids, n_tokens, given, donor_ids)
     room = budget(memory, next(u.model.parameters()).device)
     if file is not None:
         check_writable(file, "checkpoint", size_of(plan, ids, n_tokens, len(wanted)))
-    made = {
-        "made_by": "krs.sweep",
-        "time": now(),
-        "engine": engine,
-        "family": family.name if isinstance(family, Family) else family,
-        "n_tokens": n_tokens,
-        "answers": f"{sides.reference_name}, greedy" if given is None else "given",
-        "ends": sorted(ends),
-        "measures": [m.identity for m in wanted],
-        **({"positions": positions, "subjects": about} if about else {}),
-        "direction": "patch" if direction == "restore" and (sides.has_third or others is not None) else direction,
-        "donor_prompts": None if donor_ids is None else [list(row) for row in donor_ids],
-        "seed": None,
-        **sides.described(),
-        "tokenizer": tokenizer_name(tokenizer),
-        "numbers": NUMBERS,
-        "chat_template_kwargs": as_json(arguments),
-        "versions": versions(),
-        "machine": machine(),
-    }
-    texts = tuple(decode(i, tokenizer) for i in ids) if tokenizer is not None else ids
-    asking = Asked(plan, scoring, ids, texts, given, made, template_date(tokenizer, asked))
     found = earlier(file, asking, progress)
     for side, body in (("vanilla", v), ("unlearned", u)):
         if not is_offloaded(body.model):  # an offloaded model would be read several times; the pass checks itself too

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from krs.restore.together import MeanResult
 
 
-def told(
+def title_and_description(
     result: SweepResult | MeanResult, measure: str = LOGIT_MSE.name, setting: Named | None = None
 ) -> tuple[str, str]:
     """A title of the figure that `result.plot` draws, and a description: of each line or map the highest number.

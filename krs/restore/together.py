@@ -22,7 +22,7 @@ from krs.restore import storage
 from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Named, Plan, chosen_columns
 from krs.restore.result import SweepResult
-from krs.wording import counted
+from krs.wording import as_text, counted
 
 
 def concat(results: Iterable[SweepResult]) -> SweepResult:
@@ -234,7 +234,7 @@ class MeanResult:
         return type(tables[0])(values, index=tables[0].index, columns=tables[0].columns)
 
     def __repr__(self) -> str:
-        table = self.recovery().to_string(float_format=lambda x: f"{x:z.3f}", max_rows=40)
+        table = as_text(self.recovery(), 3, max_rows=40)
         return f"{self._headline()}\n{table}"
 
     def _headline(self) -> str:

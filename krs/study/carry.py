@@ -23,6 +23,7 @@ from krs.study.manifest import LOG, NAME, Manifest, artefacts
 from krs.study.spec import Spec, options_of
 from krs.study.step import TAUGHT, TWIN, Step, Work, everything_that_counts, key_of, needs_of, step
 from krs.study.store import Store
+from krs.writing import clear_unfinished
 
 Ended = Literal["done", "kept", "failed", "busy"]
 
@@ -83,17 +84,25 @@ class Carrier:
 
     def states(self, cell: Cell, thorough: bool = False) -> Iterator[tuple[Step, str | None, Manifest | None]]:
         """Each step that the cell has, with the key of its result and its manifest; `None` where it is not there."""
+        for made, _, key, found in self.asked(cell, thorough):
+            yield made, key, found
+
+    def asked(
+        self, cell: Cell, thorough: bool = False
+    ) -> Iterator[tuple[Step, dict[str, Any] | None, str | None, Manifest | None]]:
+        """The same, with what each step's result follows from, as far as the steps before it are there."""
         before: dict[str, Manifest] = {}
         every = list(steps_of(self.spec, cell))
         names = {made.name for made, _ in every}
         for made, options in every:
-            key = found = None
+            inputs = key = found = None
             if names.intersection(needs_of(made, cell)) <= before.keys():
-                key = key_of(everything_that_counts(made, cell, self.spec, options, before, self.identity))
+                inputs = everything_that_counts(made, cell, self.spec, options, before, self.identity)
+                key = key_of(inputs)
                 found = self.store.find(made.name, key, thorough=thorough)
             if found is not None:
                 before[made.name] = found
-            yield made, key, found
+            yield made, inputs, key, found
 
     def left(self, cell: Cell) -> tuple[bool, int | None]:
         """Whether there is something to do of a cell, and the most bytes that one of its open steps needs."""
@@ -183,8 +192,7 @@ class Carrier:
 
     def _run(self, made: Step, work: Work, key: str, inputs: dict[str, Any]) -> Manifest:
         """Run a step into its folder, from what an interrupted call has left there if that can be used."""
-        for torn in work.folder.rglob(".krs-*"):  # what a killed process was writing
-            torn.unlink(missing_ok=True)
+        clear_unfinished(work.folder, deep=True)
         left = work.folder.is_dir() and any(p.name != LOG for p in work.folder.iterdir())
         work.folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()

@@ -18,7 +18,7 @@ from krs.study.store import Store
 from krs.study.tables import read_file, read_table
 from krs.study.tables import written as csv_text
 from krs.wording import counted
-from krs.writing import write_text
+from krs.writing import clear_unfinished, write_text
 
 TABLES = {
     "krs": ("sweep", "krs.csv"),
@@ -52,12 +52,18 @@ def table(spec: Spec, store: Store, name: str) -> DataFrame:
 
 def write(spec: Spec, store: Store, anew: bool = True) -> list[str]:
     """Write tables and figures into `results/`; returns their names. Nothing new: nothing is written."""
+    with store.lock("results"):
+        return _write(spec, store, anew)
+
+
+def _write(spec: Spec, store: Store, anew: bool) -> list[str]:
     folder, written = store.root / "results", []
     wanted = [name for name, (step, _) in TABLES.items() if step in spec.steps]
     mark, asked = folder / "made_from.json", digest_of(spec.model_dump())
     if not wanted or (not anew and mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == asked):
         return []
     mark.unlink(missing_ok=True)
+    clear_unfinished(folder)
     found = {name: table(spec, store, name) for name in wanted}
     for name, frame in found.items():
         if len(frame):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from krs.study.carry import Carrier, most_memory
 from krs.study.grid import Cell, cells
+from krs.study.otherwise import Others
 from krs.study.spec import Spec
 from krs.study.step import TAUGHT, TWIN
 from krs.study.store import Store
@@ -25,6 +26,7 @@ class Progress:
         measured: seconds that finished steps took, by kind (step, model, method and strength).
         left: steps that are still to do, by kind; of shared results each once a cell.
         absent: models of the hub that have not been fetched, so that nothing is known of their cells.
+        otherwise: by cell and step, in what a result that is there differs from what the spec asks for.
         memory: the most that a cell that is not done will need, in bytes; `None` where it cannot be known.
     """
 
@@ -33,6 +35,7 @@ class Progress:
     left: Counter[Kind] = field(default_factory=Counter)
     memory: int | None = 0
     absent: set[str] = field(default_factory=set)
+    otherwise: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def seconds(self) -> tuple[float, int]:
@@ -69,10 +72,10 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
 
     Manifests are read, artefacts are not. Models that are not here are not fetched.
     """
-    carrier = Carrier(spec, store, fetch=False, absent=progress.absent)
+    carrier, others = Carrier(spec, store, fetch=False, absent=progress.absent), Others(store)
     for cell in cells(spec):
         done: dict[str, bool] = {}
-        for made, _, found in carrier.states(cell):
+        for made, inputs, _, found in carrier.asked(cell):
             kind = (
                 (made.name, cell.model)
                 if made.name in ("prepare", TAUGHT, TWIN)
@@ -81,6 +84,8 @@ def look(spec: Spec, store: Store, progress: Progress) -> Iterator[tuple[Cell, s
             done[made.name] = found is not None
             if found is None:
                 progress.left[kind] += 1
+                if inputs is not None and (what := others.of(made.name, cell, inputs)) is not None:
+                    progress.otherwise[cell.name][made.name] = what
             else:
                 spent = progress.measured[kind]
                 spent[0] += found.seconds

@@ -131,16 +131,24 @@ def load(folder: str | Path) -> Study:
 def status(folder: str | Path) -> Iterator[str]:
     """A line a cell, then what is left."""
     study = load(folder)
-    yield from listed(study.spec, Store(study.folder))
+    store = Store(study.folder)
+    yield from listed(study.spec, store, f"{store.spec_file}, the spec as it was last run")
 
 
-def listed(spec: Spec, store: Store) -> Iterator[str]:
-    """A line a cell with its state and the steps that are done, then counts, memory and time."""
+def listed(spec: Spec, store: Store, whose: str = "the spec that was given") -> Iterator[str]:
+    """A line a cell with its state and the steps that are done, then counts, memory and time.
+
+    Of a step that is not done as the spec asks for it, and done as another did, the line below says what differs.
+    """
     progress = Progress()
     for cell, state, done in look(spec, store, progress):
         steps = " ".join(f"{name}{'' if there else '?'}" for name, there in done.items())
         yield f"{state:7} {cell.name}  {steps}"
+        for step, what in progress.otherwise.get(cell.name, {}).items():
+            yield f"        {step} is there, of another spec: {what}"
     yield str(progress)
+    if progress.otherwise:
+        yield f"'here' is {whose}"
 
 
 def show(folder: str | Path, name: str) -> str:

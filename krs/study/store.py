@@ -14,7 +14,7 @@ from krs.errors import KrsError
 from krs.study.grid import Cell
 from krs.study.manifest import NAME, Manifest, read_manifest
 from krs.study.spec import Spec
-from krs.writing import check_writable, write_text
+from krs.writing import check_writable, clear_unfinished, write_text
 
 _SPEC = "study.json"
 
@@ -29,14 +29,21 @@ class Store:
 
     root: Path
 
+    @property
+    def spec_file(self) -> Path:
+        """Where the spec is that was last run."""
+        return self.root / _SPEC
+
     def begin(self, spec: Spec) -> bool:
         """Note the spec; returns whether a study was there. Raises `KrsError` where nothing can be written."""
         there = (self.root / _SPEC).exists()
         if self.root.is_dir() and not there and any(self.root.iterdir()):
             raise KrsError(f"{str(self.root)!r} is not empty, and holds no study: give another directory")
         check_writable(self.root / _SPEC, "study")
-        write_text(self.root / _SPEC, spec.model_dump_json(indent=1))
-        (self.root / "locks").mkdir(exist_ok=True)
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        with self.lock("study"):
+            clear_unfinished(self.root)
+            write_text(self.root / _SPEC, spec.model_dump_json(indent=1))
         return there
 
     def spec(self) -> Spec:
@@ -73,7 +80,9 @@ class Store:
 
     def fail(self, cell: Cell, told: dict[str, Any]) -> None:
         """Note why a cell has failed."""
-        write_text(self._failure(cell), json.dumps(told, indent=1, ensure_ascii=False))
+        with self.lock("failed"):
+            clear_unfinished(self._failure(cell).parent)
+            write_text(self._failure(cell), json.dumps(told, indent=1, ensure_ascii=False))
 
     def failed(self, cell: Cell) -> dict[str, Any] | None:
         """Why a cell has failed, if it has."""

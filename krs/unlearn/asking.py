@@ -20,7 +20,9 @@ from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids, greedy, pad_ids
 from krs.metrics.answers_file import what_differs
 from krs.models.provenance import NUMBERS, describe_model, versions
+from krs.models.unloaded import unloaded
 from krs.prompts import Ids, check_template_arguments, decode, encode, with_template_arguments
+from krs.unlearn.checkpoints import read_json
 from krs.writing import write_text
 
 _SAVE_EVERY = 30.0
@@ -60,8 +62,11 @@ class Asked:
 
     def described(self, given: str) -> dict[str, Any]:
         """What answers depend on: model, prompts, length, ends and versions."""
+        return {"vanilla": describe_model(given, self.model), **self.put()}
+
+    def put(self) -> dict[str, Any]:
+        """The same without the model."""
         return {
-            "vanilla": describe_model(given, self.model),
             "prompts_sha256": hashlib.sha256(json.dumps(self.ids).encode()).hexdigest(),
             "n_tokens": self.n_tokens,
             "ends": sorted(self.ends),
@@ -76,6 +81,28 @@ class Asked:
         texts = (decode(ids, self.tokenizer, skip_special_tokens=True) for ids in said)
         rows = zip(self.sides[side], texts, said, strict=True)
         return [{"prompt": q, "answer": a, "ends": ids[-1] in self.ends} for q, a, ids in rows if a.strip()]
+
+
+def refuse_another(
+    file: Path,
+    model: Any,
+    tokenizer: Tokenizer | None,
+    sides: Mapping[str, Sequence[str]],
+    *,
+    chat: bool,
+    n_tokens: int,
+    template: dict[str, Any] | None,
+    as_stored: bool,
+) -> None:
+    """Raise `KrsError` where a file is of another call, as far as that is known before the model is loaded."""
+    known = read_json(file).get("provenance")
+    if not isinstance(known, dict) or "identity" not in known.get("vanilla", {}):
+        return
+    models = unloaded({"vanilla": model}, tokenizer)
+    if models is None or models.tokenizer is None:
+        return
+    asked = Asked(models.models["vanilla"], models.tokenizer, sides, chat, n_tokens, template)
+    Kept(file, asked.put() | {"ends": known.get("ends")} | models.described(known, as_stored), False)
 
 
 class Kept:

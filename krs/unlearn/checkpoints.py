@@ -35,6 +35,14 @@ def output(given: str | Path | None, overwrite: bool) -> Path | None:
     return folder
 
 
+def refuse_another(folder: Path, known: dict[str, Any]) -> None:
+    """Raise `KrsError` for checkpoints of another run, by what of its recipe is known before a model is loaded."""
+    place = folder / FOLDER
+    theirs = read_json(place / _RECIPE)
+    if _has_work(place) and (other := _differing({k: v for k, v in theirs.items() if k in known}, known)):
+        raise _another(place, other)
+
+
 def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = True) -> Path | None:
     """Note what the run is made of; returns the newest checkpoint of the same run, if there is one.
 
@@ -47,24 +55,30 @@ def begin(folder: Path, recipe: dict[str, Any], overwrite: bool, main: bool = Tr
     differing: list[str] = []
     there = place.is_dir() and any(place.iterdir()) and (_has_work(place) or not mark.exists())
     if there:
-        theirs = read_json(mark)
-        ours = json.loads(json.dumps(recipe))
-        differing = sorted(
-            _named(k, theirs.get(k), ours.get(k)) for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
-        )
+        differing = _differing(read_json(mark), recipe)
         if not differing:
             return newest(folder)
     if not main:
         return None
     if there and not overwrite:
-        raise KrsError(
-            f"{str(place)!r} holds checkpoints of another run; {', '.join(differing)} differ: give another "
-            "output_dir, or overwrite=True to begin anew"
-        )
+        raise _another(place, differing)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True, exist_ok=True)
     write_text(mark, json.dumps(recipe, indent=2))
     return None
+
+
+def _another(place: Path, differing: list[str]) -> KrsError:
+    return KrsError(
+        f"{str(place)!r} holds checkpoints of another run; {', '.join(differing)} differ: give another "
+        "output_dir, or overwrite=True to begin anew"
+    )
+
+
+def _differing(theirs: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    ours = json.loads(json.dumps(recipe))
+    names = ours.keys() | theirs.keys()
+    return sorted(_named(k, theirs.get(k), ours.get(k)) for k in names if ours.get(k) != theirs.get(k))
 
 
 def _named(what: str, theirs: Any, ours: Any) -> str:

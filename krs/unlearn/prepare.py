@@ -16,7 +16,7 @@ from krs.hooks.unwrap import unwrap
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
 from krs.progress import going_on
-from krs.unlearn.asking import Asked, Kept
+from krs.unlearn.asking import Asked, Kept, refuse_another
 from krs.unlearn.memit.requests import Request, requests_from
 from krs.wording import counted
 from krs.writing import check_folder, write_text
@@ -85,11 +85,14 @@ def prepare(
     sides = {"forget": found.questions}
     sides["retain"] = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
     reader = as_tokenizer(tokenizer)
+    put: dict[str, Any] = {"chat": chat, "n_tokens": n_tokens, "template": chat_template_kwargs}
+    if not overwrite:
+        refuse_another(folder / _UNFINISHED, model, reader, sides, **put, as_stored=dtype == "auto")
     ((vanilla, beside),) = load_given({"model": model}, device=device, dtype=dtype, device_map=device_map)
     reader = reader or beside
     if reader is None:
         raise KrsError(f"no tokenizer lies beside {str(model)!r}: save it there, or pass tokenizer=; prompts are text")
-    asked = Asked(unwrap(vanilla), reader, sides, chat, n_tokens, chat_template_kwargs)
+    asked = Asked(unwrap(vanilla), reader, sides, **put)
     kept = Kept(folder / _UNFINISHED, asked.described(str(model)), overwrite)
     left = {f"{side} answer": (len(kept.said.get(side, ())), len(asked.ids[side])) for side in sides}
     going_on(left, folder / _UNFINISHED, show=not quiet)

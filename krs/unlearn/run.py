@@ -125,6 +125,9 @@ def run(
     check_extras(made)
     main = int(os.environ.get("RANK", "0")) == 0
     folder = checkpoints.output(output_dir, overwrite or not main)
+    chosen = {"method": made.name, "settings": asdict(made.config)}
+    if folder is not None and main and not overwrite:
+        checkpoints.refuse_another(folder, chosen)
     interrupt = Interrupt(saves=folder is not None)
     with isolated(), interrupt.listening():
         vanilla, tokenizer = _vanilla(model, tokenizer, made, device, dtype)
@@ -149,8 +152,7 @@ def run(
         if folder is None:
             return work(None)[0]
         recipe = {
-            "method": made.name,
-            "settings": asdict(made.config),
+            **chosen,
             "vanilla model": weights_digest(vanilla),
             "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
             **({} if stop_when is None else {"stop_when": stop_when}),

@@ -297,10 +297,11 @@ def test_models_that_are_not_there_are_named_and_those_made_again_are_read_again
         shutil.rmtree(out / WORLD.name / "readings", ignore_errors=True)
 
 
-def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right():
+def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right(tmp_path):
     import pandas as pd
+    from PIL import Image
 
-    from krs.plots.calibration import plot_told
+    from krs.plots.calibration import plot_told, save_told
 
     rows = [("krs", "a", True, 0.5), ("krs", "b", False, 0.9), ("nll", "a", True, -0.1), ("nll", "b", False, -2.0)]
     table = pd.DataFrame(rows, columns=["instrument", "model", "known", "knowledge"]).assign(auc=[0.0, 0.0, 1.0, 1.0])
@@ -308,6 +309,13 @@ def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["nll", "KRS, the paper's score"]
     marks = [tuple(c.get_offsets()[0].round(2)) for c in ax.collections if len(c.get_offsets())]
     assert marks == [(0.0, -0.13), (1.0, 0.13), (1.0, 0.87), (0.0, 1.13)]  # never knew below, knows above each line
+    save_told(table, tmp_path / "told.png")
+    with Image.open(tmp_path / "told.png") as image:
+        assert image.info["Title"] == "Silent models by what instruments read of them"
+        assert image.info["Description"] == (
+            "Silent models (that know: 1, that never knew: 1) on a line for each instrument, more knowledge to the "
+            "right. AUC, 1 where all that know stand to the right: krs 0.00, nll 1.00."
+        )
 
 
 def made_but(*names):

@@ -156,6 +156,20 @@ def _changed(model):
     return other
 
 
+def test_a_checkpoint_of_other_answers_is_refused_before_a_weight_is_loaded(models, tmp_path):
+    for name, model in zip("vuw", (*models, _changed(models[1])), strict=True):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    v, u, w = (str(tmp_path / name) for name in "vuw")
+    file = tmp_path / "part.json"
+    _ask(v, u, tokenizer=None, checkpoint=file)
+    (tmp_path / "v" / "model.safetensors").unlink()
+    with pytest.raises(KrsError, match="holds other answers. What differs: prompts; n_tokens. Give another file"):
+        _ask(v, u, tokenizer=None, target=TARGET[:1], n_tokens=3, checkpoint=file)
+    with pytest.raises(KrsError, match=r"What differs: the unlearned model \(weights\). Give another file"):
+        _ask(v, w, tokenizer=None, checkpoint=file)
+
+
 def test_answers_of_a_model_that_differs_in_one_column_are_those_of_another(models, found, tmp_path):
     v, u = models
     with pytest.raises(

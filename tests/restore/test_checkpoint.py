@@ -80,6 +80,54 @@ def test_two_unlearned_models_that_differ_in_one_column_are_two_sweeps(models, o
     np.testing.assert_array_equal(again.losses.restored, first.losses.restored)
 
 
+@pytest.fixture
+def named(models, tmp_path):
+    """A sweep of a pair given by name; afterwards the vanilla model's weights are gone, so that none can be loaded."""
+    v, u = models
+    for name, model in {"v": v, "u": u, "w": _with_changed_column(u, 2, 17)}.items():
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    file = tmp_path / "part.krs"
+    first = _sweep(str(tmp_path / "v"), str(tmp_path / "u"), ["the cat", "the moon"], checkpoint=file)
+    (tmp_path / "v" / "model.safetensors").rename(tmp_path / "away")
+    return first, file, tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompts": ["the cat", "the book"]}, "prompts .the first is prompt 1: '.*moon.*' there, '.*book.*' here.*"),
+        ({"prompts": ["the cat"]}, r"prompts \(2 there, 1 here\)"),
+        ({"n_tokens": 3}, r"n_tokens \(4 there, 3 here\)"),
+        ({"windows": 1}, "windows.*"),
+        ({"settings": "value_vectors"}, "settings.*"),
+        ({"answers": ["the moon", "blue"]}, r"answers \(the first is the one to prompt 0\)"),
+        ({"measures": "kl"}, "measures.*"),
+        ({"direction": "transplant"}, "direction.*"),
+        ({"u": "w"}, r"the unlearned model \(weights\)"),
+    ],
+)
+def test_another_sweep_is_refused_before_a_weight_is_loaded(named, change, said):
+    _, file, folder = named
+    options = {"prompts": ["the cat", "the moon"], "u": "u"} | change
+    asked, other = options.pop("prompts"), options.pop("u")
+    with pytest.raises(KrsError, match=f"holds another sweep. What differs: {said}. Give another"):
+        _sweep(str(folder / "v"), str(folder / other), asked, checkpoint=file, **options)
+
+
+@pytest.mark.parametrize("where", ["u", "moved"])
+def test_the_same_weights_go_on_wherever_they_are(named, where):
+    first, file, folder = named
+    (folder / "away").rename(folder / "v" / "model.safetensors")
+    shutil.copytree(folder / "u", folder / "moved")
+    again = _sweep(str(folder / "v"), str(folder / where), ["the cat", "the moon"], checkpoint=file)
+    np.testing.assert_array_equal(again.losses.restored, first.losses.restored)
+    assert again.provenance["time"] == first.provenance["time"]
+    shutil.copy(folder / "w" / "model.safetensors", folder / where)
+    with pytest.raises(KrsError, match=r"What differs: the unlearned model \(weights\). Give another"):
+        _sweep(str(folder / "v"), str(folder / where), ["the cat", "the moon"], checkpoint=file)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -120,7 +168,7 @@ def test_versions_under_which_numbers_may_differ_are_not_joined(models, tmp_path
     with pytest.raises(KrsError, match=r"What differs: torch \(2.1 there, 2.\d+ here\). Give another file"):
         _sweep(*models, checkpoint=file)
     _rewritten(file, lambda header, _: header["provenance"]["versions"].pop("torch"))
-    monkeypatch.setattr(importlib.import_module("krs.restore.sweep"), "NUMBERS", 99)
+    monkeypatch.setattr(importlib.import_module("krs.restore.call"), "NUMBERS", 99)
     with pytest.raises(KrsError, match=r"krs's way to its numbers \(\d+ there, 99 here\)"):
         _sweep(*models, checkpoint=file)
 

@@ -82,12 +82,37 @@ def test_run_again_it_does_nothing(place, copied):
     assert _redone(before, copied) == set()
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(place, copied):
+    torn = [copied / ".krs-1.tmp.json", copied / "results" / ".krs-2.tmp.png"]
+    for file in torn:
+        file.write_text("half of it")
+    (copied / "results" / "made_from.json").unlink()  # as it is while results are written
+    study.run(place / "study.yaml", copied, progress=False)
+    assert not list(copied.rglob(".krs-*"))
+
+
 def test_a_changed_option_redoes_that_step_alone(place, copied):
     before = _made(copied)
     changed = asked()
     changed["steps"]["answers"]["n_tokens"] = 3
     study.run(written(place, changed, "other.yaml"), copied, progress=False)
     assert {step for _, step in _redone(before, copied)} == {"answers"}
+
+
+def test_status_says_of_which_spec_a_step_is_that_the_last_one_asks_for_otherwise(place, copied):
+    assert not any("another spec" in line for line in status(copied))
+    changed = asked()
+    changed["steps"]["answers"]["n_tokens"] = 3
+    changed["methods"][0]["settings"]["learning_rate"] = 1e-3
+    Store(copied).begin(study.read_spec(written(place, changed, "other.yaml")))  # as a run that was stopped at once
+    said = list(status(copied))
+    at = next(i for i, line in enumerate(said) if "public" in line)
+    assert said[at].startswith("begun")
+    assert said[at + 1] == "        answers is there, of another spec: n_tokens (4 there, 3 here)"
+    at = next(i for i, line in enumerate(said) if "--ga--" in line)
+    assert said[at + 1].startswith("        unlearn is there, of another spec: settings")
+    assert not said[at + 2].startswith("  ")  # what follows from it is no matter of its own
+    assert said[-1] == f"'here' is {copied / 'study.json'}, the spec as it was last run"
 
 
 def test_a_changed_method_redoes_its_cell_alone(place, copied):

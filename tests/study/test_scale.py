@@ -12,6 +12,7 @@ from krs.writing import write_text
 from tests.study.small import home
 
 pytestmark = pytest.mark.long
+OWN: list[float] = []
 
 
 class Pause(study.Part):
@@ -37,8 +38,10 @@ def stub(monkeypatch):
             return {"cell": cell.name}
 
         def run(self, work):
+            begun = time.monotonic()
             time.sleep(work.options.seconds)
             write_text(work.folder / "stub.txt", work.cell.name)
+            OWN.append(time.monotonic() - begun)  # a busy machine wakes it late, and a slow disk is its own as well
             return work.cell.name
 
 
@@ -55,9 +58,11 @@ def _spec(place, n, seconds=0.0):
 def test_the_runner_costs_less_than_two_percent_of_cells_of_a_second(stub, tmp_path):
     place, n, each = home(tmp_path), 100, 1.0
     spec = study.read_spec(_spec(place, n, each))  # imports what the methods need, once
+    OWN.clear()
     begun = time.monotonic()
     study.run(spec, place / "out", progress=False)
-    over = (time.monotonic() - begun) / (n * each) - 1
+    over = (time.monotonic() - begun) / sum(OWN) - 1
+    assert len(OWN) == n
     print(f"\n{n} cells of {each} s: {over:.2%} more")  # noqa: T201
     assert over < 0.02
 

@@ -221,8 +221,10 @@ def test_a_run_that_is_killed_goes_on_with_the_losses_of_one_that_is_not(tmp_pat
     assert how == signal.SIGKILL or "a checkpoint was written; the same call goes on from there" in said
     assert list(place.glob("checkpoint-*")), said
     options = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False}
+    build("gpt2").config.save_pretrained(tmp_path / "without_weights")
+    other = settings | {"learning_rate": 1e-3}
     with pytest.raises(KrsError, match="checkpoints of another run; learning_rate .0.003 there, 0.001 here. differ"):
-        unlearn.run("grad_diff", build("gpt2"), output_dir=part, **options, **(settings | {"learning_rate": 1e-3}))
+        unlearn.run("grad_diff", tmp_path / "without_weights", output_dir=part, **options, **other)
     nudged = build("gpt2")
     nudged.transformer.h[2].mlp.c_proj.weight.data[5, 3] += 1e-4
     with pytest.raises(KrsError, match="checkpoints of another run; vanilla model differ"):

@@ -102,8 +102,10 @@ def test_an_interrupted_one_goes_on_batch_by_batch_and_writes_the_same(home, mon
     said = f"krs: interrupted; {stop_at} answers so far are in {str(file)!r}; the same command goes on from there"
     assert said in stopped.stderr
     assert [p.name for p in (home / "p").iterdir()] == [file.name]
+    (home / "v" / "model.safetensors").rename(home / "away")  # refused before a weight is loaded
     with pytest.raises(KrsError, match=r"is the unfinished work of another call. What differs: prompts; n_tokens"):
         prepare("paris", home / "v", home / "p", n_tokens=3, quiet=True)
+    (home / "away").rename(home / "v" / "model.safetensors")
     build("llama", seed=5).save_pretrained(home / "other")
     tiny_tokenizer().save_pretrained(home / "other")
     with pytest.raises(KrsError, match=r"What differs: the vanilla model \(weights\). Give another directory"):

@@ -28,6 +28,7 @@ from krs.instruments.truth.teach import save
 from krs.models.identity import file_identity, identity
 from krs.models.load import load as load_model
 from krs.models.provenance import now, versions
+from krs.wording import as_text
 from krs.writing import check_folder, write_text
 
 MANIFEST, MEASURES, INDEX = "truth.json", "measures.json", "world.json"
@@ -123,7 +124,7 @@ class Truth:
 
     def __repr__(self) -> str:
         names = ["grade", "known", "a_recall", "a_paraphrased", "b_recall", "a_nll", "a_nll_after"]
-        return f"{self.world}\n{self.table()[names].to_string(float_format=lambda x: f'{x:z.2f}')}"
+        return f"{self.world}\n{as_text(self.table()[names], 2)}"
 
 
 def make(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from krs.hooks.anatomy import Anatomy
 from krs.hooks.ends import OtherTable
 from krs.hooks.interventions import Intervention
 from krs.hooks.offload import is_offloaded, materialised
-from krs.hooks.overrides import ForwardOverride, override_forward
+from krs.hooks.overrides import ForwardOverride
 from krs.prompts import TokenBatch
 from krs.restore.job import Job, Values
 from krs.restore.plan import Restoration
@@ -34,8 +33,9 @@ from krs.restore.wave.layer import LayerInterventions
 from krs.restore.wave.layout import Layout, alone
 from krs.restore.wave.overrides import end_weight
 from krs.restore.wave.reference import ReferenceRun, RestoredReference
+from krs.restore.wave.rows import Rows
 from krs.restore.wave.runner import LayerwiseRunner
-from krs.restore.wave.schedule import Interventions, Row, schedule
+from krs.restore.wave.schedule import Row, schedule
 from krs.restore.wave.scorer import Ends, Scorer
 
 _CHUNK_TOKENS = {"cpu": 3200, "cuda": 16384}
@@ -88,10 +88,9 @@ class Pass:
         where = dict(alone(batch, longest, positions).where)
         with self._tables():
             self.restored = {r: RestoredReference(restorations[r], recipient, donor, where) for r in checked}
-        self.slots: list[int] = [0]
-        self.stack = self.recipient.states.new_empty(0)
         self.budget = job.budget
-        self.at_once = self._rows_at_once()
+        most = max(map(len, (self.schedule.start, *self.schedule.steps))) - 1
+        self.rows = Rows(self.recipient, most, self._rows_at_once())
         self.ends = [max((n for n in r.window.layers if r.at(n)), default=-1) for r in restorations]
         self.finals: Ends | None = None
         self.tail: dict[nn.Module, ForwardOverride] = {}
@@ -99,8 +98,7 @@ class Pass:
 
     def run(self, scorer: Scorer) -> Iterator[int | Finished]:
         """Go through the layers; yields how many rows have been moved on by how many layers, and numbers."""
-        base, layers = self.recipient.states, self.n_layers
-        self.stack = base.new_empty(max(map(len, (self.schedule.start, *self.schedule.steps))) - 1, *base.shape)
+        layers = self.n_layers
         self._embed()
         early = self._from_which_on()
         for layer in range(layers):
@@ -112,8 +110,7 @@ class Pass:
                 return
         at = dict(zip(self.left, self.schedule.at[-1], strict=True))
         for r, reference in self.restored.items():
-            state = self.stack[self.slots[at[r]]] if at[r] else self.recipient.states
-            reference.compare(state.reshape(self.layout.n_tokens, -1))
+            reference.compare(self.rows.of(at[r]).reshape(self.layout.n_tokens, -1))
         yield self._values(scorer, {r: partial(self._row, row) if row else None for r, row in at.items()})
 
     # Numbers on the way
@@ -134,8 +131,8 @@ class Pass:
     def _can_keep(self, layers: int) -> bool:
         """Whether what rows leave of their half of the budget holds what both models give at so many layers."""
         d, n = _widths(self.recipient.body)
-        each = (2 * (n + 6 * d) + d) * self.layout.n_tokens * self.stack.element_size()
-        return layers * each <= self.budget // 2 - self.stack.nbytes
+        each = (2 * (n + 6 * d) + d) * self.layout.n_tokens * self.rows.stack.element_size()
+        return layers * each <= self.budget // 2 - self.rows.stack.nbytes
 
     def _finish(self, layer: int, scorer: Scorer) -> Iterator[int | Finished]:
         """Bring rows that have nothing left to restore to the end, as soon as there are enough of them."""
@@ -144,7 +141,7 @@ class Pass:
         for r in self.left:
             if self.ends[r] <= layer and at[r]:
                 ended.setdefault(at[r], []).append(r)
-        together = min(self.at_once, -(-len(self.restorations) // _PARTS))
+        together = min(self.rows.at_once, -(-len(self.restorations) // _PARTS))
         if len(ended) < together:
             return
         parts: list[list[int]] = []
@@ -154,7 +151,7 @@ class Pass:
         rows = [row for row in ended if not parts or row not in parts[0]]
         parts += [rows[i : i + together] for i in range(0, len(rows) - together + 1, together)]
         for part in parts:
-            states = dict(zip(part, self._to_the_end(layer, [self.slots[row] for row in part]), strict=True))
+            states = dict(zip(part, self._to_the_end(layer, part), strict=True))
             for r, reference in self.restored.items():
                 reference.compare(states[at[r]].reshape(self.layout.n_tokens, -1))
             self.restored = {}
@@ -182,36 +179,33 @@ class Pass:
         if not keep:
             self.recipient.states, self.donor.states = behind
 
-    def _to_the_end(self, layer: int, slots: list[int]) -> Tensor:
+    def _to_the_end(self, layer: int, rows: Sequence[int]) -> Tensor:
         """Some rows as they leave the last layer; in the stack they stay what they are."""
-        states = self.stack[slots]
+        states = self.rows.copies(rows)
         last = self.n_layers - 1
         for n in range(layer + 1, last + 1):
             states = states.to(_device(self.recipient.body.layers[n]))
-            self._move(n, states, list(range(len(states))), self.tail if n == last else {})
+            self.rows.move(n, states, list(range(len(states))), self.tail if n == last else {})
         return states
 
     def _go_on_without(self, finished: set[int], layer: int) -> None:
         """Leave restorations out from here on."""
-        slots = {r: self.slots[row] for r, row in zip(self.left, self.schedule.at[layer], strict=True)}
+        before = dict(zip(self.left, self.schedule.at[layer], strict=True))
         self.left = [r for r in self.left if r not in finished]
         restorations = [self.restorations[r] for r in self.left]
         self.schedule = schedule(self.job.plan, restorations)
-        self.slots = [0] * len(self.schedule.steps[layer])
-        for r, row in zip(self.left, self.schedule.at[layer], strict=True):
-            self.slots[row] = slots[r]
+        self.rows.renumber({row: before[r] for r, row in zip(self.left, self.schedule.at[layer], strict=True)})
 
     # Layer by layer
 
     def _embed(self) -> None:
         """Give the rows that have another embedding what enters the first layer."""
-        self.slots = [0, *range(len(self.schedule.start) - 1)]
         ours, theirs = self.recipient.body, self.donor.body
         with self._tables():
-            for slot, row in zip(self.slots[1:], self.schedule.start[1:], strict=True):
+            for row in self.schedule.start[1:]:
                 own, weight = end_weight(ours, theirs, row.interventions)
                 table = OtherTable(own, weight)
-                self.stack[slot] = self.recipient.starting_with(lambda _, ids, table=table: table(ids))
+                self.rows.add(self.recipient.starting_with(lambda _, ids, table=table: table(ids)))
 
     @contextmanager
     def _tables(self) -> Iterator[None]:
@@ -242,7 +236,7 @@ class Pass:
 
     def _row(self, row: int) -> Tensor:
         """What the head gets of a row."""
-        return self._at_scored(self.recipient, self.stack[self.slots[row]])
+        return self._at_scored(self.recipient, self.rows.of(row))
 
     def _rows_at_once(self) -> int:
         """How many rows a layer is called with: so many that its tensors stay small, under half of the budget too."""
@@ -259,12 +253,7 @@ class Pass:
     def _layer(self, layer: int, step: Sequence[Row]) -> None:
         with materialised(self.donor.body.layers[layer]), materialised(self.recipient.body.layers[layer]):
             here = self.ahead.pop(layer, None) or self._step(layer, _wanted(step))
-            self.stack = self.stack.to(here.before.device)
-            self._branch_off(step, here.before)
-            for interventions, members in _groups(step).items():
-                self._advance(here, interventions, [self.slots[i] for i in members])
-            for i in (i for i, row in enumerate(step) if row.parent == 0 and row.interventions):
-                self.stack[self.slots[i]] = here.started(step[i].interventions)
+            self.rows.advance(here, step)
 
     def _step(self, layer: int, wanted: Sequence[Intervention]) -> LayerInterventions:
         """Both models, and what they are compared with, one layer on."""
@@ -276,56 +265,6 @@ class Pass:
         for restored in self.restored.values():
             restored.step(layer)
         return here
-
-    def _branch_off(self, step: Sequence[Row], base: Tensor) -> None:
-        """Give each row of this layer its place in the stack: its parent's, or a copy in a free one."""
-        taken: set[int] = set()
-        free = iter(sorted(set(range(len(self.stack))) - set(self.slots[1:])))
-        slots = [0]
-        for row in step[1:]:
-            old = -1 if row.parent == 0 else self.slots[row.parent]
-            if old >= 0 and old not in taken:
-                slot = old
-            else:
-                slot = next(free)
-                self.stack[slot] = base if old < 0 else self.stack[old]
-            taken.add(slot)
-            slots.append(slot)
-        self.slots = slots
-
-    def _advance(self, here: LayerInterventions, interventions: Interventions, slots: list[int]) -> None:
-        """Move rows with these interventions in this layer on, a chunk at a time."""
-        if (whole := here.whole_output(interventions)) is not None:
-            for slot in slots:
-                self.stack[slot] = whole
-            return
-        if (step := here.addition(interventions)) is not None:
-            for slot in slots:
-                self.stack[slot] += step
-            return
-        self._move(here.layer, self.stack, sorted(slots), here.overrides(interventions))
-
-    def _move(
-        self, layer: int, stack: Tensor, slots: list[int], overrides: Mapping[nn.Module, ForwardOverride]
-    ) -> None:
-        """Some rows of a stack one layer on, in place."""
-        done = 0
-        while done < len(slots):
-            chunk = slots[done : done + self.at_once]
-            view = _as_slice(chunk)
-            where: slice | list[int] = chunk if view is None else view
-            try:
-                with override_forward(overrides):
-                    states = stack[where]
-                    out = self.recipient.call(layer, states.reshape(-1, *states.shape[2:]), len(chunk))
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or len(chunk) == 1:
-                    raise
-                self.at_once = max(1, len(chunk) // 2)
-                torch.cuda.empty_cache()
-                continue
-            stack[where] = out.reshape(states.shape)
-            done += len(chunk)
 
 
 def _wanted(step: Sequence[Row]) -> list[Intervention]:
@@ -363,25 +302,6 @@ def per_device(sizes: dict[str, int], device: torch.device) -> int:
     return sizes.get(device.type, sizes["cuda"])
 
 
-def _groups(step: Sequence[Row]) -> dict[Interventions, list[int]]:
-    """Rows by their interventions, the base and those that leave it left out."""
-    found: dict[Interventions, list[int]] = {}
-    for i, row in enumerate(step):
-        if row.parent != 0:
-            found.setdefault(row.interventions, []).append(i)
-    return found
-
-
-def _as_slice(numbers: list[int]) -> slice | None:
-    """Ascending numbers as a slice, which makes a view; `None` when they are not evenly spaced."""
-    gaps = {b - a for a, b in pairwise(numbers)} or {1}
-    return slice(numbers[0], numbers[-1] + 1, gaps.pop()) if len(gaps) == 1 else None
-
-
 def _device(layer: nn.Module) -> torch.device:
     """Where a layer's weights are while it is materialised."""
     return next(p.device for p in layer.parameters())
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
