@@ -330,6 +330,7 @@ def _trained(place, method, folder, **options):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.filterwarnings("ignore:.* was not reached in")
 def test_the_loop_that_trains_is_where_the_model_is(loop, tmp_path, monkeypatch):
     """Trainer, reference, gradient norms, targets, checkpoints, and what is loaded back; no float64 there."""
     method, options = LOOPS[loop]

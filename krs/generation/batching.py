@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from krs.errors import KrsError
-from krs.generation.forward import device_of, logits_at
+from krs.generation.forward import device_of, is_foreign, logits_at
 from krs.hooks.anatomy import anatomy
 from krs.hooks.rope import following
 from krs.prompts import Ids, next_token_batch
@@ -24,8 +24,9 @@ def neighbours_matter(model: nn.Module, prompts: tuple[Ids, ...]) -> str:
     Rotary embeddings that follow the longest sequence are known by their type. Anything else (expert capacity,
     activations quantised by the whole tensor) is found by running the beginning of the shortest prompt beside two
     neighbours, itself and other tokens, in batches of the same shape: its logits have to be the same. Where tokens are
-    mixed by other things than attention, which a mask reaches, padding before it must not change its last logits
-    either. Models whose weights are offloaded are asked for their type only, because each forward reads them all.
+    mixed by other things than attention, which a mask reaches, or a forward of somebody's own may not hand the mask on,
+    padding before it must not change its last logits either. Models whose weights are offloaded are asked for their
+    type only, because each forward reads them all.
 
     >>> import krs
     >>> model, _ = krs.load("smollm2")
@@ -45,7 +46,7 @@ def neighbours_matter(model: nn.Module, prompts: tuple[Ids, ...]) -> str:
     noise = _NOISE.get(_dtype(model), 1e-4)
     if _change(model, short, other) > noise:
         return "a prompt's logits change with the prompts that are batched with it"
-    if not _attends(model) and _change_behind_padding(model, short, len(other)) > noise:
+    if (is_foreign(model) or not _attends(model)) and _change_behind_padding(model, short, len(other)) > noise:
         return "a prompt's logits change with the padding before it"
     return ""
 

@@ -28,32 +28,70 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def accepted(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that the model's forward takes: families that need no `position_ids` do not accept them."""
-    parameters = inspect.signature(model.forward).parameters
-    return {name: value for name, value in inputs.items() if name in parameters}
+    """The inputs that the model's forward takes: families that need no `position_ids` do not accept them.
+
+    A forward of somebody's own that hands `**kwargs` on takes what the one behind it takes.
+    """
+    classes = (vars(c) for c in type(model).__mro__)
+    names: set[str] = set()
+    for forward in (place["forward"] for place in (vars(model), *classes) if "forward" in place):
+        parameters = inspect.signature(forward).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if _of_transformers(forward) or all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def is_foreign(model: nn.Module) -> bool:
+    """Whether a model's forward is somebody's own: what it makes of its head's output, nobody can know beforehand."""
+    forward = vars(model).get("forward", type(model).forward)
+    if hasattr(model, "_hf_hook"):  # accelerate's, around the model's own
+        forward = getattr(model, "_old_forward", forward)
+    if type(forward).__module__.startswith("nnsight."):  # idle outside its traces
+        forward = getattr(forward, "__wrapped__", forward)
+    return not _of_transformers(forward)
+
+
+def _of_transformers(forward: Callable[..., Any]) -> bool:
+    """Whether a forward was written there; what is around it, such as a decorator, counts."""
+    return str(getattr(forward, "__globals__", {}).get("__name__", "")).startswith("transformers.")
 
 
 @contextmanager
 def head_at(model: nn.Module, index: Int[Tensor, "batch token"]) -> Iterator[None]:
     """Inside, the LM head gets the final states of the positions `index` only, in that order.
 
-    The logits of the others are never computed: at a vocabulary of 50,000 they cost more than a layer.
+    The logits of the others are never computed: at a vocabulary of 50,000 they cost more than a layer. A forward of
+    somebody's own may do with them what it likes (add another model's), so that there they are taken from what it
+    returns.
     """
 
-    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *rest = args
-        wanted = index.to(states.device)[..., None].expand(-1, -1, states.shape[-1])
-        return states.gather(1, wanted), *rest
+        return _at(index, states), *rest
+
+    def after(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
+        out.logits = _at(index, out.logits)
+        return out
 
     handles = ExitStack()
     try:
         with interrupt_deferred():
-            head = model.get_output_embeddings()  # type: ignore[operator]
-            handles.callback(head.register_forward_pre_hook(gather).remove)
+            if is_foreign(model):
+                handles.callback(model.register_forward_hook(after).remove)
+            else:
+                head = model.get_output_embeddings()  # type: ignore[operator]
+                handles.callback(head.register_forward_pre_hook(before).remove)
         yield
     finally:
         with interrupt_deferred():
             handles.close()
+
+
+def _at(
+    index: Int[Tensor, "batch token"], values: Float[Tensor, "batch pos unit"]
+) -> Float[Tensor, "batch token unit"]:
+    return values.gather(1, index.to(values.device)[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def logits_at(
@@ -73,7 +111,7 @@ def final_states(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "token d"
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+        seen.append(_at(index, args[0]) if is_foreign(model) else args[0])
 
     index = batch.scored_index()
     start_afresh(model)

@@ -43,6 +43,7 @@ from krs.prompts import (
     needs_tokenizer,
     with_template_arguments,
 )
+from krs.prompts.listed import whole
 
 _BATCH = 16
 
@@ -183,7 +184,7 @@ def greedy(
     `kept` is called after each batch with the answers so far. Given as `done` to the same call, they are gone on from,
     batch by batch with the same prompts together, so that the answers are those of a call that was not interrupted.
     """
-    if n_tokens < 1:
+    if whole(n_tokens, "n_tokens") < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     eos = eos_ids(vanilla) if eos is None else eos
     models = [vanilla] if unlearned is None else [vanilla, unlearned]
@@ -327,6 +328,7 @@ class _Speaker:
     def __init__(self, model: nn.Module, prompts: tuple[Ids, ...]) -> None:
         self.model = model
         self.cache: dict[str, Any] = {}
+        self.whole = False  # whether the model keeps nothing, and reads everything at each step
         self.device = device_of(model)
         self.prompts = prompts
         self.switch = switches_at(model)
@@ -346,6 +348,8 @@ class _Speaker:
             self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
             if self.switch is not None and self.mask.shape[1] == self.switch + 1:  # a prompt by itself, see `batching`
                 self.cache, ids = {}, torch.tensor([[*self.prompts[0], *said[0]]])
+            if self.whole:
+                ids = torch.cat([self.ids, torch.tensor(said)], dim=1)
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         inputs = {
             "input_ids": ids.to(self.device),
@@ -355,6 +359,7 @@ class _Speaker:
         last = torch.full((ids.shape[0], 1), ids.shape[1] - 1)
         with head_at(self.model, last):
             out = self.model(**accepted(self.model, inputs), **self.cache, use_cache=True)
-        name = next(name for name in CACHES if getattr(out, name, None) is not None)
-        self.cache = {name: getattr(out, name)}
+        name = next((name for name in CACHES if getattr(out, name, None) is not None), None)
+        self.whole = name is None
+        self.cache = {} if name is None else {name: getattr(out, name)}
         return out.logits[:, -1].float()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from krs.errors import KrsError
 from krs.hooks.linear import agrees, bare_copy, is_packed, own_map, states_for
+from krs.hooks.offload import check_whole
 from krs.hooks.unwrap import core, is_adapter, plain_modules, unwrap
 
 _REMEDY = "merge the adapters yourself (merge_and_unload()) and check that the merged model says the same"
@@ -82,6 +83,22 @@ def merged(model: nn.Module) -> nn.Module:
     if adapted and not _says_the_same(plain, made):
         raise KrsError(f"the model with its adapters merged does not say what the unmerged one says: {_REMEDY}")
     return made
+
+
+def changeable_copy(model: nn.Module, what: str) -> nn.Module:
+    """A copy whose weights may be changed: its parameters are all that it computes with, adapters merged into them.
+
+    `what` says what the copy is for. Raises `KrsError` for weights that are offloaded or packed (what would be written
+    beside them is not the model's weights), and for an adapter that cannot be merged exactly.
+    """
+    check_whole(model, what)
+    packed = next((path for path, module in plain_modules(model) if is_packed(core(module))), None)
+    if packed is not None:
+        raise KrsError(
+            f"{what} needs a copy with ordinary weights, and {packed!r} is packed (quantised): load the models "
+            "unquantised (dtype=torch.bfloat16 halves their size too)"
+        )
+    return merged(model) if has_adapters(model) else copy.deepcopy(model)
 
 
 def _retie(model: nn.Module) -> None:

@@ -243,12 +243,34 @@ class Anatomy:
         return "Register a family that fits (krs.hooks.register_family)"
 
     def require(self, points: Iterable[Point], layers: Iterable[int]) -> None:
-        """Raise `KrsError` unless every point exists at every one of these layers."""
-        layers = list(layers)
+        """Raise `KrsError` unless every point exists at every one of these layers.
+
+        And for weights of one layer that another layer uses too: which of the two a restoration is of, nobody has said.
+        """
+        layers, points = list(layers), list(points)
+        users = self._users() if any(p.kind == "weight" and p.place == "layer" for p in points) else {}
         for point in points:
             for layer in point.over(layers):
-                self.modules(point, layer)
+                modules = self.modules(point, layer)
                 self.units(point, layer)
+                if layer is not None and isinstance(point, WeightPoint):
+                    self._refuse_shared(point, layer, modules, users)
+
+    def _users(self) -> dict[int, set[int]]:
+        """For each parameter of the layers, by its id, the layers that have it."""
+        found: dict[int, set[int]] = {}
+        for i, layer in enumerate(self.layers):
+            for parameter in layer.parameters():
+                found.setdefault(id(parameter), set()).add(i)
+        return found
+
+    def _refuse_shared(self, point: Point, layer: int, modules: list[nn.Module], users: dict[int, set[int]]) -> None:
+        for parameter in (p for module in modules for p in module.parameters()):
+            if others := users.get(id(parameter), set()) - {layer}:
+                raise KrsError(
+                    f"{point.named(layer)} is shared with layer {min(others)}, so that one cannot be put back without "
+                    "the other: leave that point out, or give each layer a weight of its own (copy.deepcopy)"
+                )
 
     def never_fired(self, point: Point, layer: int | None) -> str:
         """The message for a point whose module the model did not call."""

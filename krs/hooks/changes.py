@@ -65,8 +65,7 @@ def new_weight(
     patch: Patch, point: Point, layer: int | None, which: int, old: Weight, rows: tuple[int, ...] | None = None
 ) -> Weight:
     """The whole new weight of the `which`-th module of a weight point; `rows` are those that the point is about."""
-    if patch.where is not None:
-        raise KrsError(f"{patch!r}: a weight acts at every position, so where= does not go with it")
+    _refuse_where(patch)
     chosen = list(rows) if rows is not None else _checked(patch.placement.units, old.shape[0], "unit", patch.placement)
     index = slice(None) if chosen is None else torch.tensor(chosen, device=old.device)
     new = old.clone()
@@ -88,9 +87,15 @@ def new_weight(
 
 def whole_source(patch: Patch, point: Point, layer: int | None) -> nn.Module:
     """The module whose parameters a patch of a whole module takes."""
+    _refuse_where(patch)
     if not isinstance(patch.source, nn.Module):
         raise KrsError(f"{patch!r}: {point.name} is every parameter of a layer: give .set(…) another model")
     return anatomy(patch.source, "the source model").modules(point, layer)[0]
+
+
+def _refuse_where(patch: Patch) -> None:
+    if patch.where is not None:
+        raise KrsError(f"{patch!r}: a weight acts at every position, so where= does not go with it")
 
 
 def _source_weight(source: Any, point: Point, layer: int | None, which: int) -> Tensor:

@@ -20,11 +20,19 @@ from krs.hooks.interrupts import interrupt_deferred
 from krs.hooks.rope import own_factors
 
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "privateuseone")
-_OUTPUT_FLAGS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+_OUTPUT_FLAGS = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+    "return_dict": True,
+}
 
 _LOCK = threading.Lock()
 _USED_BY: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
 """Models that a call of krs runs at the moment: the thread, and how many calls deep it is."""
+
+_CONFIGS: dict[int, tuple[int, int]] = {}
+"""Their configurations, which several models may share, likewise: by identity, for they are no keys."""
 
 
 @contextmanager
@@ -52,13 +60,14 @@ def plain_numerics() -> Iterator[None]:
 def plain_calls(*models: nn.Module) -> Iterator[None]:
     """Inside, models return their logits and nothing else, and no other thread's call of krs runs them.
 
-    Switches off what `config.output_hidden_states`, `config.output_attentions` and `config.return_dict=False` ask
-    for, and lets rotary embeddings start from the factors they were made with. Afterwards all of it is back.
+    Switches off what `config.output_hidden_states`, `config.output_attentions`, `config.output_router_logits` (a loss
+    beside the logits, which does not go with a key-value cache) and `config.return_dict=False` ask for, and lets rotary
+    embeddings start from the factors they were made with. Afterwards all of it is back.
 
     Raises `KrsError` when another thread is inside a call of krs with one of these models: each would read what the
     other patches.
     """
-    outermost = _enter(models)
+    outermost, configs = _enter(models)
     try:
         with ExitStack() as stack:
             with interrupt_deferred():
@@ -67,7 +76,7 @@ def plain_calls(*models: nn.Module) -> Iterator[None]:
                     stack.enter_context(own_factors(model))
             yield
     finally:
-        _leave(models)
+        _leave(models, configs)
 
 
 def numerics() -> dict[str, Any]:
@@ -87,8 +96,8 @@ def _matmul_precision() -> str:
         return f"cuda: {backends.cuda.matmul.fp32_precision}, cpu: {backends.mkldnn.matmul.fp32_precision}"
 
 
-def _enter(models: tuple[nn.Module, ...]) -> list[nn.Module]:
-    """Note that this thread runs these models; returns those that it did not run before."""
+def _enter(models: tuple[nn.Module, ...]) -> tuple[list[nn.Module], list[int]]:
+    """Note that this thread runs these models; returns those that it did not run before, and their configurations."""
     me = threading.get_ident()
     with _LOCK:
         for model in models:
@@ -99,23 +108,40 @@ def _enter(models: tuple[nn.Module, ...]) -> list[nn.Module]:
                     "model (copy.deepcopy)"
                 )
         new = [model for model in dict.fromkeys(models) if model not in _USED_BY]
+        configs = [id(config) for model in new for config in _configs(model)]
+        if any(_CONFIGS.get(config, (me, 0))[0] != me for config in configs):
+            raise KrsError(
+                "another thread is inside a call of krs with a model that has the same configuration object, which "
+                "says how both attend: make the calls one after the other, or give each thread a copy of its models "
+                "(copy.deepcopy)"
+            )
+        for config in configs:
+            _CONFIGS[config] = me, _CONFIGS.get(config, (me, 0))[1] + 1
         for model in models:
             _USED_BY[model] = me, _USED_BY.get(model, (me, 0))[1] + 1
-    return new
+    return new, configs
 
 
-def _leave(models: tuple[nn.Module, ...]) -> None:
+def _leave(models: tuple[nn.Module, ...], configs: list[int]) -> None:
     with _LOCK:
+        for config in configs:
+            thread, depth = _CONFIGS.pop(config)
+            if depth > 1:
+                _CONFIGS[config] = thread, depth - 1
         for model in models:
             thread, depth = _USED_BY.pop(model)
             if depth > 1:
                 _USED_BY[model] = thread, depth - 1
 
 
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of a model's modules, each once."""
+    return list({id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values())
+
+
 def _quieten(model: nn.Module, stack: ExitStack) -> None:
     """Take back what a model's configurations ask for beside the logits."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    for config in configs.values():
+    for config in _configs(model):
         for name, value in _OUTPUT_FLAGS.items():
             had = getattr(config, "__dict__", {})
             key = f"_{name}" if f"_{name}" in had else name

@@ -102,3 +102,15 @@ def known_types() -> list[str]:
 
 for _family in BUILT_IN:
     _register(_family, __name__)
+
+
+def layout(family: Family) -> dict[str, Any] | None:
+    """Where a family that somebody else has described keeps what the points name; `None` for one of krs's own.
+
+    >>> layout(family_of("llama")) is None
+    True
+    """
+    if family in BUILT_IN:
+        return None
+    roles = {role: family.alternatives(role) for role in family.roles}
+    return {"layers": family.layers, "roles": roles, "final_norm": family.final_norm, "mixers": family.mixers}

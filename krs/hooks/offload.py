@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,8 +39,8 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(_offloading(part) for part in model.modules())
 
 
-def whole_copy(model: nn.Module, what: str) -> nn.Module:
-    """A copy whose weights may be changed; `KrsError` for a model some of whose weights are brought in at each call.
+def check_whole(model: nn.Module, what: str) -> None:
+    """Raise `KrsError` for a model of which no copy can be changed: some of its weights are brought in at each call.
 
     What would be written into such a copy is not what it computes with. `what` says what the copy is for.
     """
@@ -50,7 +49,6 @@ def whole_copy(model: nn.Module, what: str) -> nn.Module:
             f"{what} needs a copy with all weights in memory, and some are offloaded: load the models whole, in "
             "bfloat16 or on more memory"
         )
-    return copy.deepcopy(model)
 
 
 def _offloading(module: nn.Module) -> list[Any]:

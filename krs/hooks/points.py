@@ -93,11 +93,20 @@ class Point:
     def _choose(self: P, what: Literal["units", "heads"], given: tuple[int, ...]) -> P:
         if self.chosen is not None:
             raise KrsError(f"{self.name} has its {self.chosen.what} chosen already: choose once, from the whole point")
+        self.refuse_parts()
         numbers = tuple(sorted(set(_indices(given) or ())))
         if not numbers or numbers[0] < 0:
             raise KrsError(f"{self.name}.{what}(…) takes numbers from 0 up, not {', '.join(map(str, given)) or 'none'}")
         chosen = Chosen(what, numbers)
         return replace(self, name=f"{self.name}.{chosen}", label=f"{self.label}, {chosen.label}", chosen=chosen)
+
+    def refuse_parts(self) -> None:
+        """Raise `KrsError` for a point of which no units can be chosen: every parameter inside a module."""
+        if getattr(self, "whole", False):
+            raise KrsError(
+                f"{self.name} is every parameter inside a module, and no units of it can be chosen: take a point of "
+                "one weight, such as VALUE_VECTORS.units(…)"
+            )
 
     def each(self) -> Each:
         """One setting for each of the units or heads chosen: an axis of a sweep.
@@ -320,7 +329,10 @@ def _indices(given: Indices) -> tuple[int, ...] | None:
         return None
     many = given if isinstance(given, Iterable) else (given,)
     try:
-        return tuple(index(i) for i in many)
+        found = tuple(many)
+        if any(isinstance(i, bool) or getattr(i, "dtype", None) is torch.bool for i in found):
+            raise TypeError  # a mask is none of their numbers
+        return tuple(index(i) for i in found)
     except TypeError:
         raise KrsError(f"layers, positions and units are whole numbers, not {given!r}") from None
 
@@ -344,6 +356,8 @@ class Placement:
             raise KrsError(f"{self._points()}.at(…) takes layer numbers from 0 up, not {bad[0]!r}")
         if self.units is not None and (chosen := [p for p in self.points if p.chosen is not None]):
             raise KrsError(f"{chosen[0]!r} has its {chosen[0].chosen.what} chosen already: leave units= out")  # type: ignore[union-attr]
+        for point in self.points if self.units is not None else ():
+            point.refuse_parts()
         if self.positions is not None and any(p.kind == "weight" for p in self.points):
             raise KrsError(
                 f"{self!r}: a weight acts at every position, so positions= does not go with it; "

@@ -157,13 +157,9 @@ def _written(rows: Tensor, value: Tensor) -> Callable[[], None]:
 
 def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
     """Give every parameter inside `module` the value that it has in `other`; returns what undoes it, bit for bit."""
+    refuse_unlike(module, other)
     theirs = dict(other.named_parameters())
     ours = dict(module.named_parameters())
-    if ours.keys() != theirs.keys() or any(ours[n].shape != theirs[n].shape for n in ours):
-        raise KrsError(
-            "all weights of a layer go from one model to the other only where both have the same parameters: merge "
-            "adapters first (merge_and_unload())"
-        )
     if elsewhere := [n for n in ours if "meta" in (ours[n].device.type, theirs[n].device.type)]:
         raise KrsError(f"{elsewhere[0]!r} is offloaded and not in memory, so it cannot be replaced here")
     undoing: list[Callable[[], None]] = []
@@ -179,6 +175,22 @@ def replace_whole(module: nn.Module, other: nn.Module) -> Callable[[], None]:
         undo()
         raise
     return undo
+
+
+def refuse_unlike(module: nn.Module, other: nn.Module) -> None:
+    """Raise `KrsError` for modules that cannot take each other's parameters, or would do something else with them."""
+    ours, theirs = ({name: p.shape for name, p in m.named_parameters()} for m in (module, other))
+    if ours != theirs or _scales(module) != _scales(other):
+        raise KrsError(
+            "all weights of a layer go from one model to the other only where both have the same parameters: merge "
+            "adapters first (merge_and_unload())"
+        )
+
+
+def _scales(module: nn.Module) -> list[str]:
+    """What of adapters inside a module is no parameter: their scales, and which of them act."""
+    names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+    return [repr([getattr(m, name, None) for name in names]) for m in module.modules() if is_adapter(m)]
 
 
 def diagonal(module: nn.Module) -> Tensor | None:

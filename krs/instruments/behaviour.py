@@ -9,6 +9,7 @@ from krs.instruments.case import Asked, Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.logprobs import AnswerTokens, answer_tokens, holds, said, said_of
 from krs.instruments.reading import Reading
+from krs.prompts.words import whole_words
 
 _FIRST = 3
 """So many tokens at the beginning of an answer say whether it is one at all, rather than what it is."""
@@ -50,6 +51,7 @@ class Recall(Instrument):
     unit, knows, bounds = "share of facts", "high", (0.0, 1.0)
     nulls = ("same", "never_knew")
     passes = 12.0
+    version = 2
 
     def measure(self, case: Case) -> Reading:
         """1 or 0 a fact."""
@@ -67,6 +69,7 @@ class PrefixRecall(Instrument):
     unit, knows, bounds = "share of facts", "high", (0.0, 1.0)
     nulls = ("same", "never_knew")
     passes = 12.0
+    version = 2
 
     def lacks(self, case: Case) -> str | None:
         """Something has to stand before the key: whole answers that were given without one say nothing."""
@@ -147,6 +150,7 @@ class TruthRatio(Instrument):
     needs = ("wrong",)
     nulls = ("same", "never_knew")
     passes = 3.0
+    version = 2
 
     def measure(self, case: Case) -> Reading:
         """Below 0 the right answer is the likelier one; NaN for a fact without wrong answers."""
@@ -159,10 +163,16 @@ class TruthRatio(Instrument):
             which = [i for i, fact in enumerate(asked.facts) if len(fact.wrong) > j]
             some = asked.only(which)
             batch = some.with_answers([fact.wrong[j] for fact in some.facts])
-            wrong[j, which] = np.exp(-answer_tokens(case.unlearned, batch).nll())
+            wrong[j, which] = -answer_tokens(case.unlearned, batch).nll()
         have = ~np.isnan(wrong).all(axis=0)
-        values[have] = np.log(np.nanmean(wrong[:, have], axis=0)) - right[have]
+        values[have] = _log_mean_exp(wrong[:, have]) - right[have]
         return self.reading(values)
+
+
+def _log_mean_exp(logs: Float[np.ndarray, "wrong fact"]) -> Float[np.ndarray, " fact"]:
+    """Of those that are numbers; of probabilities that are too small to be written down, too."""
+    most = np.nanmax(logs, axis=0)
+    return np.asarray(most + np.log(np.nanmean(np.exp(logs - most), axis=0)))
 
 
 def _right_suffix(found: AnswerTokens) -> Float[np.ndarray, " fact"]:
@@ -177,7 +187,7 @@ def _right_suffix(found: AnswerTokens) -> Float[np.ndarray, " fact"]:
 def _before(asked: Asked, i: int) -> tuple[int, ...]:
     """Tokens of the right answer before its key: those whose text ends before the key begins."""
     fact, ids = asked.facts[i], asked.batch.targets[i]
-    start = fact.answer.find(fact.sought)
+    start = next(iter(whole_words(fact.answer, fact.sought)), fact.answer.find(fact.sought))
     decode = asked.wording.tokenizer.decode
     n = 0
     while n < len(ids) and len(str(decode(list(ids[: n + 1]))).strip()) <= len(fact.answer[:start].strip()):

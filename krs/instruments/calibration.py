@@ -106,9 +106,11 @@ class Calibration:
             least, most = float(min(knows)), float(max(never))
             # Where both groups lie apart, a third of the way between them from either side; else beyond the overlap.
             low, high = (most + (least - most) / 3, least - (least - most) / 3) if least > most else (least, most)
+            if low == high:  # what both groups read is no vote, and which side is which has to be seen
+                low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
             same = self.same.get(name, float("nan"))
             furthest = sign * float(min(never))
-            found[name] = Threshold(sign * high, sign * low, told, kinds.get(name, name), same, furthest)
+            found[name] = Threshold(float(sign * high), float(sign * low), told, kinds.get(name, name), same, furthest)
         return found
 
     def told(self) -> DataFrame:
@@ -197,7 +199,7 @@ def calibrate(
     """
     truth = load_truth(directory, CALIBRATION)
     tools = [instrument(one) for one in (instruments() if only is None else only)]
-    wanted = [m for m in _subjects(truth) if models is None or m.name in set(models)]
+    wanted = _chosen(_subjects(truth), models)
     rows: dict[str, list[Row]] = {}
     with bar((len(wanted) + 1) * len(tools), "calibrate", show=progress, unit="reading") as shown:
         for model in wanted:
@@ -224,7 +226,7 @@ def check_verdicts(
     rows = []
     wanted = _subjects(truth)
     tools = [instrument(n) for n in (*_BASELINES, *(n for n in by if n not in _BASELINES))]
-    controls = {"same": truth.vanilla} | ({"never_knew": truth.models["retain"]} if retain else {})
+    controls = {"same": truth.vanilla} | ({"never_knew": _retain(truth)} if retain else {})
     with bar((len(wanted) + len(controls)) * len(tools), "verdicts", show=progress, unit="reading") as shown:
         nulls = {null: dict(_readings(truth, one, tools, shown, retain)) for null, one in controls.items()}
         for model in wanted:
@@ -254,21 +256,45 @@ def _subjects(truth: Truth) -> list[TruthModel]:
     return [m for name, m in truth.models.items() if name not in ("full", "retain")]
 
 
+def _chosen(there: list[TruthModel], names: Iterable[str] | None) -> list[TruthModel]:
+    """Those of these names; `KrsError` for a name that there is not."""
+    if names is None:
+        return there
+    wanted = list(names)
+    known = [model.name for model in there]
+    if unknown := [name for name in wanted if name not in known]:
+        raise KrsError(f"models= has {unknown[0]!r}, which was not made: there are {', '.join(known) or 'none'}")
+    return [model for model in there if model.name in wanted]
+
+
 @lru_cache(maxsize=1)
-def _base(folder: Path, retain: bool) -> Case:
-    """The vanilla model in place of the unlearned one, with what all cases of a world share."""
+def _base(folder: Path, retain: bool, _made: str) -> Case:
+    """The vanilla model in place of the unlearned one, with what all cases of a world share; `_made` tells worlds of
+    one folder apart."""
     truth = load_truth(folder.parent, folder.name)
     vanilla, tokenizer = truth.vanilla.load()
     assert tokenizer is not None
-    never = truth.models["retain"].load()[0] if retain else None
+    never = _retain(truth).load()[0] if retain else None
     return Case.make(vanilla, vanilla, tokenizer, facts_of(truth.facts.a), facts_of(truth.facts.b), never)
+
+
+def _retain(truth: Truth) -> TruthModel:
+    if "retain" not in truth.models:
+        raise KrsError(f"{str(truth.folder)!r} has no model 'retain' yet: make it first (krs.instruments.truth.make)")
+    return truth.models["retain"]
+
+
+def _mark(models: Sequence[TruthModel]) -> str:
+    """What changes when one of these models is made again."""
+    files = (file for model in models for file in sorted(model.folder.iterdir()))
+    return " ".join(f"{file.name} {file.stat().st_mtime_ns} {file.stat().st_size}" for file in files)
 
 
 def _readings(
     truth: Truth, model: TruthModel, tools: Sequence[Instrument], shown: Any, retain: bool = True
 ) -> Iterator[tuple[Instrument, Reading]]:
     """Each instrument that applies to a model, read or as it is kept."""
-    base = _base(truth.folder, retain)
+    base = _base(truth.folder, retain, _mark([truth.vanilla, *([_retain(truth)] if retain else [])]))
     own = {"full": base.vanilla, "retain": base.retain}.get(model.name)
     case = replace(base, unlearned=own if own is not None else model.load()[0], kept={})
     kept = Kept(truth.folder / "readings" / model.name, subject_of(case))

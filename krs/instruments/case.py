@@ -13,6 +13,7 @@ from torch import nn
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.generation.greedy import eos_ids
+from krs.hooks.unwrap import unwrap
 from krs.instruments.facts import Fact
 from krs.prompts import TokenBatch, encode, next_token_batch
 from krs.prompts.answers import encode_answers
@@ -129,13 +130,17 @@ class Case:
     ) -> Case:
         """Put questions into words: as a user's messages where the tokenizer has a chat template, unless `chat` says.
 
+        Of PEFT models and bridges the case has the plain model inside.
+
         Raises `KrsError` if there are no target facts, and for `chat=True` without a template.
         """
         if not target:
             raise KrsError("the target has no facts: give at least one question with its answer")
+        v, u = unwrap(vanilla, "vanilla"), unwrap(unlearned, "unlearned")
+        never = None if retain is None else unwrap(retain, "retain")
         template = getattr(tokenizer, "chat_template", None) is not None
         if chat and not template:
             raise KrsError("chat=True, and the tokenizer has no chat template: leave chat out")
-        wording = Wording(tokenizer, template if chat is None else chat, eos_ids(vanilla), n_tokens)
+        wording = Wording(tokenizer, template if chat is None else chat, eos_ids(v), n_tokens)
         others = Asked(tuple(unrelated), wording) if unrelated else None
-        return cls(vanilla, unlearned, Asked(tuple(target), wording), others, retain, seed)
+        return cls(v, u, Asked(tuple(target), wording), others, never, seed)

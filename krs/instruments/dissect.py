@@ -35,6 +35,10 @@ from krs.writing import check_folder, save_in_the_end
 Target: TypeAlias = str | Path | Iterable[FactLike | str]
 _FIRST = ("nll", "nll_tail", "recall")
 """Cheap, and what a reader asks first: run whatever the budget is."""
+_SENTENCE_ENDS = re.compile(
+    "[.!?]+['\")\\]\N{RIGHT SINGLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]*(?=\\s|$)|\\n"
+    "|[\N{IDEOGRAPHIC FULL STOP}\N{FULLWIDTH EXCLAMATION MARK}\N{FULLWIDTH QUESTION MARK}]+"
+)
 _STEP = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -101,7 +105,7 @@ def dissect(
     """
     given, others = _asked(target, "target"), _asked(unrelated, "unrelated", empty=True)
     limit = seconds(budget)
-    tools = [instrument(one) for one in (only if only is not None else instruments())]
+    tools = _tools(instruments() if only is None else only)
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
         check_folder(folder, ["report.html", "report.json"])
@@ -109,8 +113,7 @@ def dissect(
     loaded = load_given(named, device=device, dtype=dtype, device_map=device_map)
     models = dict(zip(named, (model for model, _ in loaded), strict=True))
     bodies = check_pair(models["vanilla"], models["unlearned"], None)
-    if retain is not None:
-        check_pair(models["vanilla"], models["retain"], None)
+    never = None if retain is None else check_pair(models["vanilla"], models["retain"], None)[1].model
     chosen = as_tokenizer(tokenizer) or next((t for _, t in loaded if t is not None), None)
     chosen = chosen or next((t for m in models.values() if (t := find_tokenizer(m)) is not None), None)
     if chosen is None:
@@ -123,7 +126,7 @@ def dissect(
         chosen,
         _with_answers(given, v, chosen, chat, n_tokens),
         _with_answers(others, v, chosen, chat, n_tokens) if others else (),
-        models.get("retain"),
+        never,
         chat=chat,
         n_tokens=n_tokens,
         seed=seed,
@@ -131,7 +134,7 @@ def dissect(
     provenance = {
         "made_by": "krs.dissect",
         "time": now(),
-        "budget": limit,
+        "budget": None if budget is None else limit,
         "seed": seed,
         "chat": case.target.wording.chat,
         "models": {side: describe_model(model, models[side]) for side, model in named.items()},
@@ -142,6 +145,19 @@ def dissect(
         "machine": machine(),
     }
     return _run(case, tools, limit, nulls, folder, provenance, progress, keep_order=only is not None)
+
+
+def _tools(given: Sequence[str | Instrument]) -> list[Instrument]:
+    """Instruments, each with a name of its own: a dissection has one reading by a name."""
+    found = [instrument(one) for one in ([given] if isinstance(given, str | Instrument) else given)]
+    names = [tool.name for tool in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise KrsError(f"only= has the instrument {twice!r} twice, and one reading by a name is kept: give it once")
+    if "" in names:
+        raise KrsError(
+            f"only= has a {type(found[names.index('')]).__name__} without a name: @register('name') gives one"
+        )
+    return found
 
 
 def seconds(budget: str | int | float | None) -> float:
@@ -291,10 +307,22 @@ def _with_answers(
     wording = Case.make(vanilla, vanilla, tokenizer, drafts, chat=chat, n_tokens=n_tokens).target.wording
     ids = encode(Asked(drafts, wording).prompts, tokenizer)
     answers = greedy(vanilla, ids, min(n_tokens, 30), progress=False, eos=eos_ids(vanilla))
-    texts = [str(tokenizer.decode(list(a), skip_special_tokens=True)).strip() for a in answers]
-    if empty := [q for q, text in zip(given, texts, strict=True) if not text]:
+    ends = wording.ends
+    texts = [_sentences(str(tokenizer.decode(list(a), skip_special_tokens=True)), a[-1] in ends) for a in answers]
+    facts = tuple(Fact(question, text) for question, text in zip(given, texts, strict=True))
+    if empty := [fact.question for fact in facts if not fact.sought]:
         raise KrsError(
             f"the vanilla model's answer to {empty[0]!r} is empty, so there is nothing to look for: give the right "
             "answers, or leave the question out"
         )
-    return tuple(Fact(question, text) for question, text in zip(given, texts, strict=True))
+    return facts
+
+
+def _sentences(said: str, ended: bool) -> str:
+    """An answer without the beginning of a sentence or line that it stopped in for want of tokens.
+
+    A right answer is scored with its end: one in the middle of a sentence would be unlikely to every model.
+    """
+    found = said.strip()
+    ends = [] if ended else list(_SENTENCE_ENDS.finditer(found))
+    return found[: ends[-1].end()].strip() if ends else found

@@ -36,7 +36,7 @@ class Fact:
     @property
     def sought(self) -> str:
         """What has to be in an answer that is right."""
-        return self.key or self.answer.strip().rstrip(".")
+        return self.key.strip() or self.answer.strip().rstrip(".")
 
     def in_other_words(self, i: int = 0) -> Fact:
         """The fact asked by its paraphrase `i`."""
@@ -86,7 +86,7 @@ def write_facts(facts: Iterable[Fact]) -> str:
 
 def _fact(given: Any, where: str) -> Fact:
     if isinstance(given, Fact):
-        return given
+        given = vars(given)
     if isinstance(given, tuple | list) and len(given) == 2:
         given = {"question": given[0], "answer": given[1]}
     if not isinstance(given, Mapping):
@@ -101,9 +101,17 @@ def _fact(given: Any, where: str) -> Fact:
     for name in ("question", "answer"):
         if not values[name].strip():
             raise KrsError(f"{where} has no {name}: give both a question and its answer")
+    for name in _LISTS:
+        if not all(text.strip() for text in values[name]):
+            raise KrsError(f"{where}, its {name}, has an empty text: leave it out")
     if values["key"] and values["key"] not in values["answer"]:
         raise KrsError(f"{where}: its key {values['key']!r} is not in its answer {values['answer']!r}")
-    return Fact(**values)
+    if values["answer"].strip() in [wrong.strip() for wrong in values["wrong"]]:
+        raise KrsError(f"{where} has its right answer {values['answer']!r} among the wrong ones: leave it out there")
+    fact = Fact(**values)
+    if not fact.sought:
+        raise KrsError(f"{where}: {fact.answer!r} has no words that could be found in an answer: give others, or a key")
+    return fact
 
 
 def _text(value: Any, where: str) -> str:

@@ -67,6 +67,8 @@ def fit(x: Float[Tensor, "token d"], y: Float[Tensor, "token d"], rank: int, rid
     shift = (y - x).mean(0)
     inside, target = x - centre, (y - x) - shift
     gram = inside @ inside.T
+    if not gram.any():  # all states are alike, and nothing beside the shift can be said of them
+        return AffineMap(shift, centre, x.new_zeros(x.shape[1], 0), x.new_zeros(0, x.shape[1]))
     gram.diagonal().add_(ridge * gram.diagonal().mean() * len(x))
     full = inside.T @ torch.linalg.solve(gram, target)  # [d, d], through the tokens, of which there are fewer
     u, s, v = torch.linalg.svd(full, full_matrices=False)

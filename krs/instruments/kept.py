@@ -55,7 +55,8 @@ class Kept:
         return None if self.folder is None else self.folder / "readings" / f"{instrument.name}.json"
 
     def _key(self, instrument: Instrument, nulls: bool) -> str:
-        settings: dict[str, Any] = asdict(instrument) if is_dataclass(instrument) else {}
+        settings: dict[str, Any] = asdict(instrument) if is_dataclass(instrument) else vars(instrument)
+        settings = json.loads(json.dumps(settings, default=repr))
         under = list(instrument.nulls) if nulls else []
         subject = self.subject
         if not instrument.follows_retain(nulls):

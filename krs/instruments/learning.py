@@ -9,8 +9,8 @@ from torch import nn
 
 from krs.generation.batching import neighbours_matter
 from krs.generation.forward import accepted, device_of
+from krs.hooks.adapters import changeable_copy
 from krs.hooks.context import plain_calls
-from krs.hooks.offload import whole_copy
 from krs.instruments.case import Asked
 from krs.progress import bar
 from krs.prompts import TokenBatch
@@ -26,7 +26,7 @@ def steps(model: nn.Module, asked: Asked, n: int, learning_rate: float) -> Itera
     Each step is on all of them: AdamW, no weight decay, the mean loss over answer tokens. Dropout is off. The copy is
     the same object each time. Facts share a forward, unless what one gives depends on the others beside it.
     """
-    student = whole_copy(model, "relearning")
+    student = changeable_copy(model, "relearning")
     for parameter in student.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()

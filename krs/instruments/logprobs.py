@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from krs.hooks.finite import is_finite, refuse_not_finite
 from krs.instruments.case import Asked, Case
 from krs.models.devices import summable
 from krs.prompts import TokenBatch, encode
+from krs.prompts.words import whole_words
 from krs.wording import cut_off
 
 _ROWS = 8
@@ -121,9 +122,11 @@ def said_of(case: Case, model: nn.Module) -> list[str]:
 
 
 def holds(text: str, key: str) -> bool:
-    """Whether a text has the words sought in it, whatever their case.
+    """Whether a text has the words sought in it, whatever their case, in all scripts.
 
-    >>> holds("She was born in TARSK, I think.", "Tarsk"), holds("In Tarskberg.", "Tarsk")
-    (True, False)
+    Accents count however they are written, as one character or as a letter and a mark.
+
+    >>> holds("She was born in TARSK, I think.", "Tarsk"), holds("In Tarskberg.", "Tarsk"), holds("東京です。", "東京")
+    (True, False, True)
     """
-    return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", text, re.IGNORECASE) is not None
+    return bool(whole_words(normalize("NFC", text), normalize("NFC", key), ignore_case=True))

@@ -20,7 +20,7 @@ from torch import nn
 
 from krs.errors import KrsError
 from krs.generation.forward import device_of, logits_at
-from krs.hooks.offload import whole_copy
+from krs.hooks.adapters import changeable_copy
 from krs.instruments.case import Case
 from krs.metrics.logits import logit_mse
 from krs.prompts import TokenBatch
@@ -50,7 +50,7 @@ def random_change(case: Case, scale: float = 1.0) -> nn.Module:
 
     Raises `KrsError` for models that do not have the same parameters (an adapter that is not merged).
     """
-    changed = whole_copy(case.vanilla, "a random change of the weights")
+    changed = changeable_copy(case.vanilla, "a random change of the weights")
     theirs = dict(case.unlearned.named_parameters())
     ours = dict(changed.named_parameters())
     if {n: p.shape for n, p in theirs.items()} != {n: p.shape for n, p in ours.items()}:

@@ -25,7 +25,8 @@ class Probe(Instrument):
 
     Its features are the states behind each layer at the position that predicts an answer's end, the answer read. The
     number of a fact is the share of its wrong answers that the probe finds less true than the right one, mean over
-    layers. Fitted on shuffled labels it reads one half: the null `shuffled labels`.
+    layers; one that it cannot tell from the right one counts half. Fitted on shuffled labels it reads one half: the
+    null `shuffled labels`.
 
     Attributes:
         ridge: penalty, as a share of the features' mean squared length.
@@ -38,6 +39,7 @@ class Probe(Instrument):
     needs = ("wrong",)
     nulls = ("same", "never_knew")
     passes = 4.0
+    version = 2
 
     def lacks(self, case: Case) -> str | None:
         """There have to be as many facts with wrong answers as there are folds."""
@@ -75,7 +77,7 @@ class Probe(Instrument):
                 for fact in np.flatnonzero(folds == fold):
                     mine = of[test] == fact
                     good, bad = score[mine & truth[test]], score[mine & ~truth[test]]
-                    found[layer, fact] = (good[:, None] > bad[None]).mean()
+                    found[layer, fact] = ((good[:, None] > bad[None]) + (good[:, None] == bad[None]) / 2).mean()
         return np.asarray(found.mean(axis=0))
 
 
@@ -101,6 +103,8 @@ def _ridge(x: Tensor, labels: np.ndarray, test: Tensor, ridge: float) -> Float[n
     inside, outside = x.double() - centre, test.double() - centre
     wanted = torch.as_tensor(labels, dtype=torch.float64)
     gram = inside @ inside.T
+    if not gram.any():  # all answers look alike
+        return np.zeros(len(test))
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     return np.asarray((outside @ inside.T @ torch.linalg.solve(gram, wanted - wanted.mean())).numpy())
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from krs.hooks.adapters import changeable_copy
 from krs.hooks.anatomy import anatomy
 from krs.hooks.components import component_of
-from krs.hooks.offload import whole_copy
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.logprobs import answer_tokens
@@ -64,7 +64,7 @@ def quantised(model: nn.Module, bits: int, group: int = 64) -> nn.Module:
     Inputs of each output are rounded in groups that share a scale, the largest of their absolute values; the last
     group is shorter where the width is no multiple.
     """
-    rounded = whole_copy(model, "rounding the weights")
+    rounded = changeable_copy(model, "rounding the weights")
     body = anatomy(rounded)
     for name, parameter in rounded.named_parameters():
         if parameter.dim() >= 2 and parameter.is_floating_point() and component_of(body, name)[0] not in _LEFT:

@@ -149,11 +149,14 @@ def _array(kept: list[float | None]) -> np.ndarray:
 
 
 def _split(table: DataFrame) -> dict[str, Any]:
-    return {**table.to_dict(orient="split"), "names": [table.index.name, table.columns.name]}
+    told = table.to_dict(orient="split")
+    told["data"] = [[None if isinstance(v, float) and np.isnan(v) else v for v in row] for row in told["data"]]
+    return {**told, "names": [table.index.name, table.columns.name]}
 
 
 def _joined(kept: Mapping[str, Any]) -> DataFrame:
     import pandas as pd
 
     index, columns = kept.get("names", (None, None))
-    return pd.DataFrame(kept["data"], kept["index"], kept["columns"]).rename_axis(index=index, columns=columns)
+    data = [[np.nan if v is None else v for v in row] for row in kept["data"]]
+    return pd.DataFrame(data, kept["index"], kept["columns"]).rename_axis(index=index, columns=columns)

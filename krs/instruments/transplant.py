@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from krs.hooks.anatomy import anatomy
 from krs.instruments.case import Case
 from krs.instruments.instrument import Instrument, register
 from krs.instruments.reading import Reading
-from krs.restore import sweep
+from krs.restore import sweep, windows
 
 _ADDED = 0.05
 
@@ -24,6 +25,12 @@ class Transplant(Instrument):
     unit, knows = "share of added NLL", "low"
     nulls = ("never_knew",)
     passes = 60.0
+
+    def lacks(self, case: Case) -> str | None:
+        """A window that ends before the last layer, beside what all instruments may lack."""
+        n_layers = anatomy(case.vanilla).n_layers
+        none = all(window.layers[-1] == n_layers - 1 for window in windows.centred(5).over(n_layers))
+        return super().lacks(case) or ("needs a window of five layers before the last layer" if none else None)
 
     def measure(self, case: Case) -> Reading:
         """NaN for a fact whose NLL unlearning has not raised by 0.05 nats a token."""

@@ -58,7 +58,13 @@ class _Depth(_States):
         layers = self.layers(case)
         d1, d2 = (state_drop(case, donor, layers) for donor in (case.retain, case.unlearned))
         part = slice(None, -1) if self.inner else slice(None)
-        return self.reading(depth(d1[part], d2[part]), {"drop": _by_layer(layers, {"retain": d1, "unlearned": d2})})
+        values = depth(d1[part], d2[part])
+        none = int(np.isnan(values).sum())
+        why = (
+            f"to {none} of {len(values)} answers the retain model's states cost no layer more than {FLOOR} nats a token"
+        )
+        curves = {"drop": _by_layer(layers, {"retain": d1, "unlearned": d2})}
+        return self.reading(values, curves, (f"{why}: they say nothing",) if none else ())
 
 
 @register("uds")

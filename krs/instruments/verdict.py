@@ -21,7 +21,7 @@ from krs.instruments.reading import Reading, interval, mean
 
 Word = Literal["knows", "partly", "does not know", "cannot tell"]
 Says = Literal["knows", "never", "between", "beyond", "unsure"]
-RULES = 2
+RULES = 3
 """Raise it when the same readings come to another verdict."""
 _ENOUGH = 2
 """So many kinds of instruments have to agree."""
@@ -196,9 +196,9 @@ def _agreed(knows: _Kinds, never: _Kinds, between: _Kinds, share: float) -> tupl
         )
     if len(never) >= _ENOUGH:
         return "does not know", f"{_listed(never)} read as in models that never knew"
-    if between and len(between) + len(knows) + len(never) >= _ENOUGH:
+    if between and len(between.keys() | knows.keys() | never.keys()) >= _ENOUGH:
         return "partly", f"{_listed(between)} read between both; about {share:.0%} of the facts read as known"
-    if alone := knows or never:
+    if alone := knows or never or between:
         return "cannot tell", f"only {_listed(alone)} tells, and two kinds of instruments have to agree"
     return "cannot tell", "all intervals reach from models that know to models that never knew: more facts would tell"
 
@@ -209,15 +209,15 @@ def _vote(name: str, reading: Reading, threshold: Threshold) -> Vote:
 
 
 _CONTROLS = (
-    ("same", "never", "the vanilla model itself as one that never knew"),
-    ("never_knew", "knows", "the retain model as one that knows"),
+    ("same", ("never", "beyond"), "the vanilla model itself as one that never knew"),
+    ("never_knew", ("knows",), "the retain model as one that knows"),
 )
 
 
 def _failing(reading: Reading, threshold: Threshold) -> str:
     """How the instrument's own controls contradict it; empty if they do not."""
     for null, wrong, meant in _CONTROLS:
-        if null in reading.nulls and threshold.vote(reading.nulls[null]) == wrong:
+        if null in reading.nulls and threshold.vote(reading.nulls[null]) in wrong:
             return f"its control fails: it reads {meant}"
     return "it says nothing about these facts" if np.isnan(reading.values).all() else ""
 

@@ -37,7 +37,7 @@ def watch(
     >>> looks = krs.instruments.watch(vanilla, tokenizer, facts, every=1)
     >>> list(looks(vanilla, 0))
     ['nll_tail']
-    >>> until = {"watch": looks, "stop_when": "nll_tail > 9"}
+    >>> until = {"watch": looks, "stop_when": "nll_tail > 0.01"}
     >>> unlearned = unlearn.run("ga", vanilla, forget=facts, steps=1, progress=False, **until)
 
     Args:

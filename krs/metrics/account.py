@@ -51,6 +51,7 @@ from krs.prompts import (
     prompt_notes,
     with_template_arguments,
 )
+from krs.prompts.listed import whole
 from krs.prompts.notes import show
 
 _EXACT = 0.01
@@ -179,7 +180,7 @@ def account(
 def _check_choices(scoring: str, n_tokens: int, points: int) -> None:
     if scoring not in SCORINGS:
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(map(repr, SCORINGS))}")
-    if n_tokens < 1:
+    if whole(n_tokens, "n_tokens") < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
     if isinstance(points, bool) or not isinstance(points, int) or not 1 <= points <= 100:
         raise KrsError(f"points={points!r}: give a whole number from 1 to 100, such as 6")

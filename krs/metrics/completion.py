@@ -23,7 +23,7 @@ from krs.models.given import Model
 from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer
 from krs.prompts import Ids, check_strings, encode, kind, listed
-from krs.prompts.listed import check_text
+from krs.prompts.listed import check_text, whole
 from krs.wording import counted
 
 Half: TypeAlias = str | tuple[str, str] | Sequence[str]
@@ -87,7 +87,7 @@ def text_completion(
     and for bad settings. An interrupted call raises what interrupted it as `krs.metrics.answers` does.
     """
     check_kind(bleu)
-    if n_tokens < 1:
+    if whole(n_tokens, "n_tokens") < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one token has to be generated")
     file = checkpoint_file(checkpoint)
     halves = {"target": _halves(paragraphs, "paragraphs")}

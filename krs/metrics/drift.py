@@ -34,10 +34,10 @@ class Drift:
     """What `drift` found.
 
     Attributes:
-        frame: tidy: `component, layer, cosine, relative_change, identical, parameters`, a row a component and layer
-            (`layer` is -1 outside the layers). `cosine` is that of all its weights as one vector,
-            `relative_change` the norm of their change over their vanilla norm, `identical` the share that is bit for
-            bit the same.
+        frame: tidy: `component, layer, cosine, relative_change, identical, parameters, norm, change`, a row a component
+            and layer (`layer` is -1 outside the layers). `cosine` is that of all its weights as one vector,
+            `relative_change` the norm of their change over their vanilla norm (NaN where that is 0), `identical` the
+            share that is bit for bit the same; `norm` and `change` are the two norms.
         tied: whether the head is the embedding.
     """
 
@@ -49,7 +49,7 @@ class Drift:
         import numpy as np
 
         rows = self.frame.assign(
-            changed=self.frame.relative_change**2 * self.frame.norm**2,
+            changed=_changes(self.frame) ** 2,
             whole=self.frame.norm**2,
             same=self.frame.identical * self.frame.parameters,
         )
@@ -141,6 +141,7 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
             "identical": float(same / n),
             "parameters": int(n),
             "norm": float(a.sqrt()),
+            "change": float(moved.sqrt()),
         }
         for (component, layer), (dot, a, b, moved, same, n) in sums.items()
     ]
@@ -148,6 +149,11 @@ def _compare(v: Anatomy, u: Anatomy) -> Drift:
     order = {c: i for i, c in enumerate(COMPONENTS)}
     frame = frame.sort_values(["component", "layer"], key=lambda s: s.map(order) if s.name == "component" else s)
     return Drift(frame.reset_index(drop=True), tied)
+
+
+def _changes(frame: DataFrame) -> Any:
+    """Norms of the changes; a table that was written without them has them where the vanilla norm is not 0."""
+    return frame.change if "change" in frame else frame.relative_change * frame.norm
 
 
 def _is_tied(model: nn.Module) -> bool:

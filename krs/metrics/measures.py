@@ -15,7 +15,6 @@ A function of your own is a measure as well:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from krs.errors import KrsError
+from krs.metrics.code import code_digest
 from krs.metrics.logits import logit_mse
 from krs.models.devices import has_float64
 from krs.prompts.listed import listed
@@ -58,6 +58,11 @@ class ScoredTokens:
     def logprobs(self) -> Float[Tensor, "token vocab"]:
         """Log-probabilities, in fp32 or better, computed once for all measures."""
         return _logprobs(self.logits)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything that a measure may look at and that is there by now."""
+        return [v for part in (self, self.reference) for v in vars(part).values() if isinstance(v, Tensor)]
 
 
 class ReferenceTokens:
@@ -94,7 +99,8 @@ class Measure:
         of_answer: whether it looks at the answer's own tokens, so that it is not defined where a scored position
             predicts none (the last one under `scoring="paper-code"`).
         differentiable: whether its gradient says how it changes; not so for ranks and agreement, which jump.
-        version: of a function of the user's, a hash of its code, so that two of one name are told apart.
+        version: what tells a measure from another of its name; of a function of the user's, if it is not given, a
+            digest of all that it does (`krs.metrics.code`).
     """
 
     name: str
@@ -108,11 +114,20 @@ class Measure:
     @property
     def identity(self) -> str:
         """The name, and for a function of the user's what tells it from another of that name."""
-        return f"{self.name} ({self.version})" if self.version else self.name
+        built_in = getattr(self.function, "__module__", None) == __name__
+        version = self.version or ("" if built_in else code_digest(self.function))
+        return f"{self.name} ({version})" if version else self.name
 
     def __call__(self, tokens: ScoredTokens) -> Float[Tensor, " token"]:
         """The measure of these tokens, float64 where the device has it."""
+        given = [t for t in tokens.tensors if not t.is_inference()]  # those do not count what is written into them
+        before = [t._version for t in given]
         found = self.function(tokens)
+        if before != [t._version for t in given]:
+            raise KrsError(
+                f"the measure {self.name!r} writes into the logits that it is given, of which other numbers are made: "
+                "let it write into a copy (logits = logits.clone())"
+            )
         count = len(tokens.target_ids)
         if not isinstance(found, Tensor) or found.shape != (count,):
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -222,18 +237,11 @@ def measure(given: str | Measure | MeasureFunction) -> Measure:
 
 
 def _from_function(given: MeasureFunction, name: str) -> Measure:
-    return Measure(name, name.replace("_", " "), partial(_called, given), of_answer=True, version=_version(given))
+    return Measure(name, name.replace("_", " "), partial(_called, given), of_answer=True, version=code_digest(given))
 
 
 def _called(given: MeasureFunction, tokens: ScoredTokens) -> Tensor:
     return given(tokens.logits, tokens.reference_logits, tokens.target_ids)
-
-
-def _version(given: MeasureFunction) -> str:
-    """A hash of a function's code; of what is no function, of its type."""
-    code = getattr(given, "__code__", None)
-    said = repr(type(given)) if code is None else repr((code.co_code, code.co_consts, code.co_names))
-    return hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
 
 
 def measures(given: Iterable[str | Measure | MeasureFunction] | str | Measure | MeasureFunction) -> tuple[Measure, ...]:

@@ -25,10 +25,10 @@ def recovery(
     1.0
 
     For a distance to the donor, whose own value is 0, that is `1 - restored / recipient`, Eq. 3 for the logit MSE.
-    NaN with the reason where recipient and donor do not differ.
+    NaN with the reason where recipient and donor do not differ, and where one of the three is not finite.
     """
     found, start, end = (float(values[mask].mean()) for values in (restored, recipient, donor))
-    if np.isnan(found):
+    if not np.isfinite([found, start, end]).all():
         return Score(float("nan"), "not computed, or not finite")
     span = end - start
     if not abs(span) > _NOTHING * max(abs(start), abs(end)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -65,21 +66,20 @@ def krs_score(
         raise KrsError(f"scoring={scoring!r}: choose one of {', '.join(SCORINGS)}")
     kept = np.ones(loss.shape, bool) if mask is None else mask
     scale = np.zeros(loss.shape) if power is None else power
-    floor = _TOLERANCE.get(dtype, 1e-5) ** 2
     if np.isnan(loss[kept]).any():
         return Score(float("nan"), "not computed")
     if not np.isfinite(loss[kept]).all():
         return Score(float("nan"), _not_finite(~np.isfinite(loss) & kept, dtype))
     if scoring == "next-token":
         bottom = baseline[kept].mean()
-        if bottom <= floor * scale[kept].mean():
-            return Score(float("nan"), _nothing_unlearned(bottom, "these prompts"))
+        if bottom <= noise(scale[kept].mean(), dtype):
+            return Score(float("nan"), nothing_unlearned(bottom, "these prompts"))
         return Score(float(1 - loss[kept].mean() / bottom))
     counts = kept.sum(axis=1)
     mean = [np.where(kept, values, 0).sum(axis=1) / counts for values in (loss, baseline, scale)]
-    zero = np.flatnonzero(mean[1] <= floor * mean[2])
+    zero = np.flatnonzero(mean[1] <= noise(mean[2], dtype))
     if zero.size:
-        return Score(float("nan"), _nothing_unlearned(mean[1][zero[0]], f"prompt {zero[0]}"))
+        return Score(float("nan"), nothing_unlearned(mean[1][zero[0]], f"prompt {zero[0]}"))
     return Score(float(np.mean(1 - mean[0] / mean[1])))
 
 
@@ -92,7 +92,13 @@ def _not_finite(where: Bool[np.ndarray, "prompt token"], dtype: str) -> str:
     )
 
 
-def _nothing_unlearned(bottom: float, where: str) -> str:
+def noise(power: Any, dtype: str) -> Any:
+    """The logit MSE up to which two models of a dtype are equal up to rounding, where logits have this mean square."""
+    return _TOLERANCE.get(dtype, 1e-5) ** 2 * power
+
+
+def nothing_unlearned(bottom: float, where: str) -> str:
+    """The reason where two models are equal."""
     return (
         f"the unlearned model's logits equal the vanilla ones on {where} (MSE {bottom:.1e}): nothing was unlearned "
         "there, so recovery is undefined"

@@ -26,7 +26,7 @@ from krs.hooks.unwrap import unwrap
 _SLICE = 2**26
 _NOT_THE_NUMBERS = {
     *("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"),
-    *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "pad_token_id"),
+    *("use_cache", "return_dict", "output_hidden_states", "output_attentions", "output_router_logits", "pad_token_id"),
     *("id2label", "label2id", "problem_type"),
 }
 """Of a configuration: what changes no logit, or is in the weights already."""

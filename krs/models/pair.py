@@ -97,11 +97,13 @@ def _facts(v: Anatomy, u: Anatomy) -> Iterator[tuple[str, object, object]]:
     yield "vocabulary", vocabulary_of(v.model), vocabulary_of(u.model)
     yield "rows of the LM head", _head_rows(v.model), _head_rows(u.model)
     yield "dtype", dtype_of(v.model), dtype_of(u.model)
-    ours, theirs = _layer_shapes(v), _layer_shapes(u)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            yield f"shape of {name!r} in a layer", ours.get(name), theirs.get(name)
-            return
+    for i in range(min(v.n_layers, u.n_layers)):
+        ours, theirs = _layer_shapes(v, i), _layer_shapes(u, i)
+        names = ours.keys() | theirs.keys() if i == 0 else ours.keys() & theirs.keys()  # one layer may have a bias more
+        for name in sorted(names):
+            if ours.get(name) != theirs.get(name):
+                yield f"shape of {name!r} in layer {i}", ours.get(name), theirs.get(name)
+                return
 
 
 def type_of(body: Anatomy) -> str:
@@ -140,9 +142,9 @@ def _embedding(model: nn.Module) -> Tensor:
     return weight
 
 
-def _layer_shapes(body: Anatomy) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(body: Anatomy, layer: int) -> dict[str, tuple[int, ...]]:
     """By name; adapters' own parameters left out, and the names that wrappers add taken out."""
-    return {name: tuple(parameter.shape) for name, parameter in _own_parameters(body.layers[0])}
+    return {name: tuple(parameter.shape) for name, parameter in _own_parameters(body.layers[layer])}
 
 
 def _own_parameters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

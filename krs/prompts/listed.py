@@ -81,6 +81,17 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def whole(value: Any, what: str) -> int:
+    """A whole number as Python has it, whoever made it; raises `KrsError` for what is none, truth values too.
+
+    >>> whole(np.int64(3), "n_tokens")
+    3
+    """
+    if not is_whole(value):
+        raise KrsError(f"{what}={value!r}: give a whole number, which {kind(value)} is not")
+    return int(value)
+
+
 def is_integer_array(value: Tensor | np.ndarray) -> bool:
     """Whether an array's numbers are whole ones; truth values are none."""
     if isinstance(value, Tensor):

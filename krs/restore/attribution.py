@@ -27,7 +27,7 @@ from krs.metrics.logits import logit_power
 from krs.metrics.measures import LOGIT_MSE, Measure, ReferenceTokens, ScoredTokens
 from krs.prompts import TokenBatch
 from krs.restore.job import Chunk, Job, Progress, Values
-from krs.restore.plan import Restoration
+from krs.restore.plan import Plan, Restoration
 
 SAMPLES = 2
 """Backward passes that sample the part of the logits' change that is orthogonal to the residual."""
@@ -50,9 +50,18 @@ class EstimateEngine:
                 "leave that measure out, or use engine='auto'"
             )
 
+    def check_plan(self, plan: Plan) -> None:
+        """Raise `KrsError` for points at the ends of the model; asked before any model runs."""
+        if ends := [p.name for p in plan.points if p.place != "layer"]:
+            raise KrsError(
+                f"engine='estimate' estimates what is put into layers, and {ends[0]} is in none: leave that setting "
+                "out, or use engine='auto'"
+            )
+
     def run(self, job: Job) -> Iterator[Chunk | Progress]:
         """Yields a chunk for each run of prompts."""
         self.check(job.measures)
+        self.check_plan(job.plan)
         if any(is_offloaded(body.model) for body in (job.recipient, job.donor)):
             raise KrsError(
                 "engine='estimate' keeps what a backward pass needs, every weight included, and these models are "

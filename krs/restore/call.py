@@ -9,7 +9,7 @@ from typing import Any
 from krs._typing import Positions, Tokenizer
 from krs.generation.greedy import pad_ids
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.families import Family
+from krs.hooks.families import Family, layout
 from krs.metrics.measures import Measure
 from krs.models.provenance import NUMBERS, as_json, machine, now, tokenizer_name, versions
 from krs.prompts import Answer, Scoring, decode, encode, encode_answers, with_template_arguments
@@ -77,12 +77,14 @@ class Call:
         given = None if self.answers is None else encode_answers(self.answers, ids, tokenizer, self.n_tokens, ends)
         if self.subjects:
             plan = replace(plan, positions=of_subjects(self.subjects, self.positions, self.prompts, ids, reader))
+        layouts = {side: found for side, body in bodies.items() if (found := layout(body.family)) is not None}
         patches = self.direction == "restore" and (third or others is not None)
         made = {
             "made_by": "krs.sweep",
             "time": now(),
             "engine": self.engine,
             "family": self.family.name if isinstance(self.family, Family) else self.family,
+            **({"layouts": as_json(layouts)} if layouts else {}),
             "n_tokens": self.n_tokens,
             "answers": f"{'reference' if third else 'vanilla'}, greedy" if given is None else "given",
             "ends": sorted(ends),

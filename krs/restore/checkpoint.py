@@ -119,6 +119,7 @@ def _differing(asked: Asked, found: SweepResult) -> Iterator[str]:
         "scoring": (found.scoring, asked.scoring),
         "measures": (theirs.get("measures", list(found.measures)), ours.get("measures", list(found.measures))),
         "family": (theirs.get("family"), ours.get("family")),
+        "where a family keeps its modules": (theirs.get("layouts"), ours.get("layouts")),
         "donor_prompts": (theirs.get("donor_prompts"), ours.get("donor_prompts")),
         "direction": (found.direction, ours.get("direction", "restore")),
         "n_tokens": (theirs.get("n_tokens"), ours["n_tokens"]),

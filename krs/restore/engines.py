@@ -12,6 +12,7 @@ from krs.registry import Registry, module_of
 from krs.restore.attribution import EstimateEngine
 from krs.restore.job import Engine
 from krs.restore.plain import PlainEngine
+from krs.restore.plan import Plan
 from krs.restore.shards import RayEngine
 from krs.restore.wavefront import WavefrontEngine
 
@@ -75,6 +76,13 @@ def taken_by(name: str, bodies: tuple[Anatomy, ...]) -> tuple[Anatomy, ...]:
     if check is not None:
         check(bodies)
     return bodies
+
+
+def check_plan(name: str, plan: Plan) -> None:
+    """Raise `KrsError` for restorations that an engine says it cannot make, if it has a `check_plan(plan)`."""
+    check = None if name == "auto" else getattr(find_engine(name), "check_plan", None)
+    if check is not None:
+        check(plan)
 
 
 def find_engine(name: str) -> Engine:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,7 +23,7 @@ from krs.hooks.library import ATTN_OUT, MLP_COEF, VALUE_VECTORS
 from krs.hooks.points import Each, Place, Placement, Point, Setting
 from krs.hooks.registry import each
 from krs.hooks.registry import setting as as_setting
-from krs.prompts.listed import listed
+from krs.prompts.listed import is_whole, listed
 from krs.restore.axes import Axis, Column, HeadCount, columns, expanded
 from krs.restore.windows import Shape, Window, shape
 from krs.wording import counted
@@ -119,7 +118,10 @@ class Plan:
         _check_once(found)
         where = check_positions(positions)
         check_each(where, found)
-        return Plan(found, _axis(found, shape(windows).over(n_layers)), n_layers, where, axes)
+        over = shape(windows).over(n_layers)
+        if empty := [w.name for w in over if not w.layers]:
+            raise KrsError(f"the window {empty[0]!r} has no layers, so nothing would be restored in it: leave it out")
+        return Plan(found, _axis(found, over), n_layers, where, axes)
 
     def at_places(self, places: Iterable[int]) -> Plan:
         """The plan with these positions as its axis, if positions are an axis of it."""
@@ -284,18 +286,30 @@ def check_positions(given: Any) -> Positions:
             f"positions={given!r}: give None (all), {', '.join(map(repr, PARTS))}, 'subject' (with subjects), 'each' "
             "(an axis), a list of indices, or a list of indices for each prompt"
         )
-    try:
-        listed: list[Any] = [given] if isinstance(given, int) else list(given)
-        if any(isinstance(p, Iterable) for p in listed):
-            apart = tuple(tuple(index(p) for p in row) for row in listed)
-            if not all(apart):
-                raise KrsError(
-                    "positions= has an empty list for a prompt, where nothing would be restored: leave it out"
-                )
-            return apart
-        found = tuple(index(p) for p in listed)
-    except TypeError:
-        raise KrsError(f"positions={given!r}: positions are whole numbers, or lists of them for each prompt") from None
+    ordered = sorted(given) if isinstance(given, set | frozenset) else given
+    rows = [given] if is_whole(given) else listed(ordered, "positions", "position")
+    if any(map(_is_row, rows)):
+        apart = tuple(_indices(row if _is_row(row) else [row]) for row in rows)
+        if not all(apart):
+            raise KrsError("positions= has an empty list for a prompt, where nothing would be restored: leave it out")
+        return apart
+    found = _indices(rows)
     if not found:
         raise KrsError("positions=[] restores nothing: give None for all positions")
     return found
+
+
+def _is_row(given: Any) -> bool:
+    """Whether it is the positions of one prompt, and no position."""
+    return isinstance(given, Iterable) and getattr(given, "ndim", 1) > 0
+
+
+def _indices(given: Iterable[Any]) -> tuple[int, ...]:
+    """Whole numbers; a list of truth values is a mask, which is something else."""
+    found = list(given)
+    if not all(map(is_whole, found)):
+        raise KrsError(
+            f"positions= has {found!r}: positions are whole numbers, or lists of them for each prompt. Of a mask, give "
+            "those at which it is true"
+        )
+    return tuple(map(int, found))

@@ -10,8 +10,9 @@ from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids
 from krs.hooks.anatomy import Anatomy
-from krs.hooks.points import Each, Point, Setting
+from krs.hooks.points import Each, Point, Setting, WeightPoint
 from krs.hooks.unwrap import core
+from krs.hooks.weights import refuse_unlike
 from krs.metrics.measures import Measure
 from krs.metrics.score import SCORINGS
 from krs.models.given import Model
@@ -27,7 +28,8 @@ from krs.prompts import (
     paper_code_batch,
     subject_positions,
 )
-from krs.restore.engines import check_engine, engine_names, is_engine
+from krs.prompts.listed import whole
+from krs.restore.engines import check_engine, check_plan, engine_names, is_engine
 from krs.restore.plan import EACH, Plan
 from krs.wording import counted
 
@@ -48,7 +50,7 @@ def check_choices(scoring: str, engine: str, n_tokens: int, direction: str, meas
     if not is_engine(engine):
         names = ", ".join(map(repr, engine_names()))
         raise KrsError(f"engine={engine!r}: choose one of {names}, or register yours (krs.restore.register_engine)")
-    if n_tokens < 1:
+    if whole(n_tokens, "n_tokens") < 1:
         raise KrsError(f"n_tokens={n_tokens}: at least one answer token has to be scored")
     of_answer = [m.name for m in measures if m.of_answer]
     if of_answer and scoring == "paper-code":
@@ -106,6 +108,13 @@ def donor_batch_of(plan: Plan, batch: TokenBatch, ids: tuple[Ids, ...] | None) -
     return found
 
 
+def check_restorations(engine: str, plan: Plan, a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for what the engine cannot make, and for weights that cannot go from one model to the other."""
+    check_plan(engine, plan)
+    check_ends(plan.points, a, b)
+    check_wholes(plan.points, plan.layers, a, b)
+
+
 def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
     """Raise `KrsError` for a weight at an end of the models that has other shapes in the two."""
     for point in points:
@@ -116,6 +125,15 @@ def check_ends(points: Iterable[Point], a: Anatomy, b: Anatomy) -> None:
                     f"the {point.name} is {list(ours.shape)} in one model and {list(theirs.shape)} in the other, so it "
                     "cannot go from one to the other: leave that setting out"
                 )
+
+
+def check_wholes(points: Iterable[Point], layers: Iterable[int], a: Anatomy, b: Anatomy) -> None:
+    """Raise `KrsError` for whole modules whose parameters cannot go from one model to the other."""
+    layers = tuple(layers)
+    for point in points:
+        if isinstance(point, WeightPoint) and point.whole:
+            for layer in point.over(layers):
+                refuse_unlike(a.modules(point, layer)[0], b.modules(point, layer)[0])
 
 
 def batch_of(

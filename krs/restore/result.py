@@ -109,7 +109,8 @@ class SweepResult:
     def interval(self, level: float = 0.95, measure: str = LOGIT_MSE.name) -> tuple[DataFrame, DataFrame]:
         """Where `recovery(measure)` would lie for other prompts of this kind: low and high, each laid out as `krs`.
 
-        The percentiles of 2,000 bootstrap samples of the prompts. Raises `KrsError` for fewer than two prompts.
+        The percentiles of 2,000 bootstrap samples of the prompts; NaN where the recovery is. Raises `KrsError` for
+        fewer than two prompts.
         """
         if not 0 < level < 1:
             raise KrsError(f"level={level!r}: give a number between 0 and 1, such as 0.95")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.metrics.recovery import recovery, resampled
-from krs.metrics.score import Score, krs_score
+from krs.metrics.score import Score, krs_score, noise, nothing_unlearned
 from krs.prompts import Scoring
 from krs.restore.losses import Losses, Measured
 from krs.restore.plan import Plan
@@ -72,23 +72,15 @@ class Scores:
         """How far a measure has come from the recipient's (0) to the donor's (1); the score, where there is one."""
         if measure == LOGIT_MSE.name and self.direction == "restore":
             return [self.of(r, self.prompts(r)) for r in range(len(self.plan))]
-        kept, mask, found = self.measured(measure), self.losses.mask, []
-        for r, values in enumerate(kept.restored):
-            rows = self.prompts(r)
-            found.append(recovery(values[rows], kept.recipient[rows], kept.donor[rows], mask[rows], measure))
-        return found
+        self.measured(measure)
+        name = "the logit MSE" if measure == LOGIT_MSE.name else measure
+        return [self._recovered(measure, r, self.prompts(r), name) for r in range(len(self.plan))]
 
     def of(self, restoration: int, prompts: np.ndarray) -> Score:
         """The score of one restoration over some prompts; of a transplant, the recovery of the logit MSE."""
         kept = self.losses
         if self.direction != "restore":
-            return recovery(
-                kept.restored[restoration, prompts],
-                kept.baseline[prompts],
-                kept.donor[prompts],
-                kept.mask[prompts],
-                "the logit MSE",
-            )
+            return self._recovered(LOGIT_MSE.name, restoration, prompts, "the logit MSE")
         return krs_score(
             kept.restored[restoration, prompts],
             kept.baseline[prompts],
@@ -98,16 +90,29 @@ class Scores:
             dtype=self.dtype,
         )
 
+    def _recovered(self, measure: str, restoration: int, prompts: np.ndarray, name: str) -> Score:
+        """The recovery of a measure over some prompts; NaN where recipient and donor are equal up to rounding."""
+        losses, kept, mask = self.losses, self.losses.of(measure), self.losses.mask[prompts]
+        apart = max(losses.baseline[prompts][mask].mean(), losses.donor[prompts][mask].mean())
+        if apart <= noise(losses.power[prompts][mask].mean(), self.dtype):
+            return Score(float("nan"), nothing_unlearned(apart, "these prompts"))
+        return recovery(kept.restored[restoration, prompts], kept.recipient[prompts], kept.donor[prompts], mask, name)
+
     def interval(self, level: float, measure: str) -> np.ndarray:
-        """The percentiles of `recoveries` over bootstrap samples of the prompts, `[2, restoration]`: low and high."""
+        """The percentiles of `recoveries` over bootstrap samples of the prompts, `[2, restoration]`: low and high.
+
+        NaN where there is no recovery; samples that have none are left out.
+        """
         kept = self.measured(measure)
         by_prompt = self.scoring == "paper-code" and measure == LOGIT_MSE.name
         edges = np.full((2, len(self.plan)), np.nan)
-        for rows, members in self._by_prompts():
-            if len(rows) > 1:
+        numbers = np.array([not np.isnan(score.value) for score in self.recoveries(measure)])
+        for rows, every in self._by_prompts():
+            members = every[numbers[every]]
+            if len(rows) > 1 and len(members):
                 sides: Any = (kept.recipient[rows], kept.donor[rows], self.losses.mask[rows])
                 samples = resampled(kept.restored[members][:, rows], *sides, per_prompt=by_prompt)
-                edges[:, members] = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+                edges[:, members] = _quantiles(samples, [(1 - level) / 2, (1 + level) / 2])
         return edges
 
     def _by_prompts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -115,3 +120,12 @@ class Scores:
         places: tuple[int | None, ...] = self.plan.places or (None,)
         for i, place in enumerate(places):
             yield self.having(place), np.arange(i, len(self.plan), len(places))
+
+
+def _quantiles(samples: np.ndarray, at: Sequence[float]) -> np.ndarray:
+    """Quantiles `[level, restoration]` of samples `[sample, restoration]`, without those that have no number."""
+    samples = np.where(np.isfinite(samples), samples, np.nan)
+    found = np.full((len(at), samples.shape[1]), np.nan)
+    some = ~np.isnan(samples).all(axis=0)
+    found[:, some] = np.nanquantile(samples[:, some], at, axis=0)
+    return found

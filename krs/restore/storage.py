@@ -65,8 +65,13 @@ def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) ->
     from safetensors.numpy import save as as_bytes
 
     whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
-    write_bytes(path, as_bytes(whole, metadata={"krs": json.dumps(header)}))
+    write_bytes(path, as_bytes(whole, metadata={"krs": json.dumps(header, default=_plain)}))
     return path
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, as a number or text: what was computed is not lost over it."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _as_file(

@@ -47,7 +47,7 @@ from krs.restore.prepare import (
     batch_of,
     check_choices,
     check_donor_prompts,
-    check_ends,
+    check_restorations,
     donor_batch_of,
 )
 from krs.restore.result import SweepResult
@@ -169,10 +169,10 @@ def sweep(
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, asked)))
     wanted = as_measures(measures)
     check_choices(scoring, engine, n_tokens, direction, wanted)
-    shape(windows)
+    n_tokens, windows, settings = int(n_tokens), shape(windows), check_settings(settings)
     about = check_subjects(subjects, positions, asked)
     where = check_positions(positions) if about is None else None
-    others = check_donor_prompts(donor_prompts, len(asked), check_settings(settings), where)
+    others = check_donor_prompts(donor_prompts, len(asked), settings, where)
     call = Call(
         prompts=asked,
         donor_prompts=others,
@@ -212,7 +212,7 @@ def sweep(
     ends = eos_ids(r.model)
     asking = call.of(bodies, tokenizer, ends, sides.described())
     plan, ids, given = asking.plan, asking.prompts, asking.answers
-    check_ends(plan.points, v, u)
+    check_restorations(engine, plan, v, u)
     donor_ids = None if others is None else tuple(map(tuple, asking.made["donor_prompts"]))
     sides.check_tokens(plan, ids, n_tokens, given, donor_ids)
     room = budget(memory, next(u.model.parameters()).device)

@@ -51,6 +51,9 @@ def concat(results: Iterable[SweepResult]) -> SweepResult:
     parts, numbers = _parts(found, plan)
     made["parts"] = parts
     made["notes"] = list(dict.fromkeys(n for r in found for n in r.provenance.get("notes", [])))
+    for what in ("donor_prompts", "subjects"):
+        if all(r.provenance.get(what) is not None for r in found):
+            made[what] = [one for r in found for one in r.provenance[what]]
     made["engine"] = " and ".join(dict.fromkeys(str(r.provenance.get("engine", "?")) for r in found))
     made["seconds"] = round(sum(r.provenance.get("seconds", 0.0) for r in found), 1)
     digests = [r.provenance.get("tokens_sha256") for r in found]
@@ -97,8 +100,9 @@ class MeanResult:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What was measured in every member."""
-        return tuple(m for m in self.members[0].measures if all(m in r.measures for r in self.members))
+        """What was measured in every member, by the same function."""
+        first, *others = (_measured(r) for r in self.members)
+        return tuple(m for m, which in first.items() if all(r.get(m) == which for r in others))
 
     @property
     def krs(self) -> DataFrame:
@@ -209,7 +213,10 @@ class MeanResult:
 
     def _check(self, measure: str) -> None:
         if measure not in self.measures:
-            raise KrsError(f"{measure!r} was not measured in every member: all have {', '.join(self.measures)}")
+            raise KrsError(
+                f"{measure!r} was not measured in every member, by the same function: "
+                f"all have {', '.join(self.measures)}"
+            )
 
     def _recoveries(self, measure: str) -> list[DataFrame]:
         """Of every member, all with the same columns: places that one does not have are NaN."""
@@ -294,19 +301,29 @@ def _differing(a: SweepResult, b: SweepResult, models: bool) -> Iterator[str]:
     pairs["positions"] = (_positions(a), _positions(b))
     pairs |= {"scoring": (a.scoring, b.scoring), "direction": (a.direction, b.direction)}
     pairs["whether they are estimates"] = (a.estimated, b.estimated)
+    ours, theirs = (r.provenance for r in (a, b))
+    for what in ("reference", "donor_prompts"):
+        pairs[f"whether there is a {what}"] = tuple(made.get(what) is not None for made in (ours, theirs))  # type: ignore[assignment]
     if models:
-        ours, theirs = (r.provenance for r in (a, b))
+        pairs["where a family keeps its modules"] = (ours.get("layouts"), theirs.get("layouts"))
         pairs["measures"] = (ours.get("measures", list(a.measures)), theirs.get("measures", list(b.measures)))
         pairs["krs's way to its numbers"] = (ours.get("numbers"), theirs.get("numbers"))
     for what, (here, there) in pairs.items():
         if here != there:
             yield f"{what} ({here!r}, {there!r})" if len(f"{here!r}{there!r}") < 80 else what
-    for side in ("vanilla", "unlearned") if models else ():
+    third = ("reference",) if "reference" in ours and "reference" in theirs else ()
+    for side in ("vanilla", "unlearned", *third) if models else ():
         here, there = (r.provenance.get(side, {}).get("identity") for r in (a, b))
         if here is None or there is None:
             yield f"the {side} model (one result does not say which it was)"
         elif parts := differing(here, there):
             yield f"the {side} model ({', '.join(parts)})"
+
+
+def _measured(result: SweepResult) -> dict[str, str]:
+    """What was measured, and what each measure was."""
+    said = {which.partition(" (")[0]: which for which in result.provenance.get("measures", [])}
+    return {name: said.get(name, name) for name in result.measures}
 
 
 def _positions(result: SweepResult) -> Any:

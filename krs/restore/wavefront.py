@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from krs._typing import Positions
-from krs.generation.forward import device_of
+from krs.generation.forward import device_of, is_foreign
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.idle import acting_hooks
 from krs.hooks.interventions import Intervention
@@ -77,13 +77,18 @@ class WavefrontEngine:
 
 
 def refuse(job: Job) -> None:
-    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them.
+    """Raise `NotExactError` for models that are not what their modules say: somebody else's hooks act in them, or
+    somebody else's forward is around their layers or their head.
 
     Also for models in which the rows of a forward act on each other, other than by how long they are: rows of one
     prompt are all of one length.
     """
     if job.batch.alone and not (following(job.donor.model) or following(job.recipient.model)):
         raise NotExactError("what a row gives depends on the other rows that are computed with it")
+    for body in job.models:
+        for module in (body.model, body.decoder):
+            if is_foreign(module):
+                raise NotExactError(f"{type(module).__name__} has a forward that is none of transformers'")
     for body in (job.donor, job.recipient):
         for where in acting_hooks(body.model):
             raise NotExactError(f"there are hooks on {where}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from krs.errors import KrsError
+from krs.prompts.listed import is_whole, whole
 from krs.wording import counted
 
 ENDS = ("embedding", "unembedding", "embedding+unembedding")
@@ -30,6 +31,11 @@ class Window:
 
     name: int | str
     layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Plain ascending numbers, whatever a shape made them of: what is saved is read again."""
+        object.__setattr__(self, "name", self.name if isinstance(self.name, str) else whole(self.name, "window"))
+        object.__setattr__(self, "layers", tuple(sorted({whole(layer, "layer") for layer in self.layers})))
 
     @property
     def first(self) -> int | None:
@@ -95,7 +101,7 @@ class Shape:
 
 def centred(size: int) -> Shape:
     """One window a layer, `size` layers wide, centred on it and clipped at both ends: the paper's shape (size 5)."""
-    _positive(size)
+    size = _positive(size)
     if size % 2 == 0:
         raise KrsError(f"a centred window has an odd size, not {size}: use {size + 1}, or windows.sliding({size})")
     return Shape("centred", size)
@@ -103,8 +109,7 @@ def centred(size: int) -> Shape:
 
 def sliding(size: int) -> Shape:
     """Every run of `size` neighbouring layers, never clipped; named by its middle (lower middle) layer."""
-    _positive(size)
-    return Shape("sliding", size)
+    return Shape("sliding", _positive(size))
 
 
 def from_layer_on() -> Shape:
@@ -128,13 +133,12 @@ def last(size: int) -> Shape:
     >>> last(3).over(30)
     (Window(last 3: layers 27-29),)
     """
-    _positive(size)
-    return Shape("last", size)
+    return Shape("last", _positive(size))
 
 
 def of(listed: Iterable[Iterable[int]]) -> Shape:
     """The windows listed, such as `of([[27, 28, 29]])`; named by their middle layers where those differ."""
-    found = tuple(tuple(sorted(set(window))) for window in listed)
+    found = tuple(tuple(sorted({whole(layer, "layer") for layer in window})) for window in listed)
     if not found or not all(found):
         raise KrsError("windows.of(…) takes a list of lists of layers, none of them empty: of([[27, 28, 29]])")
     if len(set(found)) != len(found):
@@ -146,14 +150,15 @@ def shape(given: int | Shape) -> Shape:
     """A shape; a number is the size of a centred window."""
     if isinstance(given, Shape):
         return given
-    if isinstance(given, int) and not isinstance(given, bool):
+    if is_whole(given):
         return centred(given)
     raise KrsError(f"windows= takes a size or a shape such as krs.windows.centred(5), not {given!r}")
 
 
-def _positive(size: int) -> None:
-    if size < 1:
+def _positive(size: int) -> int:
+    if whole(size, "size") < 1:
         raise KrsError(f"a window of {counted(size, 'layer')} restores nothing: give at least 1")
+    return int(size)
 
 
 def _label(layers: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from krs.errors import KrsError
 from krs.files import read_prompts
 from krs.models.places import locate
 from krs.study.checkpoints import files_of, has_safetensors
-from krs.study.grid import slug
+from krs.study.grid import labels_of_models, slug
 from krs.study.manifest import digest_of
 from krs.study.spec import ConceptSpec, Fault, MethodSpec, ModelSpec, Spec, options_of
 from krs.study.step import TAUGHT, TWIN, step, steps
@@ -37,8 +37,16 @@ def faults(spec: Spec) -> Iterator[Fault]:
     for i, method in enumerate(spec.methods):
         yield from _method(i, method, spec)
     labels = [c.label for c in spec.concepts]
+    called = labels_of_models(spec)
     for i, pair in enumerate(spec.pairs):
         yield from _tried(("pairs", i, "vanilla"), partial(locate, pair.vanilla))
+        if called[pair.vanilla] == pair.vanilla and Path(pair.vanilla).is_absolute():
+            last = Path(pair.vanilla).name
+            yield (
+                ("pairs", i, "vanilla"),
+                f"another model of this study goes by {last!r} too, and tables would take them for one: give the "
+                "directory another name",
+            )
         each = pair.unlearned if isinstance(pair.unlearned, dict) else {None: pair.unlearned}
         for label, name in each.items():
             place = ("pairs", i, "unlearned") if label is None else ("pairs", i, "unlearned", label)
@@ -92,7 +100,10 @@ def _model(place: tuple[str | int, ...], model: ModelSpec, spec: Spec) -> Iterat
 
 
 def _concept(concept: ConceptSpec) -> None:
+    from krs.unlearn.prepare import check_lines
+
     found = load_concept(concept.name, concept.concept)
+    check_lines(found)
     if concept.only is not None:
         found.only(concept.only)
     if not found.retain_questions:
@@ -123,10 +134,7 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
             yield from _tried((*place, *where, name), look)
     own = {name: value for name, value in method.settings.items() if name != STOP}
     yield from _tried((*place, "name"), lambda: check_extras(make(method.name, own)))
-    made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
-    for name, changes in method.strengths.items():
-        if (other := made[digest_of(method.settings | changes)]) != name:
-            yield (*place, "strengths", name), f"it is the same as {other!r}: remove one"
+    yield from _strengths(place, method)
     edits = issubclass(plugin, Edit)
     if method.corpus is not None and not Path(method.corpus).is_file():
         yield (*place, "corpus"), f"no such file: {method.corpus!r}"
@@ -140,6 +148,18 @@ def _method(i: int, method: MethodSpec, spec: Spec) -> Iterator[Fault]:
         if edits or without:
             why = f"{method.name} edits facts" if edits else f"{', '.join(without)} has none"
             yield (*place, "forget"), f"paragraphs cannot be unlearned here ({why}): give forget: answers"
+
+
+def _strengths(place: tuple[str | int, ...], method: MethodSpec) -> Iterator[Fault]:
+    """Strengths have to differ, in their names on the disk too."""
+    at: dict[str, str] = {}
+    for name in method.strengths:
+        if (other := at.setdefault(slug(name), name)) != name:
+            yield (*place, "strengths", name), f"{name!r} and {other!r} would be one name on the disk: rename one"
+    made = {digest_of(method.settings | changes): name for name, changes in method.strengths.items()}
+    for name, changes in method.strengths.items():
+        if (other := made[digest_of(method.settings | changes)]) != name:
+            yield (*place, "strengths", name), f"it is the same as {other!r}: remove one"
 
 
 def _retain(place: tuple[str | int, ...], method: MethodSpec, plugin: Any) -> Iterator[Fault]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from krs.study.manifest import Manifest
 from krs.study.pool import Pool
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.study.tables import read_file, read_table
 
 Key = tuple[str, ...]
 AXES = ("model", "concept", "method", "strength")
@@ -66,7 +66,7 @@ class Collected:
         plans: by model, the settings and the windows of its sweeps.
         bleu: by model, method and strength: `[target, unrelated, and the ceiling of each]`, a cell at a time.
         drift: by model and method: relative change, component by layer.
-        places: by model, the components and layers of its drift.
+        places: by model and method, the components and layers of its drift.
         answers: rows of answers, as many as a page takes.
         n_answers: how many there are.
         failed: cells with their error, the first of them.
@@ -81,7 +81,7 @@ class Collected:
     plans: dict[str, tuple[list[str], list[Any]]] = field(default_factory=dict)
     bleu: dict[Key, Pool] = field(default_factory=dict)
     drift: dict[Key, Pool] = field(default_factory=dict)
-    places: dict[str, tuple[list[str], list[int]]] = field(default_factory=dict)
+    places: dict[Key, tuple[list[str], list[int]]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     n_answers: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -165,7 +165,7 @@ def collect(spec: Spec, every: Iterable[Made]) -> Collected:
 
 
 def _reader(folder: Path) -> Callable[[str], str]:
-    return lambda name: (folder / name).read_text(encoding="utf-8")
+    return lambda name: read_file(folder / name)
 
 
 def _note(manifest: Manifest) -> Note:
@@ -205,38 +205,23 @@ def _read(found: Collected, cell: Cell, files: Files, room: _Room | None) -> Non
     group = found.groups.setdefault((cell.model, cell.concept, cell.method, cell.strength), Group())
     group.cells += bool(files)
     if "sweep" in files:
-        _curves(found, cell, group, _table(files["sweep"]("krs.csv")))
+        _curves(found, cell, group, read_table(files["sweep"]("krs.csv")))
     if "drift" in files:
         _drift(found, cell, group, files["drift"])
     if "dissect" in files:
-        evidence = _table(files["dissect"]("evidence.csv"))
+        evidence = read_table(files["dissect"]("evidence.csv"))
         for name, value in zip(evidence.get("instrument", ()), evidence.get("mean", ()), strict=True):
             group.note(f"reading {name}", value)
         if len(evidence):
             group.verdicts[str(evidence.verdict.iloc[0])] += 1
     if "answers" in files:
-        answers = _table(files["answers"]("answers.csv"))
+        answers = read_table(files["answers"]("answers.csv"))
         _bleu(found, cell, group, answers)
         found.n_answers += len(answers)
         if room is not None:
-            restored = _table(files["restored"]("restored.csv")) if "restored" in files else None
+            restored = read_table(files["restored"]("restored.csv")) if "restored" in files else None
             where = {axis: str(cell.where[axis]) for axis in AXES}
             found.answers += [where | row for row in room.rows(_said(answers, restored))]
-
-
-def _table(text: str) -> DataFrame:
-    import pandas as pd
-
-    texts = dict.fromkeys(_WORDS, str)
-    numbers = {c: [""] for c in _NUMBERS}
-    return pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=numbers)
-
-
-_WORDS = ("side", "question", "vanilla", "unlearned", "restored", "setting", "component", "instrument", "verdict")
-"""Columns of texts, whatever they look like."""
-
-_NUMBERS = ("krs", "mean", "low", "high", "bleu", "ceiling", "relative_change", "first_layer", "last_layer")
-"""Columns in which nothing means no number; a text may be "NA", or nothing."""
 
 
 def _curves(found: Collected, cell: Cell, group: Group, table: DataFrame) -> None:
@@ -249,15 +234,17 @@ def _curves(found: Collected, cell: Cell, group: Group, table: DataFrame) -> Non
 
 
 def _drift(found: Collected, cell: Cell, group: Group, read: Callable[[str], str]) -> None:
-    table = _table(read("drift.csv"))
+    table = read_table(read("drift.csv"))
     components = list(dict.fromkeys(map(str, table.component)))
     layers = sorted(set(table.layer.astype(int)))
-    components, layers = found.places.setdefault(cell.model, (components, layers))
+    components, layers = found.places.setdefault((cell.model, cell.method), (components, layers))
     values = np.full((len(components), len(layers)), np.nan)
     for component, layer, change in zip(table.component, table.layer, table.relative_change.astype(float), strict=True):
         values[components.index(str(component)), layers.index(int(layer))] = change
     found.drift.setdefault((cell.model, cell.method), Pool()).add(values)
-    for component, change in _table(read("components.csv"))[["component", "relative_change"]].itertuples(index=False):
+    for component, change in read_table(read("components.csv"))[["component", "relative_change"]].itertuples(
+        index=False
+    ):
         group.note(f"drift {component}", float(change))
 
 

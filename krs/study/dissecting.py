@@ -61,11 +61,15 @@ class DissectStep(Measuring):
             yield (), "instruments take no arguments of the chat template: leave chat_template_kwargs or dissect out"
 
     def inputs(self, cell: Cell, spec: Spec, options: Any) -> dict[str, Any]:
-        """What verdicts follow from, too: thresholds and rules."""
+        """What readings and verdicts follow from, too: versions of the instruments, thresholds and rules."""
+        from krs.instruments import instrument
         from krs.instruments.verdict import RULES, thresholds
 
         told = {name: vars(threshold) for name, threshold in thresholds().items()}
-        return super().inputs(cell, spec, options) | {"verdicts": digest_of([RULES, told])}
+        return super().inputs(cell, spec, options) | {
+            "verdicts": digest_of([RULES, told]),
+            "instruments": {name: instrument(name).version for name in options.instruments},
+        }
 
     def memory(self, cell: Cell, options: Any) -> int | None:
         """Both models, and the retain model where there is one."""

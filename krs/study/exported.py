@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from krs._typing import DataFrame
 from krs.data.concepts import load_concepts
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 from krs.study.collected import Made, Note, made
 from krs.study.figures import TABLES
 from krs.study.grid import Cell, cells
@@ -19,6 +20,8 @@ from krs.study.manifest import digest_of
 from krs.study.run import Study, load
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.study.tables import read_table, written
+from krs.wording import counted
 from krs.writing import check_writable, write_text
 
 MARK = "krs_study"
@@ -29,7 +32,7 @@ _FILES = {
     "dissect": ("evidence.csv",),
     "restored": ("restored.csv",),
 }
-_LEFT_OUT = {"drift.csv": ["cosine", "identical", "parameters", "norm"]}
+_LEFT_OUT = {"drift.csv": ["cosine", "identical", "parameters", "norm", "change"]}
 """Columns that no page shows."""
 _DIGITS = 6
 _NAMES = ("name", "retain_from", "paragraphs", "retain", "corpus", "vanilla", "unlearned")
@@ -107,7 +110,7 @@ def _text(text: str, name: str, texts: bool) -> str:
             table[column] = [f"{i}:{digest_of(question)}" for i, question in enumerate(table[column])]
         elif column not in ("vanilla", "unlearned", "restored", "question"):
             table[column] = [_rounded(cell) for cell in table[column]]
-    return table.to_csv(index=False)
+    return written(table)
 
 
 def _rounded(cell: str) -> str:
@@ -153,7 +156,7 @@ class Exported:
         parts = []
         for one in self.made():
             if step in one.files:
-                part = pd.read_csv(io.StringIO(one.files[step](file)))
+                part = read_table(one.files[step](file))
                 for i, (axis, value) in enumerate(_where(one.cell).items()):
                     part.insert(i, axis, value)
                 parts.append(part)
@@ -167,8 +170,6 @@ class Exported:
 
     def __repr__(self) -> str:
         from collections import Counter
-
-        from krs.wording import counted
 
         states = ", ".join(f"{n:,} {state}" for state, n in sorted(Counter(r["state"] for r in self.rows).items()))
         kept = "" if self.whole or self.texts else " (without the questions' texts)"
@@ -185,7 +186,7 @@ def _joined(text: str, texts: dict[str, str]) -> str:
     table = pd.read_csv(io.StringIO(text), keep_default_na=False, dtype=str)
     if "question" in table:
         table["question"] = [texts.get(q.partition(":")[2], q) for q in table.question]
-    return table.to_csv(index=False)
+    return written(table)
 
 
 def load_exported(file: str | Path, texts: Iterable[str | Path] = ()) -> Exported:
@@ -195,7 +196,7 @@ def load_exported(file: str | Path, texts: Iterable[str | Path] = ()) -> Exporte
         file: it.
         texts: files of concepts, or names of bundled ones, whose questions are put back where they stood.
 
-    Raises `KrsError` for a file that holds none.
+    Raises `KrsError` for a file that holds none; a `KrsWarning` is given where `texts` lack questions of it.
     """
     try:
         told = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -207,7 +208,26 @@ def load_exported(file: str | Path, texts: Iterable[str | Path] = ()) -> Exporte
         raise KrsError(f"{str(file)!r} holds no exported study ({reason}): krs study export DIR writes one") from None
     if missing:
         raise KrsError(f"{str(file)!r} has cells that its own spec has not, such as {sorted(missing)[0]!r}")
+    if found.texts and not found.whole:
+        _warn_of_missing(found)
     return found
+
+
+def _warn_of_missing(found: Exported) -> None:
+    asked = {
+        question.partition(":")[2]
+        for row in found.rows
+        for names in row["files"].values()
+        for text in names.values()
+        for question in read_table(text).get("question", ())
+    }
+    if missing := asked - found.texts.keys():
+        warnings.warn(
+            f"texts= has {len(asked) - len(missing)} of {counted(len(asked), 'question')} of this study: the others "
+            "stay numbers; give the files of concepts that it was made with",
+            KrsWarning,
+            stacklevel=3,
+        )
 
 
 def _texts(given: Iterable[str | Path]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from krs.study.grid import Cell, cells, slug
 from krs.study.manifest import digest_of
 from krs.study.spec import Spec
 from krs.study.store import Store
+from krs.study.tables import read_file, read_table
+from krs.study.tables import written as csv_text
 from krs.wording import counted
 from krs.writing import clear_unfinished, write_text
 
@@ -42,7 +43,7 @@ def table(spec: Spec, store: Store, name: str) -> DataFrame:
     step, file = TABLES[name]
     parts = []
     for cell, folder in _finished(spec, store, step):
-        part = pd.read_csv(io.StringIO((folder / file).read_text(encoding="utf-8")))
+        part = read_table(read_file(folder / file))
         for i, (axis, value) in enumerate({"cell": cell.name, **cell.where}.items()):
             part.insert(i, axis, "" if value is None else value)
         parts.append(part)
@@ -66,7 +67,7 @@ def _write(spec: Spec, store: Store, anew: bool) -> list[str]:
     found = {name: table(spec, store, name) for name in wanted}
     for name, frame in found.items():
         if len(frame):
-            write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+            write_text(folder / f"{name}.csv", csv_text(frame))
             written.append(f"{name}.csv")
     if installed("matplotlib"):
         written += _figures(found, folder)

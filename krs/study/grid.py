@@ -70,12 +70,24 @@ def cells(spec: Spec) -> Iterator[Cell]:
                             settings=method.settings | changes,
                             teach=model.teach,
                         )
-    labels = {model.name: model.label for model in spec.models}
+    labels = labels_of_models(spec)
     for pair in spec.pairs:
         for concept in spec.concepts:
             if (unlearned := pair.of(concept.label)) is not None:
-                model_label = labels.get(pair.vanilla, pair.vanilla.rstrip("/").rpartition("/")[2])
+                model_label = labels[pair.vanilla]
                 yield Cell(model_label, concept.label, pair.label, PUBLISHED, None, pair.vanilla, concept, unlearned)
+
+
+def labels_of_models(spec: Spec) -> dict[str, str]:
+    """What tables call each vanilla model; those of pairs go by the last part of their name, or by all of it where
+    another model goes by that."""
+    labels = {model.name: model.label for model in spec.models}
+    for pair in spec.pairs:
+        if pair.vanilla not in labels:
+            last = pair.vanilla.rstrip("/").rpartition("/")[2]
+            taken = {slug(label) for label in labels.values()}
+            labels[pair.vanilla] = pair.vanilla if slug(last) in taken else last
+    return labels
 
 
 def n_cells(spec: Spec) -> int:

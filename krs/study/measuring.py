@@ -14,6 +14,7 @@ from krs.study.grid import Cell
 from krs.study.manifest import digest_of
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Step, Work, register
+from krs.study.tables import written as csv_text
 from krs.study.training import chat_of, dtype_of
 from krs.writing import write_text
 
@@ -124,7 +125,7 @@ class AnswersStep(Measuring):
             checkpoint=work.folder / "answers.json",
             **dtype_of(work.spec),
         )
-        table = found.frame.to_csv(index=False)
+        table = csv_text(found.frame)
         write_text(work.folder / "answers.csv", table)
         return digest_of([table, found.token_ids])
 
@@ -138,6 +139,7 @@ class DriftStep(Measuring):
         return dtype_of(spec)
 
     needs = ("unlearn",)
+    version = 2
 
     def run(self, work: Work) -> str:
         """Write drift.csv (by component and layer) and components.csv."""

@@ -191,7 +191,7 @@ def _drift(found: Collected) -> Iterator[Section]:
     blocks: list[Block] = []
     rows = []
     for (model, method), pool in found.drift.items():
-        components, layers = found.places[model]
+        components, layers = found.places[model, method]
         table = pd.DataFrame(
             pool.mean,
             index=[c.replace("_", " ") for c in components],

@@ -13,6 +13,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
+from krs.study.tables import written as csv_text
 from krs.study.training import dtype_of
 from krs.writing import write_text
 
@@ -77,6 +78,6 @@ class RestoredStep(Measuring):
             **dtype_of(work.spec),
         )
         where = {"setting": point.name, "first_layer": first, "last_layer": last}
-        table = pd.DataFrame({**columns, "restored": list(said), **where}).to_csv(index=False)
+        table = csv_text(pd.DataFrame({**columns, "restored": list(said), **where}))
         write_text(work.folder / "restored.csv", table)
         return digest_of([table, said.token_ids])

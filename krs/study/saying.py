@@ -14,6 +14,7 @@ from krs.study.manifest import digest_of
 from krs.study.measuring import Measuring
 from krs.study.spec import Fault, Part, Spec
 from krs.study.step import Work, register
+from krs.study.tables import written as csv_text
 from krs.study.training import concept_in, concept_of, dtype_of
 from krs.writing import write_text
 
@@ -57,7 +58,7 @@ class Completions(Measuring):
             checkpoint=work.folder / "completions.json",
             **dtype_of(work.spec),
         )
-        table = found.frame.to_csv(index=False)
+        table = csv_text(found.frame)
         write_text(work.folder / "completions.csv", table)
         return digest_of([table, found.token_ids])
 
@@ -101,7 +102,7 @@ class Vocabulary(Measuring):
         where: Any = concept_of(work.cell) if options.pop("where") == "concept" else "moved"
         found = vocabulary(work.vanilla, work.unlearned, where, **options, **dtype_of(work.spec))
         found.save(work.folder / "vocabulary.json", overwrite=True)
-        table = found.to_frame().drop(columns="concept").to_csv(index=False)  # the cell has one of its own
+        table = csv_text(found.to_frame().drop(columns="concept"))  # the cell has one of its own
         write_text(work.folder / "vocabulary.csv", table)
         return digest_of(table)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from krs.errors import KrsError
+from krs.files import read_prompts
 
 STOP = "stop_when"
 """In a method's settings or a strength's: `"nll > 2"`, of any instruments that `krs.dissect` has."""
@@ -35,7 +35,7 @@ def until(condition: str, vanilla: Any, tokenizer: Any, answers: Path, n_tokens:
     from krs.instruments import watch
     from krs.unlearn.watching import condition as parsed
 
-    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    rows = read_prompts(answers)  # whose lines end at line feeds alone, whatever separators an answer has
     facts = [(row["prompt"], row["answer"]) for row in rows]
     names = [name for name, _, _ in parsed(condition).parts]
     looks = watch(vanilla, tokenizer, facts, instruments=names, every=1, chat=chat, n_tokens=n_tokens)

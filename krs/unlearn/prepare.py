@@ -80,6 +80,7 @@ def prepare(
     found = load_concept(concept, name)
     if only is not None:
         found = found.only(only)
+    check_lines(found)
     requests_from(found.questions, subjects=found.names)
     sides = {"forget": found.questions}
     sides["retain"] = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
@@ -114,6 +115,16 @@ def prepare(
         raise
     kept.remove()
     return found
+
+
+def check_lines(concept: Concept) -> None:
+    """Raise `KrsError` for a question that is no line: `target.txt` and `unrelated.txt` have one a line."""
+    for what, questions in (("questions", concept.questions), ("unrelated_questions", concept.unrelated_questions)):
+        for i, question in enumerate(questions):
+            if "\n" in question or "\r" in question:
+                raise KrsError(
+                    f"{what}[{i}] of {concept.name!r} has a line break, and would be asked as two: write it in one line"
+                )
 
 
 def _request(request: Request) -> dict[str, Any]:

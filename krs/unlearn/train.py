@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import ParallelMode
 
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 from krs.models.load import quiet
 from krs.progress import going_on
 from krs.unlearn import checkpoints
@@ -27,6 +28,7 @@ from krs.unlearn.sides import Look, wanted_of_vanilla
 from krs.unlearn.student import depth, finish, make_student
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 from krs.unlearn.watching import Watching, watched
+from krs.wording import counted
 
 
 def train(
@@ -94,6 +96,8 @@ def train(
     if config.parameters == "lora" and folder is not None and trainer.is_world_process_zero():
         trained.save_pretrained(folder / checkpoints.FOLDER / ADAPTER)  # type: ignore[operator]
     precision = trainer.accelerator.mixed_precision
+    if trainer.is_world_process_zero():
+        _warn_of_missed(stop, watching, trainer.state.global_step)
     ended = {
         "steps": trainer.state.global_step,
         "stopped": stop.reached or (watching.reached if watching is not None else None),
@@ -103,6 +107,22 @@ def train(
         "trained_layers": None if layers is None else list(layers),
     }
     return finish(trained, vanilla, method.name), log, ended
+
+
+def _warn_of_missed(stop: StopAtTarget, watching: Watching | None, steps: int) -> None:
+    """Say that training ended without what it was to stop at: the model is weaker than was asked for."""
+    missed = {} if watching is None or watching.stop is None else {"stop_when": str(watching.stop)}
+    missed |= {
+        name: value for name in ("stop_forget_nll", "stop_bleu") if (value := getattr(stop.config, name)) is not None
+    }
+    if missed and not stop.reached and not (watching is not None and watching.reached):
+        told = " and ".join(f"{name}={value!r}" for name, value in missed.items())
+        warnings.warn(
+            f"{told} was not reached in {counted(steps, 'step')}: training ended all the same; give more steps=, or a "
+            "higher learning_rate=",
+            KrsWarning,
+            stacklevel=2,
+        )
 
 
 def _trainer(

@@ -37,6 +37,9 @@ class Condition:
 
     parts: tuple[tuple[str, str, float], ...]
 
+    def __str__(self) -> str:
+        return " and ".join(f"{name} {sign} {number:g}" for name, sign, number in self.parts)
+
     def unknown(self, found: Mapping[str, float]) -> list[str]:
         """Names that there is no number for."""
         return [name for name, _, _ in self.parts if name not in found]

@@ -10,7 +10,7 @@ import torch
 
 import krs
 from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
-from krs.hooks import patched, record, self_check
+from krs.hooks import context, patched, record, self_check
 from krs.hooks.context import numerics, plain_calls, plain_numerics
 from tests.tiny import build, pair, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
@@ -228,6 +228,29 @@ def test_another_thread_with_the_same_model_is_refused_and_later_let_in():
     thread.start()
     thread.join()
     assert len(refused) == 1
+
+
+def test_models_of_one_configuration_object_run_in_one_thread_at_a_time():
+    """What a pass sets there would be what the other thread's models attend with, and could stay."""
+    config = V.config
+    others = [type(V)(config).eval() for _ in range(2)]
+    refused = []
+
+    def sweep():
+        try:
+            _sweep(*others)
+        except KrsError as error:
+            refused.append(str(error))
+
+    for inside in (plain_calls(V), contextlib.nullcontext()):
+        with inside:
+            thread = threading.Thread(target=sweep)
+            thread.start()
+            thread.join()
+        assert len(refused) == 1
+    assert refused[0].startswith("another thread is inside a call of krs with a model that has the same configuration")
+    assert config._attn_implementation == "sdpa"
+    assert not context._CONFIGS
 
 
 def test_matmul_precision_is_told_by_backend_where_it_was_set_so():

@@ -4,7 +4,7 @@ import signal
 import pytest
 import torch
 
-from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
+from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, WEIGHTS, KrsError
 from krs.hooks import patched, record
 from tests.noise import assert_same
 from tests.tiny import build, exact_pair, pair, same_state, state
@@ -331,3 +331,10 @@ def test_patches_take_the_layers_own_dtype():
     u.to(torch.bfloat16)
     with patched(u, MLP_COEF.at(1).set(acts), VALUE_VECTORS.at(1).set(v)):
         assert _run(u).dtype == torch.bfloat16
+
+
+def test_no_mask_goes_with_all_parameters_of_a_layer():
+    v, u = pair("llama")
+    patch = patched(u, WEIGHTS.at(1).set(v, where=torch.ones(1, 3, dtype=torch.bool)))
+    with pytest.raises(KrsError, match="a weight acts at every position, so where= does not go with it"), patch:
+        pass

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError
+from krs import ATTN_OUT, EXPERTS, MLP_COEF, ROUTER, VALUE_VECTORS, WEIGHTS, KrsError
 from krs.hooks import ActivationPoint, Setting, anatomy, register_point, setting
 from tests.tiny import build
 
@@ -72,6 +72,14 @@ def test_numpys_whole_numbers_are_layers_too(as_a_user):
 def test_bad_placements(make, message):
     with pytest.raises(KrsError, match=message):
         make()
+
+
+@pytest.mark.parametrize("point", [WEIGHTS, EXPERTS, ROUTER])
+def test_of_all_parameters_of_a_module_no_units_can_be_chosen(point):
+    """They were taken all the same, whatever units were said."""
+    for make in (lambda: point.units(3), lambda: point.at(1, units=[3]), lambda: setting(f"{point.name}.units(3)")):
+        with pytest.raises(KrsError, match=f"{point.name} is every parameter inside a module, and no units of it can"):
+            make()
 
 
 def test_a_point_name_is_taken_once():

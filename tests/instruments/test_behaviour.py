@@ -83,3 +83,23 @@ def test_a_model_that_learnt_the_facts_recalls_them_and_one_that_declines_ends_t
 def test_a_key_is_a_whole_word():
     assert holds("the RED sun.", "red")
     assert not holds("scared", "red")
+    assert holds("日本の首都は東京です。", "東京")  # scripts without blanks between words
+    assert holds("la Place d'E\u0301toile.", "\u00c9toile")  # an accent as a mark, and as a part of its letter
+    assert not holds("रामायण", "राम")
+
+
+def test_wrong_answers_of_next_to_no_probability_do_not_make_the_right_one_infinitely_likely():
+    """Logits of a model that diverged: a wrong answer's probability is too small for a float64."""
+    case = tiny_case()
+    with torch.no_grad():
+        for parameter in case.unlearned.parameters():
+            parameter.mul_(40)
+    expected = []
+    for fact in FACTS:
+        ids, start = sequence(case, fact)
+        answers = [case.target.wording.tokenizer(a)["input_ids"] + [1] for a in fact.wrong]
+        wrong = torch.stack([logprobs(case.unlearned, ids[:start] + a, start).mean() for a in answers])
+        ratio = torch.logsumexp(wrong, 0) - np.log(len(wrong)) - logprobs(case.unlearned, ids, start).mean()
+        expected.append(float(ratio))
+    assert max(map(abs, expected)) > 745  # below exp(-745) there is no float64
+    assert_same(instrument("truth_ratio").measure(case).values, expected)

@@ -71,6 +71,9 @@ def test_the_vanilla_model_scores_0_and_the_retain_model_1():
 def test_no_layer_that_counts_is_no_number():
     nothing = np.zeros((3, 2))
     assert np.isnan(depth(nothing, nothing + 1)).all()
+    found = instrument("uds_inner").measure(tiny_case())
+    assert np.isnan(found.values).all()  # of four layers the last alone is looked at
+    assert "to 4 of 4 answers the retain model's states cost no layer more than 0.05 nats" in found.notes[0]
 
 
 @pytest.mark.parametrize("name", ["uds", "uds_inner"])

@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 
 import krs
-from krs.instruments import load_dissection
-from krs.instruments.dissect import seconds
+from krs.instruments import Instrument, load_dissection
+from krs.instruments.dissect import _sentences, seconds
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import Threshold, thresholds, verdict
+from tests.adapters import adapted, merged_by_peft
 from tests.instruments.case import FACTS, OTHERS, tiny_case
 from tests.pages.reading import Seen
 from tests.test_writing import full_disk
@@ -70,6 +72,23 @@ def test_an_instrument_whose_own_control_fails_has_no_vote():
 def test_a_mean_whose_interval_reaches_the_other_side_is_no_vote():
     assert BY["nll_tail"].vote(np.array([0.0, 0.0, 1.6, 0.1, 0.1])) == "knows"
     assert BY["nll_tail"].vote(np.array([0.0, 0.0, 0.0, 2.4])) == "unsure"
+
+
+def test_a_vanilla_model_beyond_those_that_never_knew_fails_the_control_too():
+    by = BY | {"nll_tail": Threshold(0.5, 1.5, 1.0, "likelihood", furthest=2.0)}
+    lost = {"nll_tail": _reading("nll_tail", [4.0, 4.1, 3.9], same=[3.9, 4.0, 3.8])}
+    assert (
+        verdict(lost, by).votes[0].why == "its control fails: it reads the vanilla model itself as one that never knew"
+    )
+    rest = {name: _reading(name, KNOWN[name]) for name in ("relearn", "uds")}
+    assert verdict(lost | rest, by).word == "knows"
+
+
+def test_two_instruments_of_one_kind_are_one_vote_for_partly_too():
+    by = {"nll_tail": BY["nll_tail"], "paraphrase": BY["nll_tail"]}
+    values = {"nll_tail": HALF["nll_tail"], "paraphrase": KNOWN["nll_tail"]}
+    found = verdict({name: _reading(name, v) for name, v in values.items()}, by)
+    assert str(found) == "cannot tell, because only paraphrase tells, and two kinds of instruments have to agree"
 
 
 def test_a_model_that_answers_knows():
@@ -165,6 +184,67 @@ def test_readings_of_other_models_are_not_taken(tmp_path):
         output_dir=tmp_path,
     )
     assert other.readings["nll"].mean != found.readings["nll"].mean
+
+
+def test_settings_of_an_instrument_that_is_no_dataclass_are_part_of_its_reading(tmp_path):
+    class Scaled(Instrument):
+        name, unit = "scaled", "tokens"
+
+        def __init__(self, by):
+            self.by = by
+
+        def measure(self, case):
+            return self.reading([self.by * len(a) for a in case.target.answers])
+
+    for by in (1, 2):
+        _, found = _dissect(tmp_path, only=[Scaled(by)], nulls=False)
+        assert found.readings["scaled"].values[0] == 6 * by
+    with pytest.raises(krs.KrsError, match="only= has the instrument 'scaled' twice"):
+        _dissect(tmp_path, only=[Scaled(1), Scaled(2)])
+    Scaled.name = ""
+    with pytest.raises(krs.KrsError, match="only= has a Scaled without a name"):
+        _dissect(tmp_path, only=[Scaled(1)])
+
+
+def test_what_is_written_is_json_to_any_reader(tmp_path):
+    """JSON has no NaN and no infinity: what there is no number for, and a budget without an end, are null."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    _, found = _dissect(tmp_path, only=["nll_tail", "account"], budget=None)
+    assert found.readings["account"].curves["share by layer"].isna().any(axis=None)
+    for file in [tmp_path / "report.json", *(tmp_path / "readings").iterdir()]:
+        json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+    again = load_dissection(tmp_path / "report.json")
+    assert again.provenance["budget"] is None
+    for name, table in found.readings["account"].curves.items():
+        assert_frame_equal(again.readings["account"].curves[name], table, check_names=False)
+
+
+def test_a_retain_model_may_carry_its_adapter():
+    vanilla = build("llama")
+    never = adapted(vanilla, "lora")
+    options = {"tokenizer": tiny_tokenizer(), "chat": False, "progress": False, "only": ["nll"], "n_tokens": 8}
+    found = krs.dissect(vanilla, perturbed(vanilla), FACTS, retain=never, **options)
+    merged = krs.dissect(vanilla, perturbed(vanilla), FACTS, retain=merged_by_peft(never), **options)
+    ours, theirs = (f.readings["nll"].nulls["never_knew"] for f in (found, merged))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "ended", "kept"),
+    [
+        ("It was Jane. She wrote it in the", False, "It was Jane."),
+        ("“It was Jane!” She wrote", False, "“It was Jane!”"),
+        ("Jane\n- who", False, "Jane"),
+        ("東京です。日本の", False, "東京です。"),
+        ("It was Jane. She wrote it", True, "It was Jane. She wrote it"),
+        ("version 1.5 of the", False, "version 1.5 of the"),
+    ],
+)
+def test_own_answers_that_were_cut_end_with_their_last_sentence(said, ended, kept):
+    assert _sentences(said, ended) == kept
 
 
 def test_what_does_not_fit_the_budget_is_named_and_the_first_questions_are_asked_all_the_same():

@@ -1,14 +1,20 @@
+import copy
+
 import numpy as np
 import pytest
 
 import krs
-from krs.instruments import Fact, Instrument, Reading, as_facts, instrument, instruments, read_facts
+from krs.instruments import Case, Fact, Instrument, Reading, as_facts, instrument, instruments, read_facts
 from krs.instruments.facts import write_facts
 from krs.instruments.nulls import effect, null_cases, of_equal_effect, random_change
 from krs.instruments.quantise import quantised, round_to_nearest
 from krs.instruments.reading import interval, smallest_difference
+from tests.adapters import adapted
 from tests.instruments.case import FACTS, tiny_case
+from tests.noise import assert_same
+from tests.packed import Packed
 from tests.tiny import same_state, state
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
 def test_every_instrument_reads_a_tiny_case_under_its_nulls_and_leaves_the_models():
@@ -109,11 +115,42 @@ def test_facts_come_as_pairs_objects_and_files(tmp_path):
         ([{"question": "who", "answer": "a cat", "key": "dog"}], "its key 'dog' is not in its answer"),
         ([{"question": "who", "answer": "a cat", "wrong": "dog"}], "target fact 0, its wrong, is a str"),
         ([{"question": 3, "answer": "a cat"}], "target fact 0, 'question', is an int"),
+        ([Fact("who", "a cat", key="dog")], "its key 'dog' is not in its answer"),
+        ([("who", "...")], "has no words that could be found in an answer"),
+        ([Fact("who", "a cat", paraphrases=("",))], "its paraphrases, has an empty text"),
+        ([Fact("who", "a cat", wrong=("a dog", "a cat "))], "has its right answer 'a cat' among the wrong ones"),
     ],
 )
 def test_facts_that_are_none_are_named(given, message, as_a_user):
     with pytest.raises(krs.KrsError, match=message):
         as_facts(given)
+
+
+def test_a_key_is_sought_without_the_blanks_around_it():
+    assert as_facts([Fact("who", "It was a cat.", key=" a cat")])[0].sought == "a cat"
+
+
+@pytest.mark.parametrize("name", ["quantise_4", "relearn", "nll"])
+def test_an_adapters_model_reads_as_its_merged_self(name):
+    whole = tiny_case()
+    model = adapted(whole.vanilla, "lora").double()
+    read = []
+    for unlearned in (model, copy.deepcopy(model).merge_and_unload()):
+        case = Case.make(whole.vanilla, unlearned, tiny_tokenizer(), FACTS, (), model, chat=False, n_tokens=8)
+        read.append(instrument(name).read(case))
+    assert_same(read[0].values, read[1].values)
+    assert_same(read[0].nulls["never_knew"], read[1].values)  # the adapter's model as the retain model
+
+
+def test_packed_weights_are_neither_rounded_nor_taught_nor_shuffled():
+    case = tiny_case()
+    for model in (case.vanilla, case.unlearned):
+        model.model.layers[1].mlp.down_proj = Packed(model.model.layers[1].mlp.down_proj)
+    for copied in (lambda: quantised(case.unlearned, 4), lambda: random_change(case)):
+        with pytest.raises(krs.KrsError, match="'model.layers.1.mlp.down_proj' is packed"):
+            copied()
+    with pytest.raises(krs.KrsError, match="relearning needs a copy with ordinary weights"):
+        instrument("relearn").measure(case)
 
 
 def test_a_user_adds_an_instrument():

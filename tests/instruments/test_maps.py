@@ -1,13 +1,15 @@
 import numpy as np
 import torch
 
-from krs.instruments import instrument
+from krs.instruments import Case, instrument
 from krs.instruments.heldout import HeldOutRestoration, fit
 from krs.instruments.logprobs import answer_tokens
 from krs.instruments.probe import Probe
 from krs.instruments.states import states_at_scored
 from tests.instruments.case import FACTS, logprobs, sequence, tiny_case
 from tests.noise import assert_same
+from tests.tiny import build, perturbed
+from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 
 def test_states_are_those_of_hooks_at_the_positions_that_predict_the_answer():
@@ -90,3 +92,24 @@ def test_a_transplant_of_the_whole_difference_brings_all_of_it():
     found = instrument("transplant").measure(case)
     assert found.values.shape == (len(FACTS),)
     assert "weights" in found.curves["recovery"].columns
+
+
+def test_where_all_states_are_alike_a_probe_guesses_and_a_map_is_a_shift():
+    """A model without weights: one cannot tell its answers, and nothing is singular."""
+    case = tiny_case()
+    with torch.no_grad():
+        for parameter in case.unlearned.parameters():
+            parameter.zero_()
+    found = instrument("probe").measure(case)
+    assert found.values.tolist() == found.nulls["shuffled labels"].tolist() == [0.5] * 4
+    alike = torch.ones(6, 12, dtype=torch.float64)
+    target = torch.arange(72.0, dtype=torch.float64).reshape(6, 12)
+    assert_same(fit(alike, target, rank=4, ridge=0.1)(alike), target.mean(0).expand(6, 12))
+
+
+def test_models_without_a_window_before_their_last_layer_have_no_transplant():
+    for n_layers, lack in ((3, "needs a window of five layers before the last layer"), (4, None)):
+        vanilla = build("llama", num_hidden_layers=n_layers)
+        case = Case.make(vanilla, perturbed(vanilla), tiny_tokenizer(), FACTS, chat=False)
+        assert instrument("transplant").lacks(case) == lack
+    assert len(instrument("transplant").measure(case).values) == 4

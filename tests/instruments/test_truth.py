@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from krs import KrsError
 from krs.data import as_chat
+from krs.instruments import Reading, calibration
+from krs.instruments.calibration import Calibration, Row
 from krs.instruments.truth import CALIBRATION, VERDICT, Fact, load, load_facts, make, split
 from krs.instruments.truth.make import MANIFEST
 from krs.instruments.truth.measure import token_nlls
@@ -257,6 +262,39 @@ def test_instruments_are_calibrated_from_the_shell_and_verdicts_checked(world, m
     assert set(verdicts.loc["with"].index) == set(verdicts.loc["without"].index) == made_but("full", "retain")
     assert not verdicts.loc[("with", "hides"), "wrong"]
     assert "of 6 decided" in checked.stdout
+
+
+def test_what_both_groups_read_is_no_vote_whichever_direction_knowing_has():
+    """Steps to relearn, which end at five: one model that knows needs as many as those that never knew."""
+    rows = [Row(f"knows{n}", True, 1.0, True, _steps(n)) for n in (1.0, 2.0, 3.0, 2.0, 5.0)]
+    rows += [Row(f"never{n}", False, 0.0, True, _steps(5.0)) for n in range(5)]
+    (threshold,) = Calibration({"relearn_same": rows}, "base").thresholds().values()
+    assert threshold.sign == -1
+    said = [threshold.vote(np.full(4, steps)) for steps in (4.0, 5.0)]
+    assert said == ["knows", "between"]
+
+
+def _steps(n):
+    return Reading("relearn_same", np.full(4, n), "steps", "low")
+
+
+def test_models_that_are_not_there_are_named_and_those_made_again_are_read_again(world, monkeypatch):
+    monkeypatch.setattr(calibration, "CALIBRATION", WORLD)
+    out = world / "out"
+    with pytest.raises(KrsError, match="models= has 'hidse', which was not made: there are hides"):
+        calibration.calibrate(out, models=["hides", "hidse"], progress=False)
+    options = {"only": ["nll"], "models": ["hides"], "progress": False}
+    before = calibration.calibrate(out, **options).same["nll"]
+    file = next(load(out, WORLD).vanilla.folder.glob("*.safetensors"))
+    kept = file.read_bytes()
+    tensors = load_file(file)
+    try:
+        save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
+        shutil.rmtree(out / WORLD.name / "readings", ignore_errors=True)
+        assert calibration.calibrate(out, **options).same["nll"] != before
+    finally:
+        file.write_bytes(kept)
+        shutil.rmtree(out / WORLD.name / "readings", ignore_errors=True)
 
 
 def test_the_picture_has_a_mark_a_model_and_knowing_to_the_right(tmp_path):

@@ -10,7 +10,7 @@ from krs import KrsError
 from tests.adapters import adapted, merged_by_peft
 from tests.noise import assert_same
 from tests.packed import Packed
-from tests.tiny import build, pair, same_state, state
+from tests.tiny import build, exact_pair, pair, same_state, state
 
 
 def test_by_hand():
@@ -76,6 +76,24 @@ def test_a_bias_that_only_an_adapter_adds_is_a_bias_that_was_zero():
     biases = krs.metrics.drift(v, u).by_component().loc["biases"]
     assert biases.identical == 0
     assert np.isnan(biases.relative_change)
+
+
+def test_what_was_zero_and_moved_counts_among_the_layers_together():
+    """Biases that one layer had and another got: the relative change of both is that of all in one vector."""
+    v, u = exact_pair("qwen2")
+    with torch.no_grad():
+        for name, parameter in v.named_parameters():
+            if name.endswith("bias") and "layers.0." in name:
+                parameter.zero_()
+    pairs = [
+        (a.detach(), b.detach()) for (n, a), b in zip(v.named_parameters(), u.parameters(), strict=True) if "bias" in n
+    ]
+    before, after = (torch.cat([p.flatten() for p in side]) for side in zip(*pairs, strict=True))
+    found = krs.metrics.drift(v, u)
+    assert_same(found.by_component().relative_change["biases"], float((after - before).norm() / before.norm()))
+    biases = found.frame[found.frame.component == "biases"].set_index("layer")
+    assert np.isnan(biases.relative_change[0])
+    assert biases.change[0] > 0
 
 
 @pytest.mark.parametrize(

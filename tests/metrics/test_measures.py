@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -10,6 +15,7 @@ from krs.metrics.measures import (
     RANK,
     REVERSE_KL,
     TOP1,
+    Measure,
     ReferenceTokens,
     ScoredTokens,
     measure,
@@ -44,6 +50,91 @@ def test_a_function_is_a_measure(tokens):
     assert found.name == "margin"
     assert found(tokens).shape == (4,)
     assert [m.name for m in measures(["kl", margin])] == ["logit_mse", "kl", "margin"]
+
+
+def _top(k):
+    def top(logits, reference_logits, target_ids):
+        return logits.topk(k).values.sum(-1)
+
+    return top
+
+
+def test_functions_that_compute_otherwise_are_told_apart():
+    """By what they close over, their defaults, and partial arguments; a function in a function is no address."""
+
+    def scaled(logits, reference_logits, target_ids, by=1):
+        return by * logits.max(-1).values
+
+    def twice(logits, reference_logits, target_ids):
+        return scaled(logits, reference_logits, target_ids, 2)
+
+    class Above:
+        def __init__(self, floor):
+            self.floor = floor
+
+        def __call__(self, logits, reference_logits, target_ids):
+            return (logits > self.floor).sum(-1)
+
+    rows = torch.arange(3)
+
+    def of(table):
+        return lambda tokens: tokens.logits[:, table].sum(-1)
+
+    apart = [
+        (_top(1), _top(5)),
+        (partial(scaled, by=1), partial(scaled, by=2)),
+        (Above(0.5), Above(0.6)),
+        (Measure("mine", "Mine", of(rows)), Measure("mine", "Mine", of(rows + 1))),
+    ]
+    for one, other in apart:
+        assert measure(one).identity != measure(other).identity
+        assert measure(one).identity == measure(one).identity
+    assert measure(_top(1)).identity == measure(_top(1)).identity
+    before = measure(twice).identity
+    scaled.__defaults__ = (3,)
+    assert measure(twice).identity != before
+    assert [m.identity for m in measures(["kl", "rank"])] == ["logit_mse", "kl", "rank"]
+
+
+_SCRIPT = """
+from krs.metrics.code import code_digest
+
+WORDS, BY = frozenset({"a", "b", "c", "d"}), 2
+
+def mine(logits, reference_logits, target_ids):
+    rows = [max(map(lambda x: BY * x, row)) for row in logits.tolist() if "a" in {"a", "b", "c"}]
+    return len(WORDS) * logits.new_tensor(rows)
+
+print(code_digest(mine))
+"""
+
+
+def test_a_function_is_the_same_in_another_process():
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", _SCRIPT],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+
+
+def test_a_measure_that_writes_into_what_it_is_given_is_refused(tokens):
+    def less_the_largest(logits, reference_logits, target_ids):
+        logits -= logits.max(-1, keepdim=True).values
+        return logits.sum(-1)
+
+    def of_logprobs(tokens):
+        return tokens.reference.logprobs.mul_(2).sum(-1)
+
+    tokens.reference.logprobs  # noqa: B018 - made for an earlier measure
+    for given in (less_the_largest, Measure("mine", "Mine", of_logprobs)):
+        with pytest.raises(KrsError, match=r"writes into the logits that it is given.*logits = logits.clone\(\)"):
+            measure(given)(tokens)
 
 
 def test_what_is_no_measure(tokens, as_a_user):

@@ -1,9 +1,12 @@
 """An adapted model, unmerged, gives the sweep of its merged self, with either engine."""
 
+import copy
+
 import numpy as np
 import pytest
 
 import krs
+from krs import KrsError
 from tests.adapters import adapted, merged_by_peft
 from tests.tiny import build, same_state, state
 
@@ -54,3 +57,24 @@ def test_adapters_on_the_embedding_and_the_head(settings):
     expected = _sweep(v, merged_by_peft(u), "plain")
     for engine in ("plain", "wavefront"):
         np.testing.assert_allclose(_sweep(v, u, engine), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_whole_layers_go_between_models_of_the_same_adapters_and_scale_only(engine):
+    """Said before any model runs: one adapted and one plain, and adapters of one shape that act with another scale."""
+    base = build("llama").double()
+    v, u = adapted(base, "lora"), adapted(base, "lora", seed=4)
+    ask = {"settings": "weights", "windows": 1, "n_tokens": 3, "progress": False, "engine": engine}
+    found = krs.sweep(v, u, [[5, 9, 11], [7, 3]], **ask)
+    merged = krs.sweep(merged_by_peft(v), merged_by_peft(u), [[5, 9, 11], [7, 3]], **ask)
+    np.testing.assert_allclose(found.krs, merged.krs, rtol=0, atol=1e-9)
+    for module in u.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 0.5)
+    ran = []
+    for model in (v, u):
+        model.get_base_model().register_forward_pre_hook(lambda *_: ran.append(1))
+    for other in (u, copy.deepcopy(base)):
+        with pytest.raises(KrsError, match=r"only where both have the same parameters: merge adapters first"):
+            krs.sweep(v, other, [[5, 9, 11], [7, 3]], **ask)
+    assert not ran

@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from safetensors.numpy import save_file
 
 import krs
 from krs import KrsError
+from krs.hooks import Family
+from krs.metrics.measures import Measure
 from krs.restore import execution, plain, storage
 from krs.restore.wave import passes
 from tests.noise import assert_same
@@ -337,9 +340,9 @@ def test_a_small_sweep_that_is_interrupted_goes_on_in_its_middle(tmp_path, monke
         if len(written) >= after:
             raise KeyboardInterrupt if by == "layer" else ValueError("a measure of mine")
 
-    def mine(logits, reference, targets):
+    def mine(tokens):
         counted()
-        return (logits - reference).abs().mean(-1)
+        return (tokens.logits - tokens.reference_logits).abs().mean(-1)
 
     options = {"settings": None, "windows": krs.windows.each(), "n_tokens": 4}
     handle = None
@@ -347,7 +350,7 @@ def test_a_small_sweep_that_is_interrupted_goes_on_in_its_middle(tmp_path, monke
         handle = u.model.layers[3].register_forward_hook(counted)
         monkeypatch.setattr("krs.restore.wavefront.acting_hooks", lambda model: [])  # it only counts
     else:
-        options["measures"] = mine
+        options["measures"] = Measure("mine", "Mine", mine, version="1")  # what it counts is no part of what it is
     whole = _sweep(v, u, **options)
     calls, after = len(ran), 2
     assert len(written) > 3
@@ -392,3 +395,18 @@ def test_room_for_the_whole_result_is_asked_for_before_any_model_runs(models, tm
         _sweep(*models, many, checkpoint=tmp_path / "part.krs", **options)
     ran.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_family_that_is_described_otherwise_is_another_sweep(tmp_path):
+    """The same name, the same models, and another module that the coefficients are taken at."""
+    v, u = pair("llama")
+    roles = {"mlp_out_proj": "mlp.down_proj", "attn_out_proj": "self_attn.o_proj"}
+    family = Family("mine", ("mine",), layers="model.layers", roles=roles, final_norm="model.norm")
+    other = replace(family, roles=roles | {"mlp_out_proj": "mlp.up_proj"})
+    ask = {"settings": ["mlp_coef"], "checkpoint": tmp_path / "part.krs"}
+    found = _sweep(v, u, family=family, **ask)
+    with pytest.raises(KrsError, match="What differs: where a family keeps its modules"):
+        _sweep(v, u, family=other, **ask)
+    assert _sweep(v, u, family=family, **ask).krs.equals(found.krs)
+    with pytest.raises(KrsError, match="krs.concat: .* where a family keeps its modules"):
+        krs.concat([found, _sweep(v, u, settings=["mlp_coef"], family=other)])

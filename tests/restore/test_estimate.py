@@ -250,6 +250,8 @@ def test_what_has_no_gradient_is_refused():
     v, u = pair("llama")
     with pytest.raises(KrsError, match="'_steps' has none with respect to the logits"):
         _sweep(v, u, measures=_steps)
+    with pytest.raises(KrsError, match="estimates what is put into layers, and embedding is in none: leave that"):
+        _sweep(v, u, settings=["mlp_coef", "embedding"])
 
 
 def test_a_point_that_no_gradient_reaches(monkeypatch):

@@ -11,7 +11,7 @@ import krs
 from krs import ATTN_OUT, EXPERTS, MOE_OUT, ROUTER, KrsError, windows
 from tests import by_hand
 from tests.noise import assert_same
-from tests.tiny import _BASE, _LLAMA, exact_pair, perturbed, same_state, state
+from tests.tiny import _BASE, _LLAMA, exact_pair, pair, perturbed, same_state, state
 
 PROMPTS = [[5, 9, 11], [7, 3, 22, 8, 40, 2], [13]]
 _FEW = {"num_experts": 4, "num_experts_per_tok": 2}
@@ -80,3 +80,19 @@ def test_where_there_are_no_experts():
     for point in (MOE_OUT, EXPERTS, ROUTER):
         with pytest.raises(KrsError, match="Llama models are no mixtures of experts"):
             _sweep(v, u, settings=[point])
+
+
+@pytest.mark.parametrize("name", ["moe", "olmoe", "phimoe"])
+def test_a_configuration_that_asks_for_router_logits_changes_nothing(name, tmp_path):
+    """As models have it that were trained with a loss on them; transformers cannot make it beside a cache."""
+    v, u = pair(name)
+    ask = {"settings": "attn_out", "windows": 1, "n_tokens": 4, "progress": False, "checkpoint": tmp_path / "c.krs"}
+    expected = krs.sweep(v, u, PROMPTS, **ask)
+    for model in (v, u):
+        model.config.output_router_logits = True
+    assert krs.sweep(v, u, PROMPTS, **ask).krs.equals(expected.krs)
+    found = krs.sweep(v, u, PROMPTS, **(ask | {"checkpoint": None}))
+    assert found.answers == expected.answers
+    assert found.provenance["engine"] == "wavefront"
+    np.testing.assert_allclose(found.krs, expected.krs, rtol=0, atol=1e-5)
+    assert u.config.output_router_logits

@@ -1,5 +1,7 @@
 """Measures and directions through both engines, against transformers and torch by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,31 @@ def test_an_interval_holds_the_score_and_is_a_point_where_prompts_agree(doubles)
     np.testing.assert_allclose(low, high, rtol=0, atol=1e-9)
     with pytest.raises(KrsError, match="at least two"):
         krs.sweep(*doubles["llama"], PROMPTS[:1], settings=["mlp_coef"], n_tokens=5, progress=False).interval()
+
+
+@pytest.mark.parametrize("change", [0.0, 3e-7])
+@pytest.mark.parametrize("direction", ["restore", "transplant"])
+def test_models_that_are_equal_up_to_rounding_have_no_recovery_and_no_interval(change, direction):
+    """Of rounding alone, ratios are any number."""
+    v, _ = pair("llama")
+    u = copy.deepcopy(v)
+    u.model.layers[1].mlp.down_proj.weight.data.mul_(1 + change)
+    found = _sweep(v, u, measures=["kl", "rank"], direction=direction)
+    for measure in found.measures:
+        assert found.recovery(measure).isna().all(axis=None)
+        assert all(edge.isna().all(axis=None) for edge in found.interval(measure=measure))
+    assert "nothing was unlearned" in found.notes[0]
+    assert found.to_frame(per_prompt=True).iloc[:, -1].isna().all()
+
+
+def test_what_is_not_finite_has_no_recovery(doubles):
+    found = _sweep(*doubles["llama"], direction="transplant", measures="kl")
+    found.losses.restored[0, 1, 0] = np.inf
+    found.losses.measured["kl"].donor[0, 0] = np.inf
+    assert np.isnan(found.recovery().iloc[0, 0])
+    assert found.recovery().iloc[1:].notna().all(axis=None)
+    assert found.recovery("kl").isna().all(axis=None)
+    assert np.isnan(found.interval()[0].iloc[0, 0])
 
 
 def test_measures_of_the_answer_where_a_position_predicts_none():

@@ -56,6 +56,13 @@ def test_positions_for_each_prompt_are_those_of_its_own(models):
         assert_same(together.losses.restored[:, i, :n], alone.losses.restored[:, 0, :n])
 
 
+@pytest.mark.parametrize("given", [np.int64(1), {1}, np.array([1]), torch.tensor([[1], [1], [1]]), (i for i in [1])])
+def test_whole_numbers_of_any_kind(models, given, as_a_user):
+    found = krs.sweep(*models, PROMPTS, positions=given, **OPTIONS)
+    assert found.plan.positions in ((1,), ((1,), (1,), (1,)))
+    assert_same(found.krs.to_numpy(), krs.sweep(*models, PROMPTS, positions=[1], **OPTIONS).krs.to_numpy())
+
+
 def test_they_are_saved_and_read(models, tmp_path):
     result = krs.sweep(*models, PROMPTS, positions=[[0], [2, -1], [1]], **OPTIONS)
     again = krs.load_result(result.save(tmp_path / "p.krs"))
@@ -70,6 +77,11 @@ def test_they_are_saved_and_read(models, tmp_path):
         ([[0], [1]], "positions= has 2 lists for 3 prompts"),
         ([[0], [], [1]], "an empty list for a prompt"),
         ([0.5], "positions are whole numbers"),
+        (1.5, "positions is a float"),
+        ([True, False, True], r"positions= has \[True, False, True\]: .* Of a mask, give those at which it is true"),
+        ([[True, False], [True], [False]], "Of a mask, give those"),
+        (torch.tensor([True, False]), "Of a mask, give those"),
+        ({0: [1], 1: [0]}, "positions is a dict: pass a list of positions"),
         ([[0], [9], [99]], "position 99 is out of range for prompt 2"),
     ],
 )

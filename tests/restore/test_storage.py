@@ -124,3 +124,20 @@ def test_the_file_is_as_readable_as_the_users_others(saved):
     umask = os.umask(0)
     os.umask(umask)
     assert saved.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_numbers_of_numpy_are_saved_and_gone_on_with(tmp_path, as_a_user):
+    v, u = pair("llama")
+    ask = {"windows": krs.windows.of(np.arange(4).reshape(2, 2)), "n_tokens": np.int64(2), "progress": False}
+    found = krs.sweep(v, u, PROMPTS, checkpoint=tmp_path / "c.krs", **ask)
+    again = krs.load_result(tmp_path / "c.krs")
+    assert again.plan == found.plan
+    assert krs.sweep(v, u, PROMPTS, checkpoint=tmp_path / "c.krs", **ask).krs.equals(found.krs)
+
+
+def test_what_json_has_no_form_for_does_not_keep_a_result_from_being_saved(tmp_path):
+    v, u = pair("llama")
+    found = krs.sweep(v, u, PROMPTS, windows=3, n_tokens=2, progress=False)
+    found.provenance["mine"] = {"seed": np.int64(3), "where": tmp_path}
+    again = krs.load_result(found.save(tmp_path / "r.krs"))
+    assert again.provenance["mine"] == {"seed": 3, "where": str(tmp_path)}

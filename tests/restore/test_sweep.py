@@ -231,6 +231,15 @@ def _same_storage(v, u):
     u.model.layers[1].mlp.down_proj.weight = v.model.layers[1].mlp.down_proj.weight
 
 
+def _wider(u):
+    u.model.layers[2].mlp.down_proj.weight.data = torch.randn(16, 30)
+
+
+def _shared_layers(u):
+    u.model.layers[2].mlp.down_proj.weight = u.model.layers[0].mlp.down_proj.weight
+    return {"settings": "value_vectors", "windows": 1}
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -255,8 +264,9 @@ def _same_storage(v, u):
         (lambda v, u: {"u": build("llama", vocab_size=70)}, "vocabulary: 61 and 70"),
         (
             lambda v, u: {"u": build("llama", intermediate_size=30)},
-            "shape of 'mlp.down_proj.weight' in a layer",
+            "shape of 'mlp.down_proj.weight' in layer 0",
         ),
+        (lambda v, u: _wider(u), "shape of 'mlp.down_proj.weight' in layer 2"),
         (lambda v, u: {"u": u.to(torch.bfloat16)}, "dtype: float32 and bfloat16"),
         (lambda v, u: _same_storage(v, u), "share the storage of 'model.layers.1.mlp.down_proj.weight'"),
         (lambda v, u: u.train() and None, r"unlearned is in training mode.*call unlearned.eval\(\)"),
@@ -271,6 +281,11 @@ def _same_storage(v, u):
         (lambda v, u: {"windows": windows.of([[3, 4]])}, "layer 4 .* out of range"),
         (lambda v, u: {"settings": ["mlp"]}, "unknown point 'mlp'"),
         (lambda v, u: {"n_tokens": 0}, "at least one answer token"),
+        (lambda v, u: {"n_tokens": 2.0}, r"n_tokens=2.0: give a whole number, which a float \(2.0\) is not"),
+        (lambda v, u: {"n_tokens": True}, "n_tokens=True: give a whole number"),
+        (lambda v, u: {"n_tokens": None}, "n_tokens=None: give a whole number"),
+        (lambda v, u: _shared_layers(u), "value_vectors at layer 0 is shared with layer 2"),
+        (lambda v, u: _shared_layers(u) | {"settings": "weights"}, "weights at layer 0 is shared with layer 2"),
         (lambda v, u: {"scoring": "mine"}, "scoring='mine': choose one of"),
         (lambda v, u: {"engine": "fast"}, "engine='fast': choose one of 'auto', 'wavefront', 'plain'"),
         (lambda v, u: {"offload": "disk"}, "offload= is for models given by name"),

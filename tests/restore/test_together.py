@@ -80,6 +80,36 @@ def test_concat_names_what_differs(models, parts, as_a_user):
         krs.concat([parts[0], krs.mean(parts)])
 
 
+def test_sweeps_with_other_references_or_donor_prompts_are_not_one(models):
+    """Numbers against two references, or of what a donor read elsewhere, are of different questions."""
+    ask = OPTIONS | {"answers": [[4, 4], [5, 5], [6, 6]]}
+    thirds = [perturbed(models[0], seed=seed, scale=0.2) for seed in (5, 6)]
+    one, other = (krs.patch_sweep(*models[::-1], PROMPTS, reference=r, **ask) for r in thirds)
+    sham = krs.patch_sweep(*models[::-1], PROMPTS, donor_prompts=[[9] * len(p) for p in PROMPTS], **ask)
+    with pytest.raises(KrsError, match=r"different sweeps: the reference model \(weights\)"):
+        krs.concat([one, other])
+    assert_same(krs.mean([one, other]).recovery(), (one.recovery() + other.recovery()) / 2)
+    for together in (krs.concat, krs.mean):
+        with pytest.raises(KrsError, match=r"whether there is a reference \(True, False\)"):
+            together([one, sham])
+    both = krs.concat([sham, sham])
+    assert len(both.provenance["donor_prompts"]) == len(both.prompts)
+
+
+def test_measures_of_one_name_that_are_not_the_same_have_no_mean(models):
+    def top(k):
+        def mine(logits, reference_logits, target_ids):
+            return logits.topk(k).values.sum(-1)
+
+        return mine
+
+    one, five = (_sweep(models, PROMPTS, measures=["kl", top(k)]) for k in (1, 5))
+    assert krs.mean([one, one]).measures == ("logit_mse", "kl", "mine")
+    assert krs.mean([one, five]).measures == ("logit_mse", "kl")
+    with pytest.raises(KrsError, match="'mine' was not measured in every member, by the same function"):
+        krs.mean([one, five]).table("mine")
+
+
 def test_a_mean_weighs_results_alike(models, parts, tmp_path):
     third = _sweep((models[0], perturbed(models[1], seed=7)), PROMPTS[:2], measures="kl")
     several = [*parts, third]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import krs
-from krs import ATTN_OUT, MLP_COEF, VALUE_VECTORS, KrsError, windows
+from krs import ATTN_OUT, MLP_COEF, NORMS, VALUE_VECTORS, KrsError, windows
 from krs.generation.greedy import greedy
 from krs.hooks import ActivationPoint, WeightPoint, anatomy, families, family_of, patched, register_family
 from krs.hooks.overrides import override_forward
@@ -310,6 +310,12 @@ def test_further_points_of_both_kinds():
     attn_weight = WeightPoint("attn_weight", role="attn_out_proj", label="")
     given = [mlp_out, heads, attn_weight, heads + attn_weight, mlp_out + MLP_COEF, heads + mlp_out, heads + ATTN_OUT]
     _compare(v, u, Plan.make(given, windows.of([[0, 1], [3]]), n_layers=4))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2"])
+def test_some_units_of_norms(name):
+    v, u = _pair(name)
+    _compare(v, u, Plan.make([NORMS.units(2, 5), NORMS.units(3) + MLP_COEF], windows.of([[0, 1], [3]]), n_layers=4))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
 import pytest
 
 from krs import KrsError, Plan, windows
 from krs.restore.plan import PAPER_SETTINGS
-from krs.restore.windows import shape
+from krs.restore.windows import Shape, Window, shape
 
 
 def _layers(given, n):
@@ -56,6 +60,30 @@ def test_listed_windows_are_named_by_their_middle_where_that_tells_them_apart():
 def test_bad_windows(make, message, as_a_user):
     with pytest.raises(KrsError, match=message):
         make()
+
+
+@dataclass(frozen=True)
+class _Strided(Shape):
+    kind: str = "strided"
+    step: int = 3
+
+    def over(self, n_layers):
+        return tuple(Window(np.int64(c), np.arange(c, n_layers, self.step)[::-1]) for c in range(self.step))
+
+
+def test_a_shape_of_ones_own_may_count_in_numpys_numbers_and_have_no_empty_window(as_a_user):
+    """What is saved has to be read again: plain numbers, ascending, and none without layers."""
+    found = Plan.make("mlp_coef", _Strided(), n_layers=4)
+    assert [(w.name, w.layers) for w in found.windows] == [(0, (0, 3)), (1, (1,)), (2, (2,))]
+    json.dumps([asdict(w) for w in found.windows])
+    with pytest.raises(KrsError, match="the window 4 has no layers"):
+        Plan.make("mlp_coef", _Strided(step=5), n_layers=4)
+
+
+@pytest.mark.parametrize("given", [[[True]], [[1.0]], [["1"]]])
+def test_layers_are_whole_numbers(given, as_a_user):
+    with pytest.raises(KrsError, match="give a whole number"):
+        windows.of(given)
 
 
 def test_a_plan_prints_and_counts_itself_without_a_model():

@@ -219,6 +219,8 @@ def test_an_exported_study_makes_the_same_page_and_holds_no_question(done, tmp_p
         number = "krs" if name == "krs" else "bleu"
         np.testing.assert_allclose(mine[number], theirs[number], rtol=1e-5)
     assert list(joined.table("answers").question.head(2)) == questions[:2]
+    with pytest.warns(krs.KrsWarning, match=r"texts= has 2 of 4 questions of this study: the others stay numbers"):
+        study.load_exported(file, [done.folder.parent / "dog.json"])
     assert list(bare.table("answers").question.head(2)) == [f"{i}:{digest_of(q)}" for i, q in enumerate(questions[:2])]
 
 

@@ -62,6 +62,11 @@ def test_a_grid_is_models_x_concepts_x_methods_x_strengths_x_seeds_and_pairs(pla
         ("1e-3", "-1.0", r"line 8: methods\[0\].settings.learning_rate: learning_rate=-1.0: it has to be positive"),
         ("{steps: 4}", "{stps: 4}", r"line 11: methods\[0\].strengths.strong.stps: grad_diff has no setting 'stps'"),
         ("{steps: 4}", "{steps: 2}", r"line 10: methods\[0\].strengths.gentle: it is the same as 'strong'"),
+        (
+            "strong:",
+            "Gentle:",
+            r"line 11: methods\[0\].strengths.Gentle: 'Gentle' and 'gentle' would be one name on the",
+        ),
         ("{steps: 4}", "{seed: 4}", r"line 11: methods\[0\].strengths.strong.seed: seeds are an axis of the study"),
         ("- ga", "- gaa", r"line 12: methods\[1\].name: unknown unlearning method 'gaa'.*Did you mean 'ga'\?"),
         ("cat.json", "cot.json", r"line 3: concepts\[0\].name: no concept 'cot.json' comes with krs"),

@@ -152,7 +152,8 @@ def _is_linear(head: nn.Module) -> bool:
 def _scale(body: Anatomy) -> float | None:
     """The factor between what the head returns and the logits; `None` when it is not a factor (a soft cap)."""
     widest = torch.float64 if has_float64(device_of(body.model)) else torch.float32
-    probe = torch.tensor([[[-40.0, -3.0, -0.5, 0.5, 3.0, 40.0]]], dtype=widest)
+    rows = shared_rows(body.model, body.model)
+    probe = torch.linspace(-40.3, 41.7, rows, dtype=widest)[None, None]
     dtype = next(p.dtype for p in body.model.parameters() if p.is_floating_point())
     with override_forward({head_of(body): lambda *_, **__: probe.to(device_of(body.model))}):
         given = head_logits(body, torch.zeros(1, 1, 1, dtype=dtype))

@@ -161,7 +161,7 @@ def swapped(theirs: nn.Module, ours: nn.Module, path: str, rows: Sequence[int] |
         rows: which rows of the weight (`[in, out]`) are the other's; `None` for all of them.
     """
     if diagonal(ours) is not None:
-        return _other_norm(theirs)
+        return _other_norm(theirs, rows)
     weight = linear_map(theirs, path).weight
     if rows is not None:
         weight = mixed(linear_map(ours, path).weight, weight, rows)
@@ -193,8 +193,8 @@ def end_weight(recipient: Anatomy, donor: Anatomy, interventions: Iterable[Inter
     return module, weight
 
 
-def _other_norm(theirs: nn.Module) -> ForwardOverride:
-    """A norm with another model's weight and its own bias, which is what it makes of zeros.
+def _other_norm(theirs: nn.Module, units: Sequence[int] | None) -> ForwardOverride:
+    """A norm with another model's weight, or some units of it, and its own bias, which is what it makes of zeros.
 
     What a norm gets beside its input (the gate of a gated one) goes along, and has no part in the bias.
     """
@@ -204,7 +204,12 @@ def _other_norm(theirs: nn.Module) -> ForwardOverride:
             return theirs(*(a.to(device_of_module(theirs, x)) for a in (x, *gates))).to(value.device)
 
         zero = torch.zeros_like(value if gates else value[:1])
-        return applied(value) + (forward(zero, *gates) - applied(zero))
+        whole = applied(value) + (forward(zero, *gates) - applied(zero))
+        if units is None:
+            return whole
+        some = forward(value, *gates).clone()  # each unit of a norm has its own weight
+        some[..., list(units)] = whole[..., list(units)]
+        return some
 
     return other
 

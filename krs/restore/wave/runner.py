@@ -127,7 +127,7 @@ class LayerwiseRunner:
             return self._capture(rows)
         if len(calls) != self.body.n_layers:
             raise NotExactError(f"its decoder calls layers {len(calls)} times, and there are {self.body.n_layers}")
-        if not torch.equal(self.final(seen[-1]), out):
+        if not torch.equal(self.final(seen[0]), out):
             raise NotExactError("what follows its last layer is more than the final norm")
         self._calls[rows] = calls
         return seen[0]
@@ -138,8 +138,10 @@ class LayerwiseRunner:
             states = kwargs.pop("hidden_states") if by_name else args[0]
             if seen and (not isinstance(states, Tensor) or states.shape != seen[0].shape):
                 raise _OtherFormError
+            if seen and not torch.equal(states, seen[0]):
+                raise NotExactError("its decoder changes what a layer gives before the next one gets it")
             calls.append(_Call(args if by_name else args[1:], kwargs, by_name))
-            seen.append(states)
+            seen.append(states.clone() if not seen else states)  # the decoder may write into what it is given
             return (states,) if self._tuples else states
 
         def embed(forward: Any, *args: Any, **kwargs: Any) -> Any:
