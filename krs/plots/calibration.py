@@ -44,7 +44,7 @@ def plot_told(table: DataFrame, ax: Any = None) -> Axes:
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.set_xlim(-0.04, 1.2)
     ax.set_xticks([])
-    ax.set_xlabel("reads less knowledge  ←   each line from its lowest reading to its highest   →  more")
+    ax.set_xlabel("reads less knowledge  ←  each line from its lowest to its highest  →  reads more", fontsize=9)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     for mark, colour, face, label in (
