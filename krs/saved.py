@@ -13,7 +13,7 @@ from krs.errors import KrsError
 
 Kind = Literal["sweep", "account", "answers", "dissection", "report", "drift", "vocabulary", "study"]
 REPORT = "krs_unlearn.json"
-_NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "vocabulary.json", "report.json", "drift.csv")
+NAMES = (REPORT, "sweep.krs", "account.krs", "answers.json", "vocabulary.json", "report.json", "drift.csv")
 """What commands call their results, in the order in which a directory is shown."""
 
 _MARKS: dict[str, Kind] = {
@@ -73,7 +73,7 @@ def found(places: Sequence[Path]) -> list[Saved]:
 def _at(place: Path) -> list[Saved]:
     if not place.is_dir():
         return [Saved(place, _kind(place))]
-    names = [place / name for name in _NAMES if (place / name).is_file()]
+    names = [place / name for name in NAMES if (place / name).is_file()]
     names += sorted(p for p in place.glob("*.krs") if p not in names)
     if not names:
         raise KrsError(

@@ -267,12 +267,13 @@ def _pdf_string(content, name):
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_a_figure_says_in_its_file_what_it_shows(place, tmp_path, ending):
     table = krs.load_result(place / "a.krs").krs
-    shown = {name: f"highest {table[name].max():z.2f} at layer {table[name].idxmax()}" for name in table}
+    shown = {name: _ends(table[name]) for name in table}
     done = _krs("plot", place / "a.krs", "-o", tmp_path / f"a.{ending}")
     title, description = _told_by(tmp_path / f"a.{ending}")
     assert title == "Knowledge Recovery Score: u, from v"
     assert description == (
         "Knowledge Recovery Score; u, from v; by layer; 2 prompts, 6 scored tokens. "
+        "0 is as unlearned, 1 the vanilla model. "
         f"MLP coefficients: {shown['mlp_coef']}; Attention outputs: {shown['attn_out']}."
     )
     written, printed = done.stdout.split("\n", 1)
@@ -285,10 +286,66 @@ def test_a_figure_says_in_its_file_what_it_shows(place, tmp_path, ending):
     title, description = _told_by(tmp_path / f"2.{ending}")
     assert title == "Knowledge Recovery Score: first <é>, (ga)"
     assert description == (
-        "Knowledge Recovery Score by layer, of 2 sweeps: first <é>, (ga). "
+        "Knowledge Recovery Score by layer, of 2 sweeps: first <é>, (ga). Bands: 95% interval over prompts. "
+        "first <é>: 2 prompts, (ga): 1 prompt. 0 is as unlearned, 1 the vanilla model. "
         f"MLP coefficients: first <é> {shown['mlp_coef']}. Attention outputs: first <é> {shown['attn_out']}; "
-        f"(ga) highest {other.max():z.2f} at layer {other.idxmax()}."
+        f"(ga) {_ends(other)}."
     )
+
+
+def _ends(curve):
+    low, high = (f"{curve[at]:z.2f} at layer {at}" for at in (curve.idxmin(), curve.idxmax()))
+    return f"highest {high}, lowest {low}, last {curve.iloc[-1]:z.2f}"
+
+
+def test_a_curve_without_height_is_told_in_a_word(place, tmp_path):
+    result = krs.load_result(place / "a.krs")
+    result.losses.restored[:4] = result.losses.baseline
+    result.save(tmp_path / "flat.krs")
+    assert "MLP coefficients: 0 everywhere; Attention outputs: highest 0." in _description(
+        tmp_path / "flat.krs", tmp_path
+    )
+    assert "Attention outputs: highest " in (one := _description(place / "kl.krs", tmp_path))
+    assert "lowest" not in one
+
+
+def _description(file, folder):
+    done = _krs("plot", file, "-o", folder / f"{file.stem}.svg")
+    assert done.exit_code == 0, done.exception
+    return _told_by(folder / f"{file.stem}.svg")[1]
+
+
+def test_bands_of_several_sweeps_say_what_they_are(place):
+    first, second, mean = (krs.load_result(place / name) for name in ("a.krs", "b_50%.krs", "mean.krs"))
+    told = {
+        "bands: 95% interval over prompts\na: 2 prompts, b$: 1 prompt": {"a": first, "b$": second},
+        "bands: 95% interval over prompts\n2 prompts each": {"a": first, "b": first},
+        "1 prompt each": {"a": second, "b": second},
+        "bands: 95% interval over prompts or ± 1 SD between the sweeps of a mean\na: 2 prompts, m: mean of 2 sweeps": {
+            "a": first,
+            "m": mean,
+        },
+    }
+    for title, results in told.items():
+        figure = Figure(layout="constrained")
+        krs.compare(results).plot(figure, setting="attn_out")
+        assert figure.axes[0].get_title().replace("\\$", "$") == f"{title}\nAttention outputs"
+    figure = Figure(layout="constrained")
+    krs.compare({"a": first, "b": second}).plot(figure, level=None)
+    assert figure.legends[0].get_title().get_text() == "a: 2 prompts, b: 1 prompt"
+
+
+def test_a_file_that_a_command_named_is_called_by_its_directory(place, tmp_path):
+    for name in ("mine/sweep.krs", "lora_out/sweep.krs", "part_copy.krs"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((place / "b_50%.krs").read_bytes())
+    for given, names in (
+        (["mine/sweep.krs", "lora_out/sweep.krs"], "mine, lora_out"),
+        (["part_copy.krs", "lora_out/sweep.krs"], "part_copy, lora_out"),
+    ):
+        done = _krs("plot", *(tmp_path / file for file in given), "-o", tmp_path / "f.svg", "--overwrite")
+        assert done.exit_code == 0, done.exception
+        assert _told_by(tmp_path / "f.svg")[0] == f"Knowledge Recovery Score: {names}"
 
 
 def test_every_kind_of_figure_says_what_it_shows_and_the_same_figure_is_the_same_file(place, tmp_path):
@@ -303,7 +360,7 @@ def test_every_kind_of_figure_says_what_it_shows_and_the_same_figure_is_the_same
     best = krs.load_result(place / "map.krs").best().iloc[0]
     peak = f"highest {best.krs:z.2f} at layer {best.first_layer:.0f}, position {best.position:.0f}."
     assert said["map.krs"].endswith(f"Residual stream: {peak}")
-    assert "mean of 2 sweeps with standard deviation: one, two. MLP coefficients: highest " in said["mean.krs"]
+    assert "mean of 2 sweeps with standard deviation: one, two. 0 is as unlearned, " in said["mean.krs"]
     shares = krs.metrics.load_account(place / "account.krs").by_component
     assert f"keys: {shares['keys']:.1%} of the difference" in said["account.krs"]
     assert "Target, 1 question: BLEU " in said["answers.json"]
@@ -344,6 +401,12 @@ def test_tables_instead_of_a_figure(place, tmp_path):
         (["a.krs", "b_50%.krs", "--setting", "resid", "-o", "f.pdf"], "'resid' was not swept in any of these"),
         (["a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured: this result has logit_mse; ask for more"),
         (["kl.krs", "a.krs", "--measure", "kl", "-o", "f.pdf"], "'kl' was not measured in 'a': sweep that one again"),
+        (["a.krs", "--setting", "resid", "--format", "csv"], "'resid' was not swept"),
+        (["a.krs", "--setting", "resid", "--format", "latex"], "'resid' was not swept"),
+        (["a.krs", "b_50%.krs", "--setting", "resid", "--format", "json"], "'resid' was not swept in any of these"),
+        (["a.krs", "--measure", "kl", "--format", "csv"], "'kl' was not measured"),
+        (["answers.json", "--setting", "resid", "-o", "f.pdf"], "--setting is of sweeps, and this is answers"),
+        (["drift.csv", "--measure", "kl", "--format", "csv"], "--measure is of sweeps, and this is drift"),
     ],
 )
 def test_figures_that_cannot_be_are_refused(place, monkeypatch, args, says):
@@ -365,6 +428,74 @@ def test_a_result_without_any_number_has_no_figure(place, tmp_path):
         assert isinstance(refused.exception, KrsError), refused.exception
         assert "there is nothing to draw: " in str(refused.exception)
     assert not (tmp_path / "f.pdf").exists()
+
+
+@pytest.fixture(scope="module")
+def part(place):
+    """Of `a.krs`, what is there when the second prompt has come to half of the layers."""
+    result = krs.load_result(place / "a.krs")
+    result.losses.restored.reshape(2, 4, 2, 3)[:, 2:, 1] = np.nan
+    return result.save(place.parent / f"{place.name}-part.krs")
+
+
+INTERRUPTED = "interrupted: 12 of 16 restorations"
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_the_figure_of_an_interrupted_sweep_says_so_and_keeps_its_layers(place, part, tmp_path, ending):
+    done = _krs("plot", part, "-o", tmp_path / f"f.{ending}")
+    assert done.exit_code == 0, done.exception
+    title, told = _told_by(tmp_path / f"f.{ending}")
+    assert title == f"Knowledge Recovery Score: u, from v ({INTERRUPTED})"
+    assert f"6 scored tokens; {INTERRUPTED}. " in told
+    there = krs.load_result(place / "a.krs").krs["mlp_coef"][:2]
+    assert f"MLP coefficients: highest so far {there.max():z.2f} at layer {there.idxmax()}, " in told
+    assert f"last {there[1]:z.2f} at layer 1;" in told
+    axes = krs.load_result(part).plot(Figure())
+    assert INTERRUPTED in axes.get_title()
+    whole = krs.load_result(place / "a.krs").plot(Figure())
+    assert axes.get_xlim() == whole.get_xlim()
+    assert "interrupted" not in whole.get_title()
+    both = Figure(layout="constrained")
+    krs.compare({"part": krs.load_result(part), "whole": krs.load_result(place / "a.krs")}).plot(both)
+    assert f"part {INTERRUPTED}" in both.legends[0].get_title().get_text()
+
+
+def test_tables_and_words_of_an_interrupted_sweep_say_so(place, part):
+    assert f"2 prompts, 6 scored tokens; {INTERRUPTED}.}}" in _krs("plot", part, "--format", "latex").stdout
+    done = _krs("plot", part, "--format", "csv")
+    assert "interrupted" not in done.stdout
+    assert f"was {INTERRUPTED} are there" in done.stderr
+    assert {row["state"] for row in json.loads(_krs("plot", part, "--format", "json").stdout)} == {INTERRUPTED}
+    rows = json.loads(_krs("plot", part, place / "b_50%.krs", "--format", "json").stdout)
+    assert {(row["sweep"] == "b_50%", row["state"]) for row in rows} == {(True, None), (False, INTERRUPTED)}
+    said = _shown(part)
+    assert f"It was {INTERRUPTED} are there; " in said
+    assert "note: 4 of 16 restorations are not computed: the same command goes on with them\n" in said
+    assert " so far, at layer " in said
+    assert "interrupted" not in (whole := _shown(place / "a.krs"))
+    assert "so far" not in whole
+    assert f" ({INTERRUPTED})" in repr(krs.load_result(part))
+
+
+def test_a_table_has_the_setting_and_the_measure_that_are_asked_for(place):
+    ask = "--setting", "attn_out", "--format"
+    for given, wanted in (((place / "a.krs",), 1), ((place / "a.krs", place / "b_50%.krs"), 2)):
+        latex = _krs("plot", *given, *ask, "latex").stdout
+        assert "MLP coefficients" not in latex
+        assert latex.count("Layer & Attention outputs") == wanted
+        rows = json.loads(_krs("plot", *given, *ask, "json").stdout)
+        csv = pd.read_csv(io.StringIO(_krs("plot", *given, *ask, "csv").stdout))
+        assert {row["setting"] for row in rows} == set(csv.setting) == {"attn_out"}
+        assert len(rows) == len(csv) == 4 * wanted
+    whole, one = krs.load_result(place / "mean.krs"), _krs("plot", place / "mean.krs", *ask, "csv")
+    mean = pd.read_csv(io.StringIO(one.stdout))
+    np.testing.assert_allclose(mean["mean"], whole.recovery()["attn_out"])
+    assert "MLP" not in _krs("plot", place / "mean.krs", *ask, "latex").stdout
+    axis = pd.read_csv(io.StringIO(_krs("plot", place / "map.krs", "--setting", "resid", "--format", "csv").stdout))
+    assert len(axis) == len(krs.load_result(place / "map.krs").to_frame())
+    kl = pd.read_csv(io.StringIO(_krs("plot", place / "kl.krs", "--measure", "kl", "--format", "csv").stdout))
+    np.testing.assert_allclose(kl.kl_recovery, krs.load_result(place / "kl.krs").recovery("kl")["attn_out"])
 
 
 def test_results_that_cannot_be_compared_are_refused(place, as_a_user):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from krs.writing import check_writable, write_text
 
 _PICTURES = (".pdf", ".svg", ".png")
 _TABLES = ("latex", "csv", "json")
+_MEASURE = "logit_mse"
 _DRAWN = ("sweep", "answers", "account", "drift")
 
 
@@ -27,7 +29,7 @@ def plot(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="a .pdf, .svg or .png; for a table any")] = None,
     name: Annotated[list[str] | None, typer.Option(help="of each file in turn, for the legend")] = None,
     setting: Annotated[str | None, typer.Option(help="of sweeps: this one alone, such as mlp_coef")] = None,
-    measure: Annotated[str, typer.Option(help="of sweeps: whose recovery, such as kl")] = "logit_mse",
+    measure: Annotated[str, typer.Option(help="of sweeps: whose recovery, such as kl")] = _MEASURE,
     format: Annotated[str | None, typer.Option(help="a table instead: latex, csv or json; without -o printed")] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the output that is there")] = False,
 ) -> None:
@@ -37,6 +39,7 @@ def plot(
     """
     results = saved.found(file)
     _check(results, output, format, overwrite)
+    _check_options(results, setting, measure)
     called = _names(results, name or [])
     found = {label: one.read() for label, one in zip(called, results, strict=True)}
     if format is None:
@@ -45,7 +48,10 @@ def plot(
         print(f"written: {output}")
         print("\n".join(wrapped(description)))
     else:
-        text = _table(found, results[0].kind, format, measure).rstrip("\n")
+        text = _table(found, results[0].kind, format, setting, measure).rstrip("\n")
+        for label, one in found.items():
+            if said := getattr(one, "interrupted", ""):
+                print(f"note: {label} was {said} are there, the rest is empty", file=sys.stderr)
         if output is None:
             print(text)
             return
@@ -80,21 +86,33 @@ def _check(results: Sequence[saved.Saved], output: Path | None, table: str | Non
         require("matplotlib", "plot", "a figure")
 
 
+def _check_options(results: Sequence[saved.Saved], setting: str | None, measure: str) -> None:
+    """Raise `KrsError` for an option that says nothing about such a result."""
+    given = {"--setting": setting is not None, "--measure": measure != _MEASURE}
+    for option, there in given.items():
+        if there and results[0].kind != "sweep":
+            raise KrsError(f"{option} is of sweeps, and this is {results[0].kind}: leave it out")
+
+
 def _names(results: Sequence[saved.Saved], given: Sequence[str]) -> list[str]:
-    """What each result is called: as was said, else by the first part of its path that tells all of them apart."""
+    """What each result is called: as was said, else as its file, or as the directory where a command named the file."""
     if given and len(given) != len(results):
         raise KrsError(f"--name was given {len(given)} times for {len(results)} results: give it once for each")
     if given and len(set(given)) == len(given):
         return list(given)
     if given:
         raise KrsError("--name was given twice alike: give each result a name of its own")
-    ways: list[Callable[[Path], str]] = [lambda p: p.stem, lambda p: p.parent.name, lambda p: str(p.with_suffix(""))]
+    ways: list[Callable[[Path], str]] = [_own, lambda p: f"{p.parent.name}/{p.stem}", lambda p: str(p.with_suffix(""))]
     paths = [one.path.resolve() for one in results]
     for way in ways:
         found = [way(path) for path in paths]
         if max(Counter(found).values()) == 1:
             return found
     raise KrsError("a file was given twice: give each once")
+
+
+def _own(path: Path) -> str:
+    return path.parent.name if path.name in saved.NAMES and path.parent.name else path.stem
 
 
 def _draw(results: Mapping[str, Any], kind: str, output: Path, setting: str | None, measure: str) -> str:
@@ -117,28 +135,36 @@ def _draw(results: Mapping[str, Any], kind: str, output: Path, setting: str | No
     return told[1]
 
 
-def _table(results: Mapping[str, Any], kind: str, table: str, measure: str) -> str:
+def _table(results: Mapping[str, Any], kind: str, table: str, setting: str | None, measure: str) -> str:
     if table == "latex":
-        return _latex(results, measure)
-    frame = _frame(results, kind)
-    return str(frame.to_csv(index=False) if table == "csv" else frame.to_json(orient="records", indent=1))
+        return _latex(results, setting, measure)
+    frame = _frame(results, kind, setting, measure)
+    if table == "csv":
+        return str(frame.to_csv(index=False))
+    states = {label: said for label, one in results.items() if (said := getattr(one, "interrupted", ""))}
+    if states and len(results) == 1:
+        frame = frame.assign(state=next(iter(states.values())))
+    elif states:
+        frame = frame.assign(state=frame["sweep"].map(states))
+    return str(frame.to_json(orient="records", indent=1))
 
 
-def _latex(results: Mapping[str, Any], measure: str) -> str:
+def _latex(results: Mapping[str, Any], setting: str | None, measure: str) -> str:
     if len(results) == 1:
         (only,) = results.values()
-        return str(only.to_latex(measure))
+        return str(only.to_latex(measure, setting=setting))
     from krs.restore import compare
 
-    return compare(results).to_latex(measure)
+    return compare(results).to_latex(measure, setting=setting)
 
 
-def _frame(results: Mapping[str, Any], kind: str) -> Any:
+def _frame(results: Mapping[str, Any], kind: str, setting: str | None, measure: str) -> Any:
     (first, *others) = results.values()
     if kind == "sweep":
         from krs.restore import compare
 
-        return compare(results).to_frame() if others else first.to_frame()
+        frame = compare(results).to_frame(setting, measure)
+        return frame if others else frame.drop(columns="sweep")
     if kind == "answers" and others:
         import pandas as pd
 

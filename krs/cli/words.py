@@ -35,6 +35,8 @@ def _study(result: Any) -> Iterator[str]:
 
 
 def _sweep(result: Any) -> Iterator[str]:
+    from krs.restore.telling import unfinished
+
     made, plan, mask = result.provenance, result.plan, result.losses.mask
     yield f"A sweep of {_pair(made)}."
     yield (
@@ -43,14 +45,16 @@ def _sweep(result: Any) -> Iterator[str]:
         f"{counted(max(map(len, plan.windows)), 'layer')}; scoring {result.scoring}, engine {made.get('engine', '?')}."
     )
     if not result.complete:
-        yield "It was interrupted: numbers that are missing were not computed."
+        yield f"It was {result.interrupted} are there; numbers that are missing were not computed."
     yield _scale(result)
     frame = result.best()
+    part = {plan.settings[i // max(1, len(plan.places))].name for i in unfinished(result)}
     for column, (name, row) in zip(_columns(result), frame.iterrows(), strict=True):
         value, where = row.iloc[-1], _layers(int(row.first_layer), int(row.last_layer))
         axes = (name for name in ("head", "unit", "position") if name in row and row[name] == row[name])
         place = "".join(f", {axis} {row[axis]:.0f}" for axis in axes)
-        peak = "no number" if np.isnan(value) else f"at most {value:z.3f}, at {where}{place}"
+        far = " so far" if name in part else ""
+        peak = "no number" if np.isnan(value) else f"at most {value:z.3f}{far}, at {where}{place}"
         yield f"- {column} ({name}): {peak}"
     for measure in result.measures[1:]:
         peaks = result.recovery(measure).max()
@@ -200,7 +204,7 @@ def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
     when = made.get("time") or made.get("made")
     if when or by:
         yield f"Made {when or 'at a time that is not known'}{f' with {by}' if by else ''}."
-    yield from (f"note: {note}" for note in notes)
+    yield from (f"note: {note.replace('the same call', 'the same command')}" for note in notes)
 
 
 def _pair(made: Mapping[str, Any]) -> str:

@@ -84,9 +84,8 @@ def _one_legend(panels: Sequence[Axes], title: str) -> None:
         if (legend := axes.get_legend()) is not None:
             legend.remove()
     figure = panels[0].figure
-    if title:
-        figure.suptitle(title, fontsize=9)
     options: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": 8, "ncols": 3}
+    options |= {"title": title, "title_fontsize": 9} if title else {}
     figure.legend(list(handles.values()), list(handles), **options)
 
 

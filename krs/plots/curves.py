@@ -72,8 +72,10 @@ def plot_lines(
         axes.set_xticks(x[ticks], [str(names[i]) for i in ticks], rotation=45, ha="right")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    lowest = min(np.nanmin(values, initial=0.0) for values in shown)
-    highest = max(np.nanmax(values, initial=1.0) for values in shown)
+    numbers = np.concatenate([values[~np.isnan(values)] for values in shown])
+    lowest, highest = (float(most(numbers, initial=end)) for most, end in ((np.min, 0.0), (np.max, 1.0)))
+    axes.update_datalim([(x[0], 0.0), (x[-1], 0.0)])  # every window has its place, also those that have no number
+    axes.autoscale_view(scaley=False)
     axes.set_ylim(min(-0.05, lowest - 0.05), max(1.05, highest + 0.05))
     axes.set_title(title, fontsize=9)
     place = 1.03 + 0.045 * len(title.splitlines())

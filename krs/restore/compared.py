@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from krs._typing import Axes, DataFrame
@@ -14,9 +15,12 @@ from krs.restore.pictures import caption, check_drawable, value_label, x_label
 from krs.restore.plan import Named, names_of
 from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
-from krs.restore.telling import highest
-from krs.restore.together import MeanResult
+from krs.restore.telling import extremes, scale
+from krs.restore.together import MeanResult, rows
 from krs.wording import counted
+
+_WIDTH = 90
+"""Characters of a line of a figure's title."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -55,39 +59,87 @@ class Compared:
             edges={} if level is None else self._edges(measure, level),
             x_label=_x_label(list(self.results.values())),
             y_label=value_label(first.direction, measure),
+            title="\n".join(fill(line.replace("$", "\\$"), _WIDTH) for line in self._about(level)),
             ax=ax,
         )
 
     def told(self, measure: str = LOGIT_MSE.name, setting: Named | None = None) -> tuple[str, str]:
-        """A title of the figure that `plot` draws, and in words what it shows: of each line the highest number."""
+        """A title of the figure that `plot` draws, and in words what it shows: of each line its ends, and the last."""
         self._tables(measure)
         listed, first = list(self.results.values()), next(iter(self.results.values()))
         value, x = value_label(first.direction, measure), _x_label(listed)
         title = f"{value}: {', '.join(self.results)}"
         shown = [f"{value} by {x[0].lower()}{x[1:]}, of {counted(len(listed), 'sweep')}: {', '.join(self.results)}."]
+        shown += [f"{line[0].upper()}{line[1:]}." if i == 0 else f"{line}." for i, line in enumerate(self._about(0.95))]
+        shown.append(scale(first.direction))
         for panel, label in self._panels(setting).items():
             having = {n: r for n, r in self.results.items() if panel in {s.name for s in r.plan.settings}}
-            told = (f"{name} {highest(result, measure)[label]}" for name, result in having.items())
+            told = (f"{name} {extremes(result, measure)[label]}" for name, result in having.items())
             shown.append(f"{label}: {'; '.join(told)}.")
         return title, " ".join(shown)
 
-    def to_frame(self) -> DataFrame:
-        """Every result's own `to_frame()`, one below the other, with its name in the column `sweep`."""
+    def to_frame(self, setting: Named | None = None, measure: str = LOGIT_MSE.name) -> DataFrame:
+        """Every result's own `to_frame()`, one below the other, with its name in the column `sweep`.
+
+        Args:
+            setting: this one alone, of those that have it.
+            measure: of a mean the one that is meant; of a sweep one that stands beside the logit MSE.
+        """
         import pandas as pd
 
         frames = []
-        for name, result in self.results.items():
-            frame = result.to_frame()
+        for name, result in self._having(setting).items():
+            frame = rows(result, setting, measure)
             frame.insert(0, "sweep", name)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
 
-    def to_latex(self, measure: str = LOGIT_MSE.name, *, digits: int = 2) -> str:
-        """Every result's own `to_latex(measure)`, with its name, escaped, before the caption."""
-        captions = {
-            name: escaped(f"{name}: {caption(r.direction, measure, r.about)}") for name, r in self.results.items()
+    def to_latex(self, measure: str = LOGIT_MSE.name, *, digits: int = 2, setting: Named | None = None) -> str:
+        """Every result's own `to_latex(measure)`, with its name, escaped, before the caption.
+
+        Args:
+            measure: whose recovery.
+            digits: behind the point.
+            setting: this one alone, of those that have it.
+        """
+        having = self._having(setting)
+        captions = {name: escaped(f"{name}: {caption(r.direction, measure, r.about)}") for name, r in having.items()}
+        return "\n".join(
+            r.to_latex(measure, digits=digits, caption=captions[n], setting=setting) for n, r in having.items()
+        )
+
+    def _having(self, setting: Named | None) -> dict[str, SweepResult | MeanResult]:
+        """The results that have a setting, or an axis of that point; `KrsError` where none has it."""
+        if setting is None:
+            return dict(self.results)
+        called = names_of(setting)
+        having = {
+            name: result
+            for name, result in self.results.items()
+            if called & ({c.setting for c in result.plan.columns} | {s.name for s in result.plan.settings})
         }
-        return "\n".join(r.to_latex(measure, digits=digits, caption=captions[n]) for n, r in self.results.items())
+        if not having:
+            there = ", ".join(dict.fromkeys(c.setting for r in self.results.values() for c in r.plan.columns))
+            raise KrsError(f"{setting!r} was not swept in any of these: there are {there}")
+        return having
+
+    def _about(self, level: float | None) -> list[str]:
+        """What the bands are, how many prompts each line is of, and which sweeps were interrupted."""
+        prompts = {n: len(r.losses.mask) for n, r in self.results.items() if isinstance(r, SweepResult)}
+        means = {n: len(r.members) for n, r in self.results.items() if isinstance(r, MeanResult)}
+        kinds = (
+            [f"{level:.0%} interval over prompts"] if level is not None and max(prompts.values(), default=0) > 1 else []
+        )
+        kinds += (
+            ["± 1 SD between the sweeps of a mean"] if level is not None and max(means.values(), default=0) > 1 else []
+        )
+        of = [f"{name}: {counted(n, 'prompt')}" for name, n in prompts.items()]
+        of += [f"{name}: mean of {counted(n, 'sweep')}" for name, n in means.items()]
+        if not means and len(set(prompts.values())) == 1:
+            of = [f"{counted(next(iter(prompts.values())), 'prompt')} each"]
+        states = [f"{n} {said}" for n, r in self.results.items() if (said := getattr(r, "interrupted", ""))]
+        bands = [f"bands: {' or '.join(kinds)}"] if kinds else []
+        return [*bands, ", ".join(of), *states]
 
     def _tables(self, measure: str) -> dict[str, DataFrame]:
         """What is drawn; `KrsError` for what cannot lie in one figure."""

@@ -82,7 +82,7 @@ def _headline(result: Any) -> str:
         f"{counted(len(plan.settings), 'setting')}, {counted(len(plan.windows), 'window')}; scoring {result.scoring}, "
         f"engine {result.provenance.get('engine', '?')}."
     )
-    state = "" if result.complete else " It was interrupted: numbers that are missing were not computed."
+    state = f" It was {result.interrupted} are there; what is missing was not computed." if result.interrupted else ""
     return f"{pair + '. ' if pair else ''}{size}{state}"
 
 

@@ -88,6 +88,7 @@ def to_latex(
     caption: str | None,
     label: str | None,
     spread: DataFrame | None = None,
+    setting: Named | None = None,
 ) -> str:
     """A table of windows by settings, with a standard deviation beside each number if there is one.
 
@@ -105,11 +106,13 @@ def to_latex(
     """
     import pandas as pd
 
+    chosen = chosen_columns(plan, setting)
+    table, spread = table.iloc[:, chosen], None if spread is None else spread.iloc[:, chosen]
     values = table.to_numpy(dtype=float)
     spreads = np.full(values.shape, None) if spread is None else spread.to_numpy(dtype=float)
     cells = [[_cell(v, sd, digits) for v, sd in zip(*row, strict=True)] for row in zip(values, spreads, strict=True)]
     shown = pd.DataFrame(cells, index=list(map(str, table.index)))
-    heads = [[c.label for c in plan.columns]]
+    heads = [[plan.columns[i].label for i in chosen]]
     names = [str(n) for n in table.columns.names[1:]]
     heads += [[str(v) for v in table.columns.get_level_values(n)] for n in names]
     shown.columns = pd.MultiIndex.from_arrays(heads) if len(heads) > 1 else pd.Index(heads[0])

@@ -16,7 +16,7 @@ from krs.notebook import as_html
 from krs.prompts import Ids, Scoring
 from krs.restore import pictures, reading, storage
 from krs.restore.losses import Losses
-from krs.restore.plan import Named, Plan
+from krs.restore.plan import Named, Plan, chosen_columns
 from krs.restore.scores import Scores
 from krs.restore.tables import by_window, in_order, selected, tidy
 from krs.wording import as_text, counted
@@ -153,8 +153,12 @@ class SweepResult:
         """Why scores are NaN, if some are, why it was not the fastest engine, if it was not, and what about the input
         is most likely not meant."""
         slow = self.provenance.get("engine_note")
+        done = [bool(row.all()) for row in self.losses.computed]
+        there, asked = self._progress
+        rest = f"{asked - there:,} of {counted(asked, 'restoration')} are not computed: the same call goes on with them"
         return (
-            sorted({score.reason for score in self.scores if score.reason})
+            ([] if self.complete else [rest])
+            + sorted({score.reason for score, known in zip(self.scores, done, strict=True) if score.reason and known})
             + ([_ESTIMATED] if self.estimated else [])
             + ([slow] if slow else [])
             + self.provenance.get("notes", [])
@@ -163,7 +167,23 @@ class SweepResult:
     @property
     def complete(self) -> bool:
         """Whether every restoration was computed (not so for one that was interrupted)."""
-        return self.losses.complete
+        return self.losses.complete and "waiting" not in self.provenance
+
+    @property
+    def interrupted(self) -> str:
+        """How far a sweep came that was interrupted, as figures and tables say it; empty for one that is complete.
+
+        A restoration counts for each prompt: `"interrupted: 188 of 240 restorations"` are those of 2 prompts and 120
+        restorations.
+        """
+        there, asked = self._progress
+        return "" if self.complete else f"interrupted: {there:,} of {counted(asked, 'restoration')}"
+
+    @property
+    def _progress(self) -> tuple[int, int]:
+        """Restorations, of each prompt, that are there, and that were asked for."""
+        waiting = len(self.provenance.get("waiting", {}).get("token_ids", ()))
+        return int(self.losses.computed.sum()), len(self.plan) * (len(self.losses.mask) + waiting)
 
     def to_frame(self, per_prompt: bool = False) -> DataFrame:
         """Tidy: `setting, window, first_layer, last_layer, loss, baseline, krs`, a row a restoration.
@@ -206,9 +226,9 @@ class SweepResult:
         path)` writes SVG and PDF whose text is text.
         """
         table, value = self.recovery(measure), pictures.value_label(self.direction, measure)
-        pictures.check_drawable({"the result": table})
+        pictures.check_drawable({"the result": table.iloc[:, chosen_columns(self.plan, setting)]})
         size = f"{'estimated; ' if self.estimated else ''}{pictures.size_of(self.losses.mask)}"
-        title = "\n".join(line for line in (self._pair, size) if line)
+        title = "\n".join(line for line in (self._pair, size, self.interrupted) if line)
         if table.columns.nlevels > 1:
             ticks = pictures.ticks_of(self.plan, self.token_ids, self.pieces)
             return pictures.draw_maps(self.plan, table, value, title, ax, setting, ticks)
@@ -217,9 +237,9 @@ class SweepResult:
 
     @property
     def about(self) -> str:
-        """Both models, what the windows are, and of how many prompts the numbers are."""
+        """Both models, what the windows are, of how many prompts the numbers are, and whether some are missing."""
         how = ["estimated"] if self.estimated else []
-        told = [self._pair, *how, pictures.rows_of(self.plan), pictures.size_of(self.losses.mask)]
+        told = [self._pair, *how, pictures.rows_of(self.plan), pictures.size_of(self.losses.mask), self.interrupted]
         return "; ".join(part for part in told if part)
 
     @property
@@ -251,7 +271,13 @@ class SweepResult:
         return reading.tokens(self._numbers, self.token_ids, self.pieces, *asked)
 
     def to_latex(
-        self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
+        self,
+        measure: str = LOGIT_MSE.name,
+        *,
+        digits: int = 2,
+        caption: str | None = None,
+        label: str | None = None,
+        setting: Named | None = None,
     ) -> str:
         """`recovery(measure)` as a LaTeX table (package booktabs), windows by settings.
 
@@ -260,9 +286,10 @@ class SweepResult:
             digits: behind the point.
             caption: LaTeX; one that names measure, models and windows if not given. `""` writes a tabular alone.
             label: of the table, for `\\ref`.
+            setting: this one alone, or this axis; all of them if not given.
         """
         table, told = self.recovery(measure), pictures.caption(self.direction, measure, self.about)
-        return reading.to_latex(self.plan, table, digits, reading.captioned(told, caption), label)
+        return reading.to_latex(self.plan, table, digits, reading.captioned(told, caption), label, setting=setting)
 
     def to_xarray(self) -> Dataset:
         """Every number as an `xarray.Dataset` (extra `krs[xarray]`): setting x window (x position) x prompt x token.
@@ -282,7 +309,7 @@ class SweepResult:
     def _headline(self) -> str:
         made = self.provenance
         base = (self.losses.donor if self.direction == "transplant" else self.losses.baseline)[self.losses.mask].mean()
-        state = "" if self.complete else " (interrupted: not all restorations are there)"
+        state = f" ({self.interrupted})" if self.interrupted else ""
         size = f"{counted(len(self.plan.settings), 'setting')} x {counted(len(self.plan.windows), 'window')}"
         kind = ("ESTIMATED, " if self.estimated else "") + _HEAD.get(self.direction, "")
         return (

@@ -8,7 +8,7 @@ import numpy as np
 
 from krs.metrics.measures import LOGIT_MSE
 from krs.restore.pictures import caption, pair_of, part_name, value_label
-from krs.restore.plan import Named, chosen_columns
+from krs.restore.plan import Named, Plan, chosen_columns
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def title_and_description(
     result: SweepResult | MeanResult, measure: str = LOGIT_MSE.name, setting: Named | None = None
 ) -> tuple[str, str]:
-    """A title of the figure that `result.plot` draws, and a description: of each line or map the highest number.
+    """A title of the figure that `result.plot` draws, and a description: of each line its ends, of a map the highest.
 
     Args:
         result: of a sweep, or a mean of some.
@@ -28,13 +28,33 @@ def title_and_description(
     members: Any = getattr(result, "members", None)
     of = f"mean of {', '.join(result.names)}" if members else pair_of(result.provenance, result.direction)  # type: ignore[union-attr]
     value = value_label(result.direction, measure)
-    lines = "; ".join(f"{label}: {peak}" for label, peak in highest(result, measure, setting).items())
-    return f"{value}{f': {of}' if of else ''}", f"{caption(result.direction, measure, result.about)} {lines}."
+    lines = "; ".join(f"{label}: {peak}" for label, peak in extremes(result, measure, setting).items())
+    state = f" ({found})" if (found := getattr(result, "interrupted", "")) else ""
+    about = f"{caption(result.direction, measure, result.about)} {scale(result.direction)}"
+    return f"{value}{f': {of}' if of else ''}{state}", f"{about} {lines}."
 
 
-def highest(result: SweepResult | MeanResult, measure: str, setting: Named | None = None) -> dict[str, str]:
-    """By what figures call a setting: its highest recovery and where that is, by the names on the axes."""
-    plan, table = result.plan, result.recovery(measure)
+def scale(direction: str) -> str:
+    """What the ends of the scale are."""
+    if direction == "restore":
+        return "0 is as unlearned, 1 the vanilla model."
+    return "0 is the recipient as it is, 1 the donor."
+
+
+def unfinished(result: SweepResult | MeanResult) -> set[int]:
+    """The columns of `result.krs` some of whose restorations were not computed: those of an interrupted sweep."""
+    if not getattr(result, "interrupted", ""):
+        return set()
+    done = result.plan.grid(result.losses.computed.all(axis=1))  # type: ignore[union-attr]
+    return set(np.flatnonzero((done == 0).any(axis=1).ravel()).tolist())
+
+
+def extremes(result: SweepResult | MeanResult, measure: str, setting: Named | None = None) -> dict[str, str]:
+    """By what figures call a setting: its highest recovery and where that is, by the names on the axes.
+
+    Of a curve the lowest and the last one too.
+    """
+    plan, table, missing = result.plan, result.recovery(measure), unfinished(result)
     groups: dict[str, list[int]] = {}
     for i in chosen_columns(plan, setting):
         groups.setdefault(plan.columns[i].label, []).append(i)
@@ -44,13 +64,30 @@ def highest(result: SweepResult | MeanResult, measure: str, setting: Named | Non
         if np.isnan(values).all():
             found[label] = "no number"
             continue
+        so_far = " so far" if missing & set(columns) else ""
+        there = values[~np.isnan(values)]
+        if len(there) > 1 and f"{there.min():z.2f}" == f"{there.max():z.2f}":
+            same = f"{there.max():z.2f}"
+            found[label] = f"{'0' if same == '0.00' else same}{so_far} everywhere"
+            continue
         row, best = np.unravel_index(np.nanargmax(values), values.shape)
-        column = plan.columns[columns[int(best)]]
-        place = [_window(plan.windows[int(row)].name)]
-        place += [] if column.part is None else [f"{part_name(plan, columns[int(best)])} {column.part}"]
-        place += [] if column.position is None else [f"position {column.position}"]
-        found[label] = f"highest {values[row, best]:z.2f} at {', '.join(place)}"
+        found[label] = f"highest{so_far} {values[row, best]:z.2f} at {_place(plan, int(row), columns[int(best)])}"
+        if len(columns) == 1 and len(there) > 1:
+            low, last = int(np.nanargmin(values)), int(np.flatnonzero(~np.isnan(values[:, 0]))[-1])
+            found[label] += f", lowest {values[low, 0]:z.2f} at {_window(plan.windows[low].name)}"
+            found[label] += f", last {values[last, 0]:z.2f}" + (
+                f" at {_window(plan.windows[last].name)}" * bool(so_far)
+            )
     return found
+
+
+def _place(plan: Plan, row: int, column: int) -> str:
+    """Where a number of the table stands, by the names on the axes."""
+    where = plan.columns[column]
+    place = [_window(plan.windows[row].name)]
+    place += [] if where.part is None else [f"{part_name(plan, column)} {where.part}"]
+    place += [] if where.position is None else [f"position {where.position}"]
+    return ", ".join(place)
 
 
 def _window(name: int | str) -> str:

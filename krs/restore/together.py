@@ -183,11 +183,18 @@ class MeanResult:
         )
 
     def to_latex(
-        self, measure: str = LOGIT_MSE.name, *, digits: int = 2, caption: str | None = None, label: str | None = None
+        self,
+        measure: str = LOGIT_MSE.name,
+        *,
+        digits: int = 2,
+        caption: str | None = None,
+        label: str | None = None,
+        setting: Named | None = None,
     ) -> str:
         """`recovery(measure)` with `sd(measure)` beside it, as `SweepResult.to_latex` writes it."""
         table, told = self.recovery(measure), pictures.caption(self.direction, measure, self.about)
-        return reading.to_latex(self.plan, table, digits, reading.captioned(told, caption), label, self.sd(measure))
+        words = reading.captioned(told, caption)
+        return reading.to_latex(self.plan, table, digits, words, label, self.sd(measure), setting=setting)
 
     @property
     def about(self) -> str:
@@ -272,6 +279,22 @@ def mean(results: Iterable[SweepResult], names: Iterable[str] | None = None) -> 
     if len(called) != len(found):
         raise KrsError(f"names= has {counted(len(called), 'name')} for {counted(len(found), 'result')}: one for each")
     return MeanResult(found, tuple(called))
+
+
+def rows(result: SweepResult | MeanResult, setting: Named | None, measure: str = LOGIT_MSE.name) -> DataFrame:
+    """The rows of a result's `to_frame()` for a setting, or an axis of its point; all of them for `None`.
+
+    Of a sweep, a further measure stands beside the logit MSE: its mean and its recovery.
+    """
+    if isinstance(result, MeanResult):
+        frame, columns = result.to_frame(measure), result.plan.columns
+        per = len(frame) // len(columns)  # a window each
+        return frame.iloc[[i * per + n for i in chosen_columns(result.plan, setting) for n in range(per)]]
+    frame = result.to_frame()
+    if measure != LOGIT_MSE.name:
+        tables = {measure: result.table(measure), f"{measure}_recovery": result.recovery(measure)}
+        frame = frame.assign(**{name: result.in_order(table) for name, table in tables.items()})
+    return frame if setting is None else frame.loc[result.sel(setting).index]
 
 
 def _name(result: SweepResult, i: int) -> str:
