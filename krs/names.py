@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from krs.errors import KrsError
 from krs.reach import is_reachable
@@ -11,6 +14,58 @@ from krs.reach import is_reachable
 BUNDLED = "smollm2"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 CONFIGS = ("config.json", "adapter_config.json")
+
+_TYPES = re.compile(r"[A-Z]\w*(ForCausalLM|Model|Module|Transformer|Bridge|Path)|")
+"""What is no name but the type of a model that was handed in loaded."""
+
+
+def called(described: Mapping[str, Any]) -> str:
+    """What a model is called, of which a result says `given_as`, `class` and `name_or_path`; empty without a name.
+
+    That is what it was asked for by: an adapter's configuration has the name of its base. One that was handed in loaded
+    has its configuration's.
+
+    >>> called({"given_as": "runs/lora", "name_or_path": "org/base", "class": "LlamaForCausalLM"})
+    'runs/lora'
+    >>> called({"given_as": "PeftModelForCausalLM", "name_or_path": "org/base", "class": "LlamaForCausalLM"})
+    'org/base with an adapter'
+    """
+    known = str(described.get("name_or_path") or "")
+    adapted = str(described.get("given_as") or "").startswith("Peft")
+    return asked_by(described) or (f"{known} with an adapter" if known and adapted else "")
+
+
+def asked_by(described: Mapping[str, Any]) -> str:
+    """The name by which the same model can be asked for; empty where there is none."""
+    given, known = (str(described.get(key) or "") for key in ("given_as", "name_or_path"))
+    if given != described.get("class") and not _TYPES.fullmatch(given) and Path(given).name not in ("", ".."):
+        return given
+    return "" if given.startswith("Peft") else known
+
+
+def told_apart(models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """By side: the last part of each model's name; more of it, or which weights it has, where others are called alike.
+
+    >>> told_apart({"unlearned": {"given_as": "runs/npo/model"}, "vanilla": {"given_as": "runs/base/model"}})
+    {'unlearned': 'npo/model', 'vanilla': 'base/model'}
+    >>> told_apart({"vanilla": {}})
+    {'vanilla': 'the vanilla model'}
+    """
+    paths = [Path(called(made) or f"the {side} model") for side, made in models.items()]
+    longest = max((len(path.parts) for path in paths), default=1)
+    shown = {path: _last(path, 1) for path in paths}
+    for n in range(2, longest + 1):
+        every = list(shown.values())
+        shown = {path: _last(path, n) if every.count(name) > 1 else name for path, name in shown.items()}
+    found = [shown[path] for path in paths]
+    weights = [str(made.get("identity", {}).get("weights", "")).rpartition(":")[2][:8] for made in models.values()]
+    alike = [found.count(name) > 1 and len(set(weights)) > 1 for name in found]
+    names = [f"{n}, weights {w}" if same and w else n for n, w, same in zip(found, weights, alike, strict=True)]
+    return dict(zip(models, names, strict=True))
+
+
+def _last(path: Path, n: int) -> str:
+    return str(Path(*path.parts[-n:])) if path.parts else str(path)
 
 
 def check_name(name: str | Path) -> None:

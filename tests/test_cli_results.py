@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 import krs
 from krs import KrsError, files
 from krs.cli import app
-from krs.cli.words import _names
 from krs.files import in_options, windows
 from krs.instruments.dissection import Dissection
 from krs.instruments.facts import as_facts
 from krs.instruments.reading import Reading
 from krs.instruments.verdict import Verdict
+from krs.names import told_apart
 from krs.restore import plain
 from krs.unlearn.methods import method
 from tests.tiny import pair
@@ -102,19 +102,42 @@ def test_a_sweep_in_words(place):
 
 
 def test_models_that_are_called_the_same_are_told_apart():
+    def names(models):
+        return list(told_apart({f"side {i}": model for i, model in enumerate(models)}).values())
+
     def of(place, weights="xxh3-128:0123456789"):
         return {"name_or_path": place, "identity": {"weights": weights}}
 
-    assert _names([of("/a/v"), of("/a/u")]) == ["v", "u"]
-    assert _names([of("/runs/npo/model"), of("/runs/ga/model"), of("/x")]) == ["npo/model", "ga/model", "x"]
-    assert _names([of("out/a/b/model"), of("out/c/b/model")]) == ["a/b/model", "c/b/model"]
-    assert _names([of("model"), of("out/model")]) == ["model", "out/model"]
-    assert _names([of("base"), of("base", "xxh3-128:fedcba98765")]) == [
+    assert names([of("/a/v"), of("/a/u")]) == ["v", "u"]
+    assert names([of("/runs/npo/model"), of("/runs/ga/model"), of("/x")]) == ["npo/model", "ga/model", "x"]
+    assert names([of("out/a/b/model"), of("out/c/b/model")]) == ["a/b/model", "c/b/model"]
+    assert names([of("model"), of("out/model")]) == ["model", "out/model"]
+    assert names([of("base"), of("base", "xxh3-128:fedcba98765")]) == [
         "base, weights 01234567",
         "base, weights fedcba98",
     ]
-    assert _names([of("base"), of("base")]) == ["base", "base"]
-    assert _names([{}, {"given_as": "smollm2"}]) == ["a model without a name", "smollm2"]
+    assert names([of("base"), of("base")]) == ["base", "base"]
+    assert names([{}, {"given_as": "smollm2"}]) == ["the side 0 model", "smollm2"]
+
+
+def test_an_adapter_is_called_by_its_own_name_and_a_loaded_model_by_its_type_never(place, tmp_path):
+    base = {"name_or_path": str(place / "v"), "class": "LlamaForCausalLM"}
+    result = krs.load_result(place / "a.krs")
+    kept = result.provenance["unlearned"]
+
+    def shown(given, **more):
+        result.provenance["unlearned"] = kept | base | {"given_as": given} | more
+        result.save(tmp_path / "a.krs", overwrite=True)
+        return _shown(tmp_path / "a.krs").splitlines()[1], result._pair
+
+    assert shown("runs/lora_out") == ("A sweep of lora_out (unlearned) beside v (vanilla).", "lora_out, from v")
+    said = "A sweep of v with an adapter (unlearned) beside v (vanilla)."
+    assert shown("PeftModelForCausalLM") == (said, "v with an adapter, from v")
+    assert shown("LlamaForCausalLM")[0].startswith("A sweep of v, weights ")
+    assert shown("LlamaForCausalLM", name_or_path="")[0] == "A sweep of the unlearned model beside v (vanilla)."
+    assert shown("PosixPath", name_or_path="out/ga")[0] == "A sweep of ga (unlearned) beside v (vanilla)."
+    assert shown(".", name_or_path="out/ga")[1] == "ga, from v"
+    assert krs.mean([result]).names == ("ga",)
 
 
 def test_other_measures_are_told_of_and_drawn(place, tmp_path):

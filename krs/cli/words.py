@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from krs.cli.prose import whole
+from krs.names import called, told_apart
 from krs.wording import counted
 
 
@@ -151,8 +151,7 @@ def _line(text: str | None) -> str:
 
 def _dissection(result: Any) -> Iterator[str]:
     models = result.provenance.get("models", {})
-    named = zip(models, _names(list(models.values())), strict=True)
-    yield f"A dissection of {', '.join(f'{name} ({side})' for side, name in named)}."
+    yield f"A dissection of {', '.join(_of_side(name, side) for side, name in told_apart(models).items())}."
     yield f"Verdict: {result.verdict}"
     yield f"{counted(len(result.facts), 'fact')}; each instrument:"
     for reading in result.readings.values():
@@ -208,33 +207,16 @@ def _end(made: Mapping[str, Any], notes: Any) -> Iterator[str]:
 
 
 def _pair(made: Mapping[str, Any]) -> str:
-    unlearned, vanilla = _names([made.get("unlearned", {}), made.get("vanilla", {})])
-    sides = (("unlearned", unlearned), ("vanilla", vanilla))
-    return " beside ".join(name if name == side else f"{name} ({side})" for side, name in sides)
+    sides = told_apart({side: made.get(side, {}) for side in ("unlearned", "vanilla")})
+    return " beside ".join(_of_side(name, side) for side, name in sides.items())
 
 
-def _names(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The last part of each model's name; more of it, or which weights it has, where others are called the same."""
-    paths = [_path(made) for made in models]
-    longest = max((len(path.parts) for path in paths), default=1)
-    found = [_last(path, 1) for path in paths]
-    for n in range(2, longest + 1):
-        found = [_last(path, n) if found.count(name) > 1 else name for path, name in zip(paths, found, strict=True)]
-    weights = [str(made.get("identity", {}).get("weights", "")).rpartition(":")[2][:8] for made in models]
-    alike = [found.count(name) > 1 and len(set(weights)) > 1 for name in found]
-    return [f"{n}, weights {w}" if same and w else n for n, w, same in zip(found, weights, alike, strict=True)]
+def _of_side(name: str, side: str) -> str:
+    return name if name in (side, f"the {side} model") else f"{name} ({side})"
 
 
 def _name(made: Mapping[str, Any]) -> str:
-    return _names([made])[0]
-
-
-def _path(made: Mapping[str, Any]) -> Path:
-    return Path(str(made.get("name_or_path") or made.get("given_as") or "a model without a name"))
-
-
-def _last(path: Path, n: int) -> str:
-    return str(Path(*path.parts[-n:])) if path.parts else str(path)
+    return told_apart({"": made})[""] if called(made) else "a model without a name"
 
 
 def _layers(first: int, last: int) -> str:

@@ -14,6 +14,7 @@ from krs.instruments.instrument import instrument
 from krs.instruments.pictures import Line, curves, evidence, heat
 from krs.instruments.reading import Reading, mean
 from krs.instruments.verdict import Verdict, thresholds
+from krs.names import asked_by, told_apart
 from krs.pages import Block, Code, Intervals, Lines, Listed, Map, Page, Picture, Section, Table, Text, document, peaks
 from krs.wording import counted
 
@@ -93,8 +94,8 @@ def _pace(provenance: Mapping[str, Any]) -> Iterator[str]:
 
 def _models(provenance: Mapping[str, Any], facts: int) -> str:
     models = provenance.get("models", {})
-    called = {s: told.get("given_as") or told.get("name_or_path") or "?" for s, told in models.items()}
-    names = "; ".join(f"{side}: {name}" for side, name in called.items())
+    named = told_apart(models).items()
+    names = "; ".join(name if name == f"the {side} model" else f"{side}: {name}" for side, name in named)
     asked = counted(facts, "fact")
     return f"{names}. {asked} asked about, {provenance.get('time', '')}."
 
@@ -103,9 +104,7 @@ def _command(readings: Readings, provenance: Mapping[str, Any]) -> str:
     """As far as it is known how it was asked for; `facts.jsonl` stands for the facts."""
     import shlex
 
-    names = {
-        side: str(model.get("name_or_path") or side.upper()) for side, model in provenance.get("models", {}).items()
-    }
+    names = {side: asked_by(model) or side.upper() for side, model in provenance.get("models", {}).items()}
     words = ["krs dissect", *(shlex.quote(names.get(side, side.upper())) for side in ("vanilla", "unlearned"))]
     words += ["--target facts.jsonl", *(f"--only {name}" for name in readings)]
     words += [f"--retain {shlex.quote(names['retain'])}"] if "retain" in names else []

@@ -7,6 +7,7 @@ import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def describe_model(given: object, model: nn.Module) -> dict[str, Any]:
     """What is known of one side: where it came from and what it is."""
     config: Any = model.config
     return {
-        "given_as": given if isinstance(given, str) else type(given).__name__,
+        "given_as": str(given) if isinstance(given, str | Path) else type(given).__name__,
         "name_or_path": str(getattr(config, "_name_or_path", "") or ""),
         "revision": getattr(config, "_commit_hash", None),
         "class": type(model).__name__,

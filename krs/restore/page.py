@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krs._typing import DataFrame
+from krs.names import asked_by
 from krs.pages import Block, Code, Lines, Map, Page, Section, Switch, Table, Text, peaks
 from krs.restore.pictures import pair_of, part_name, value_label, x_label
 from krs.restore.result import SweepResult
@@ -227,7 +228,7 @@ def _words(result: SweepResult) -> Iterator[Block]:
 def _commands(result: SweepResult) -> str:
     """As far as a result knows how it was asked for; `prompts.txt` stands for its prompts."""
     made = result.provenance
-    names = [str(made.get(side, {}).get("name_or_path") or side.upper()) for side in ("vanilla", "unlearned")]
+    names = [asked_by(made.get(side, {})) or side.upper() for side in ("vanilla", "unlearned")]
     words = ["krs sweep", *map(_quoted, names), "--prompts prompts.txt", f"--n-tokens {made.get('n_tokens', 30)}"]
     words += [f"--settings {_quoted(s.name)}" for s in result.plan.settings if not result.plan.axes]
     widest = max(len(w) for w in result.plan.windows)

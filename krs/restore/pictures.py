@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE, measure_label
+from krs.names import called
 from krs.plots import plot_lines, plot_maps
 from krs.prompts import Ids
 from krs.restore.plan import Named, Plan, chosen_columns
@@ -113,11 +114,7 @@ def value_label(direction: str, measure: str) -> str:
 
 def pair_of(provenance: Mapping[str, Any], direction: str) -> str:
     """Both models by name; nothing where they have none."""
-    names = []
-    for side in ("unlearned", "vanilla"):
-        made = provenance.get(side, {})
-        name = made.get("name_or_path") or made.get("given_as") or ""
-        names.append(Path(str(name)).name)
+    names = [Path(called(provenance.get(side, {}))).name for side in ("unlearned", "vanilla")]
     if not all(names) or names[0] == names[1]:
         return ""
     recipient, donor = names if direction == "restore" else names[::-1]

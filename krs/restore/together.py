@@ -16,6 +16,7 @@ from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.models.identity import differing
 from krs.models.provenance import now
+from krs.names import called
 from krs.notebook import as_html
 from krs.plots import mean_and_sd, plot_lines
 from krs.restore import pictures, reading, storage
@@ -298,9 +299,7 @@ def rows(result: SweepResult | MeanResult, setting: Named | None, measure: str =
 
 
 def _name(result: SweepResult, i: int) -> str:
-    made = result.provenance.get("unlearned", {})
-    given = made.get("name_or_path") or ""
-    return Path(str(given)).name or f"result {i}"
+    return Path(called(result.provenance.get("unlearned", {}))).name or f"result {i}"
 
 
 def _several(results: Iterable[Any], what: str) -> tuple[SweepResult, ...]:

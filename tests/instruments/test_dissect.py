@@ -370,6 +370,24 @@ def test_what_a_model_says_is_escaped_on_the_page():
     assert "not run (&lt;script" in told._repr_html_()  # a notebook says what was left out, too
 
 
+def test_the_page_calls_models_by_name_and_never_by_their_type():
+    from krs.instruments.dissection import Dissection
+    from krs.instruments.page import page
+    from krs.instruments.verdict import Verdict
+
+    def shown(vanilla, unlearned):
+        made = {"models": {"vanilla": vanilla, "unlearned": unlearned}}
+        return page(Verdict("knows", "it does"), {}, {}, Dissection(Verdict("knows", ""), {}, {}, FACTS).answers, made)
+
+    kind = {"given_as": "LlamaForCausalLM", "class": "LlamaForCausalLM"}
+    assert "vanilla: base; unlearned: lora." in (
+        found := shown(kind | {"name_or_path": "org/base"}, {"given_as": "runs/lora", "name_or_path": "org/base"})
+    )
+    assert "krs dissect org/base runs/lora " in found
+    assert "the vanilla model; the unlearned model." in (found := shown(kind, kind | {"name_or_path": ""}))
+    assert "krs dissect VANILLA UNLEARNED " in found
+
+
 @pytest.mark.parametrize("budget", ["soon", "", -1.0, "0m", "1.2.3s"])
 def test_a_budget_that_is_none_is_refused(budget):
     with pytest.raises(krs.KrsError, match="give seconds, or a time"):
