@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from math import isnan
 from typing import Any
 
 _NARROWEST = 20
@@ -37,6 +38,37 @@ def span(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def heights(values: Sequence[float], places: Sequence[str], *, so_far: bool = False, curve: bool = True) -> str:
+    """Numbers in words: the highest and where that is; of a curve the lowest and the last one too.
+
+    >>> heights([0.1, 0.746, 0.3], ["layer 0", "layer 1", "layer 2"])
+    'highest 0.75 at layer 1, lowest 0.10 at layer 0, last 0.30'
+    >>> heights([0.0, 0.001], ["layer 0", "layer 1"]), heights([float("nan")], ["layer 0"])
+    ('0 everywhere', 'no number')
+
+    Args:
+        values: NaN where there is none.
+        places: of each value.
+        so_far: whether some are still to come; then it says where the last one is.
+        curve: `False` for a map.
+    """
+    shown = [(value, f"{value:z.2f}", place) for value, place in zip(values, places, strict=True) if not isnan(value)]
+    if not shown:
+        return "no number"
+    (_, high, top), (_, low, bottom), (_, last, end) = (*(most(shown, key=_value) for most in (max, min)), shown[-1])
+    far = " so far" if so_far else ""
+    if len(shown) > 1 and low == high:
+        return f"{'0' if high == '0.00' else high}{far} everywhere"
+    told = f"highest{far} {high} at {top}"
+    if not curve or len(shown) == 1:
+        return told
+    return f"{told}, lowest {low} at {bottom}, last {last}{f' at {end}' if so_far else ''}"
+
+
+def _value(shown: tuple[float, str, str]) -> float:
+    return shown[0]
 
 
 def as_text(frame: Any, digits: int | None = None, **options: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from krs.metrics.measures import LOGIT_MSE
 from krs.restore.pictures import caption, pair_of, part_name, value_label
 from krs.restore.plan import Named, Plan, chosen_columns
+from krs.wording import heights
 
 if TYPE_CHECKING:
     from krs.restore.result import SweepResult
@@ -60,24 +61,10 @@ def extremes(result: SweepResult | MeanResult, measure: str, setting: Named | No
         groups.setdefault(plan.columns[i].label, []).append(i)
     found = {}
     for label, columns in groups.items():
-        values = table.iloc[:, columns].to_numpy(dtype=float)
-        if np.isnan(values).all():
-            found[label] = "no number"
-            continue
-        so_far = " so far" if missing & set(columns) else ""
-        there = values[~np.isnan(values)]
-        if len(there) > 1 and f"{there.min():z.2f}" == f"{there.max():z.2f}":
-            same = f"{there.max():z.2f}"
-            found[label] = f"{'0' if same == '0.00' else same}{so_far} everywhere"
-            continue
-        row, best = np.unravel_index(np.nanargmax(values), values.shape)
-        found[label] = f"highest{so_far} {values[row, best]:z.2f} at {_place(plan, int(row), columns[int(best)])}"
-        if len(columns) == 1 and len(there) > 1:
-            low, last = int(np.nanargmin(values)), int(np.flatnonzero(~np.isnan(values[:, 0]))[-1])
-            found[label] += f", lowest {values[low, 0]:z.2f} at {_window(plan.windows[low].name)}"
-            found[label] += f", last {values[last, 0]:z.2f}" + (
-                f" at {_window(plan.windows[last].name)}" * bool(so_far)
-            )
+        values = table.iloc[:, columns].to_numpy(dtype=float).ravel()
+        places = [_place(plan, row, column) for row in range(len(plan.windows)) for column in columns]
+        so_far = bool(missing & set(columns))
+        found[label] = heights(values.tolist(), places, so_far=so_far, curve=len(columns) == 1)
     return found
 
 

@@ -17,7 +17,7 @@ from krs.study.spec import Spec
 from krs.study.store import Store
 from krs.study.tables import read_file, read_table
 from krs.study.tables import written as csv_text
-from krs.wording import counted
+from krs.wording import counted, heights
 from krs.writing import clear_unfinished, write_text
 
 TABLES = {
@@ -92,7 +92,7 @@ def _figures(found: dict[str, DataFrame], folder: Path) -> list[str]:
 
 
 def _told_curves(model: str, part: DataFrame) -> tuple[str, str]:
-    """A title of the first figure, and in words what it shows: of each setting's mean the highest number."""
+    """A title of the first figure, and in words what it shows: where each setting's mean is highest and lowest."""
     from krs.study.curves import label_of
 
     by_cell = part.groupby(["cell", "setting", "window"], sort=False).krs.mean()
@@ -100,10 +100,10 @@ def _told_curves(model: str, part: DataFrame) -> tuple[str, str]:
     mean = by_cell.groupby(["setting", "window"], sort=False).mean().dropna()
     for setting in dict.fromkeys(part.setting):
         there = mean[mean.index.get_level_values("setting") == setting].droplevel("setting")
-        at = f"highest {there.max():z.2f} at layer {there.idxmax()}" if len(there) else "no number"
-        peaks.append(f"{label_of(str(setting))}: {at}")
+        peaks.append(f"{label_of(str(setting))}: {heights(there.tolist(), [f'layer {w}' for w in there.index])}")
     title = f"Knowledge Recovery Score: {model}"
-    return title, f"{title}, by layer, mean of {counted(part.cell.nunique(), 'cell')}. {'; '.join(peaks)}."
+    about = f"{title}, by layer, mean of {counted(part.cell.nunique(), 'cell')}. "
+    return title, f"{about}0 is as unlearned, 1 the vanilla model. {'; '.join(peaks)}."
 
 
 def _told_points(model: str, shown: DataFrame) -> tuple[str, str]:
