@@ -81,7 +81,7 @@ def heard(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def going_on(there: Mapping[str, tuple[int, int]], where: str | Path, *, show: bool, more: str = "") -> None:
-    """Say on stderr how much of the work an earlier call has left; nothing where that is nothing.
+    """Say on stderr how much of the work an earlier call has left, be it all; nothing where that is nothing.
 
     Args:
         there: of each thing that is counted (a noun in the singular), how many there are, and how many there will be.
@@ -209,12 +209,15 @@ def _gone_on(there: Mapping[str, tuple[int, int]], where: str | Path, more: str)
     """
     >>> _gone_on({"vanilla answer": (16, 16), "restoration": (40, 1200)}, "out/sweep.krs", "")
     "going on: all 16 vanilla answers and 40 of 1,200 restorations were in 'out/sweep.krs'"
+    >>> _gone_on({"restoration": (1200, 1200)}, "out/sweep.krs", "")
+    "done already: all 1,200 restorations are in 'out/sweep.krs'"
     """
     told = [
         f"{'all ' if n == of > 1 else '' if n == of else f'{n:,} of '}{counted(of, what)}"
         for what, (n, of) in there.items()
     ]
-    return f"going on: {' and '.join(told)} were in {str(where)!r}{f' ({more})' if more else ''}"
+    began, are = ("done already", "are") if all(n == of for n, of in there.values()) else ("going on", "were")
+    return f"{began}: {' and '.join(told)} {are} in {str(where)!r}{f' ({more})' if more else ''}"
 
 
 def _how_far(stage: Lines, seconds: float) -> str:

@@ -326,7 +326,9 @@ def test_an_interrupted_sweep_says_where_it_is_and_the_same_command_goes_on(save
     stopped = CliRunner().invoke(app, run)
     monkeypatch.undo()
     assert stopped.exit_code == 130
-    said = f"krs: interrupted; what was done, 50% of the sweep, is in '{out}/sweep.krs'; the same command goes on from "
+    said = (
+        f"krs: interrupted; what was done, 4 of 8 restorations, is in '{out}/sweep.krs'; the same command goes on from "
+    )
     assert stopped.stderr == said + "there\n"
     done = CliRunner().invoke(app, run)
     assert done.exit_code == 0
