@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,6 +24,8 @@ _HEARD: ContextVar[Callable[[str], None] | None] = ContextVar("krs_progress_hear
 _OPEN: ContextVar[tuple[Lines, ...]] = ContextVar("krs_progress_open", default=())
 _SAID: ContextVar[set[str] | None] = ContextVar("krs_progress_said", default=None)
 _BEFORE: ContextVar[list[Callable[[], str | None]] | None] = ContextVar("krs_progress_before", default=None)
+
+_LOADS: ContextVar[bool] = ContextVar("krs_progress_loads", default=False)
 
 
 def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: int = 0, scale: bool = False) -> Any:
@@ -68,6 +70,25 @@ def before_the_first(note: Callable[[], str | None]) -> Iterator[None]:
         yield
     finally:
         _BEFORE.reset(before)
+
+
+@contextmanager
+def loads_told(show: bool) -> Iterator[None]:
+    """Inside, what is loaded by name is said on stderr before that begins, for it may take a minute; not unless `show`.
+
+    A call in Python loads what it was given and has nobody who wonders; a command has.
+    """
+    before = _LOADS.set(show)
+    try:
+        yield
+    finally:
+        _LOADS.reset(before)
+
+
+def loading(names: Iterable[str | Path]) -> None:
+    """Models of these names are about to be loaded: said where `loads_told` has it said."""
+    if _LOADS.get() and (each := [*dict.fromkeys(map(str, names))]):
+        told(f"loading {' and '.join(each)}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Plugin:
 
     def __init__(self, config: Any = None) -> None:
         """With the settings of `config_class`, and its defaults where none are given."""
-        self.config = self.config_class() if config is None else config
+        self.config: Any = self.config_class() if config is None else config
 
 
 class Edit(Plugin, ABC):

@@ -26,6 +26,7 @@ from krs.models.given import check_fit, load_options
 from krs.models.load import find_tokenizer, load
 from krs.models.places import locate
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions, versions_that_count, weights_digest
+from krs.progress import loading
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.prompts.notes import prompt_notes, show
 from krs.registry import module_of
@@ -348,6 +349,7 @@ def _vanilla(
         located = {"model": locate(model)}
         check_fit(located, options["dtype"], options["device"])
         check_memory(made, located, options["dtype"], options["device"])
+        loading([model])
         loaded, beside = load(model, **options)
         plain, found = unwrap(loaded), tokenizer or beside
     else:
