@@ -161,6 +161,7 @@ def test_one_column_of_one_layer_makes_another_checkpoint(smollm2, tmp_path):
         krs.sweep(vanilla, unlearned, [[5, 6]], checkpoint=tmp_path / "part.krs", **options)
 
 
+@pytest.mark.long
 def test_every_byte_of_both_models_costs_less_than_a_twentieth_of_a_small_sweep(models):
     """Of processor time. The demo's sweep has ten prompts, ten times the windows and answers of thirty tokens."""
     vanilla, unlearned, tokenizer = models
