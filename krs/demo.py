@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from krs.plots import save_figure_or_say
 from krs.restore.result import SweepResult
 from krs.restore.sweep import sweep
 from krs.restore.telling import title_and_description
-from krs.wording import as_text, cut_off
+from krs.wording import as_text, cut_off, prose
 from krs.writing import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -53,35 +52,41 @@ def demo(output: str | Path = "out/demo", progress: bool = True) -> SweepResult:
     )
     started = time.monotonic()
     concept = load_concept("harry_potter")
-    _say("Five steps; five to six minutes on two cores, and less where an earlier run has left its model or its sweep.")
-    _say("1/5  The vanilla model: SmolLM2-135M-Instruct, " + ("from the cache." if bundled_is_cached() else "fetched."))
+    _tell(
+        "Five steps; five to six minutes on two cores, and less where an earlier run has left its model or its sweep."
+    )
+    _tell(
+        "1/5  The vanilla model: SmolLM2-135M-Instruct, " + ("from the cache." if bundled_is_cached() else "fetched.")
+    )
     vanilla, tokenizer = load(BUNDLED, device="auto")
     questions = as_chat(concept.questions)
     answers = generate(vanilla, None, questions, tokenizer=tokenizer, progress=progress)
     unlearned = _unlearned(vanilla, tokenizer, concept, answers, folder / "unlearned", progress)
-    _say("3/5  The sweep: 4 settings x 30 windows of 5 layers.")
+    _tell("3/5  The sweep: 4 settings x 30 windows of 5 layers.")
     result = sweep(vanilla, unlearned, questions, tokenizer=tokenizer, progress=progress, checkpoint=folder / _SWEEP)
     written = [*_write(result, folder), "sweep.krs", "krs.csv", "answers.md", "unlearned/"]
     best: Any = result.best().loc[(MLP_COEF + ATTN_OUT).name]
     layers = range(int(best.first_layer), int(best.last_layer) + 1)
-    _say("4/5  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and")
     where = f"layers {layers[0]}-{layers[-1]} (the best window)"
-    _say(f"     attention outputs put back, token by token, at {where}.")
+    _tell(
+        "4/5  The same questions, three models. The third is the unlearned one with the vanilla MLP coefficients and "
+        f"attention outputs put back, token by token, at {where}."
+    )
     other = _answers(vanilla, unlearned, tokenizer, concept, answers, layers, folder / "answers.md", progress)
-    _say("5/5  The same pair under instruments that ask whether it has forgotten, or does only not say.")
+    _tell("5/5  The same pair under instruments that ask whether it has forgotten, or does only not say.")
     about = list(zip(concept.questions, answers, strict=True))
     beside = list(zip(concept.unrelated_questions, other, strict=True))
     found = _dissected(vanilla, unlearned, tokenizer, about, beside, folder, progress)
     written += [f"{_PAGE}/report.html"] if found is not None else []
     _say(as_text(result.krs, 3))
     _say("")
-    _say(textwrap.fill(meaning(result), 110))
+    _tell(meaning(result))
     _say("")
     if found is not None:
-        _say(textwrap.fill(answer(found), 110))
+        _tell(answer(found))
         _say("")
-    _say(f"Written to {folder}/: {', '.join(written)}")
-    _say(f"Took {time.monotonic() - started:.0f} s.")
+    _tell(f"Written to {folder}/: {', '.join(written)}")
+    _tell(f"Took {time.monotonic() - started:.0f} s.")
     return result
 
 
@@ -133,7 +138,7 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     made = _made(mark)
     same = {name: made.get(name) for name in recipe} == recipe
     if same and "unlearned" in made:
-        _say(f"2/5  The unlearned model: the checkpoint of an earlier run, {folder}/.")
+        _tell(f"2/5  The unlearned model: the checkpoint of an earlier run, {folder}/.")
         model = load(folder, device="auto")[0]
         if parts := differing(made["unlearned"], identity(model)):
             raise KrsError(
@@ -147,11 +152,11 @@ def _unlearned(vanilla: Any, tokenizer: Any, concept: Concept, answers: Generate
     from krs.unlearn import checkpoints
 
     if same and (folder / unlearn.REPORT).is_file() and not checkpoints.moving(folder):
-        _say(f"2/5  The unlearned model: an earlier run was stopped when it had just been saved to {folder}/.")
+        _tell(f"2/5  The unlearned model: an earlier run was stopped when it had just been saved to {folder}/.")
         model = load(folder, device="auto")[0]
         write_text(mark, json.dumps(recipe | {"unlearned": identity(model)}, indent=2))
         return model
-    _say(f"2/5  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
+    _tell(f"2/5  Unlearning {concept.name} with {METHOD}: the vanilla model's own answers are what it is to forget.")
     (folder.parent / _SWEEP).unlink(missing_ok=True)  # of another unlearned model
     if not same:
         (folder / unlearn.REPORT).unlink(missing_ok=True)
@@ -200,7 +205,7 @@ def _dissected(
             progress=progress,
         )
     except Exception as reason:  # noqa: BLE001 - what was made before is worth more than this page
-        _say(f"     The page is left out: {reason}")
+        _tell(f"     The page is left out: {reason}")
         return None
 
 
@@ -243,7 +248,7 @@ def _answers(
     }
     text += _side_by_side("About other things, which were not trained on", concept.unrelated_questions, said, ends)
     write_text(file, f"# Answers of three models\n{text}")
-    _say(text)
+    _tell(text)
     return said["vanilla"]
 
 
@@ -253,7 +258,7 @@ def _side_by_side(title: str, questions: Sequence[str], said: dict[str, Generate
         lines.append(f"**{question}**\n")
         for name, answers in said.items():
             one_line = " ".join(cut_off(answers[i], answers.token_ids[i], ends).split())
-            lines.append(f"- {name:9} {one_line}")
+            lines.append(f"- {name + ':':10} {one_line}")
         lines.append("")
     return "\n".join(lines) + "\n"
 
@@ -268,3 +273,8 @@ def _say(text: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(text)
+
+
+def _tell(text: str) -> None:
+    """Prose, at the terminal's width."""
+    _say(prose(text))

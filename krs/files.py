@@ -191,12 +191,34 @@ def _parsed(text: str, path: Path, first: int) -> Any:
 
 _PHRASES = {
     "krs.sweep(…, measures=[…])": "krs sweep --measure",
+    "krs.data.as_chat(questions), chat=True": "--chat",
+    "save(path, overwrite=True)": "--overwrite",
     "overwrite=True": "--overwrite",
     "chat=True": "--chat",
     "where=[(layer, unit)]": "--at LAYER:UNIT",
     "krs.load('smollm2')": "'smollm2'",
     "checkpoint=": "",
+    "tokenizer=AutoTokenizer.from_pretrained(…)": "--tokenizer DIR",
+    " (AutoTokenizer.from_pretrained(…, use_fast=True))": "",
+    "krs.load(name, dtype=torch.bfloat16), or ": "",
+    "say which with concept=": "say which with --name",
+    "texts= (--texts)": "--texts",
+    "windows=krs.windows.of([[…]]), layers=[…] or .at(…)": "--window 7-9,17",
+    "name that one (family='llama'); else describe it with krs.hooks.register_family(krs.hooks.Family(…))": (
+        "say so in Python, with family=; else install a package that describes it (entry points of krs.families)"
+    ),
+    "give None (all), ": "leave it out for all, or give ",
+    "a list of indices, or a list of indices for each prompt": "or indices such as 0,-1",
+    "give None for all positions": "leave it out for all positions",
+    "positions= as lists of indices": "--positions by numbers such as 0,-1",
+    " (merge_and_unload())": "",
+    " (model.merge_and_unload())": "",
 }
+_FORMS = {
+    r"sides=\{'?([^':]*)'?: \[…\]\}": r"--side \1=FILE",
+    r"(?:krs\.hooks\.)?ActivationPoint\([^()]*\)(?:\.units\(…\))?": "krs.hooks.ActivationPoint in Python",
+}
+"""What has no keyword argument's form, as patterns."""
 _OPTIONS = {
     "answers": "--answers",
     "bleu": "--bleu",
@@ -212,8 +234,10 @@ _OPTIONS = {
     "forget": "--forget",
     "measures": "--measure",
     "memory": "--memory",
+    "models": "--models",
     "n_tokens": "--n-tokens",
     "offload": "--offload",
+    "only": "--only",
     "output_dir": "--output",
     "points": "--points",
     "norm": "--norm",
@@ -243,9 +267,22 @@ def in_options(message: str, command: str = "") -> str:
 
     >>> in_options("grad_diff needs a retain set: pass retain=, texts that the model is to keep")
     'grad_diff needs a retain set: pass --retain, texts that the model is to keep'
+    >>> in_options("sweep again with measures=['kl', 'top1'], or positions=[0, -1]")
+    'sweep again with --measure kl --measure top1, or --positions 0,-1'
     """
     for phrase, said in _PHRASES.items():
         message = message.replace(phrase, said)
+    for form, said in _FORMS.items():
+        message = re.sub(form, said, message)
+
+    def several(found: re.Match[str]) -> str:
+        name, values = found[1], [value.strip().strip("'") for value in found[2].split(",")]
+        said = _OPTIONS[name]
+        if said.endswith("="):  # its values are JSON
+            return found[0]
+        return f"{said} {','.join(values)}" if name == "positions" else " ".join(f"{said} {value}" for value in values)
+
+    message = re.sub(rf"(?<![\w.-])({'|'.join(_OPTIONS)})=\[([^\[\]]+)\]", several, message)
 
     def option(found: re.Match[str]) -> str:
         name, alone = found[1], found[2] is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,6 +24,8 @@ _HEARD: ContextVar[Callable[[str], None] | None] = ContextVar("krs_progress_hear
 _OPEN: ContextVar[tuple[Lines, ...]] = ContextVar("krs_progress_open", default=())
 _SAID: ContextVar[set[str] | None] = ContextVar("krs_progress_said", default=None)
 _BEFORE: ContextVar[list[Callable[[], str | None]] | None] = ContextVar("krs_progress_before", default=None)
+
+_LOADS: ContextVar[bool] = ContextVar("krs_progress_loads", default=False)
 
 
 def bar(total: int | None, doing: str, *, show: bool, unit: str = "it", done: int = 0, scale: bool = False) -> Any:
@@ -71,6 +73,25 @@ def before_the_first(note: Callable[[], str | None]) -> Iterator[None]:
 
 
 @contextmanager
+def loads_told(show: bool) -> Iterator[None]:
+    """Inside, what is loaded by name is said on stderr before that begins, for it may take a minute; not unless `show`.
+
+    A call in Python loads what it was given and has nobody who wonders; a command has.
+    """
+    before = _LOADS.set(show)
+    try:
+        yield
+    finally:
+        _LOADS.reset(before)
+
+
+def loading(names: Iterable[str | Path]) -> None:
+    """Models of these names are about to be loaded: said where `loads_told` has it said."""
+    if _LOADS.get() and (each := [*dict.fromkeys(map(str, names))]):
+        told(f"loading {' and '.join(each)}")
+
+
+@contextmanager
 def heard(say: Callable[[str], None]) -> Iterator[None]:
     """Lines of long stages in the block go to `say` as well, where stderr itself goes into a file that nobody reads."""
     before = _HEARD.set(say)
@@ -81,7 +102,7 @@ def heard(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def going_on(there: Mapping[str, tuple[int, int]], where: str | Path, *, show: bool, more: str = "") -> None:
-    """Say on stderr how much of the work an earlier call has left; nothing where that is nothing.
+    """Say on stderr how much of the work an earlier call has left, be it all; nothing where that is nothing.
 
     Args:
         there: of each thing that is counted (a noun in the singular), how many there are, and how many there will be.
@@ -209,12 +230,15 @@ def _gone_on(there: Mapping[str, tuple[int, int]], where: str | Path, more: str)
     """
     >>> _gone_on({"vanilla answer": (16, 16), "restoration": (40, 1200)}, "out/sweep.krs", "")
     "going on: all 16 vanilla answers and 40 of 1,200 restorations were in 'out/sweep.krs'"
+    >>> _gone_on({"restoration": (1200, 1200)}, "out/sweep.krs", "")
+    "done already: all 1,200 restorations are in 'out/sweep.krs'"
     """
     told = [
         f"{'all ' if n == of > 1 else '' if n == of else f'{n:,} of '}{counted(of, what)}"
         for what, (n, of) in there.items()
     ]
-    return f"going on: {' and '.join(told)} were in {str(where)!r}{f' ({more})' if more else ''}"
+    began, are = ("done already", "are") if all(n == of for n, of in there.values()) else ("going on", "were")
+    return f"{began}: {' and '.join(told)} {are} in {str(where)!r}{f' ({more})' if more else ''}"
 
 
 def _how_far(stage: Lines, seconds: float) -> str:

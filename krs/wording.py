@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import Any
 
-_NARROWEST = 20
+_NARROWEST, _WIDEST = 20, 100
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
@@ -83,3 +85,25 @@ def as_text(frame: Any, digits: int | None = None, **options: Any) -> str:
     if digits is not None:
         options["float_format"] = lambda x: f"{x:z.{digits}f}"
     return str(frame.to_string(line_width=max(_NARROWEST, shutil.get_terminal_size().columns), **options))
+
+
+def prose(text: str) -> str:
+    """Paragraphs, a line each, broken where the terminal ends (`COLUMNS`; 80 where there is none, as in a pipe), and at
+    100 columns in a wider one; what belongs to an item or a numbered step stands below its text.
+
+    >>> import os
+    >>> os.environ["COLUMNS"] = "30"
+    >>> print(prose("- unrelated: what a model says to other questions"))
+    - unrelated: what a model says
+      to other questions
+    >>> del os.environ["COLUMNS"]
+    """
+    width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
+    lines = []
+    for line in text.splitlines():
+        hang = re.match(r" *(?:- |\d/\d  )?", line)
+        indent = " " * len(hang[0] if hang else "")
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)

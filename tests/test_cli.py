@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -326,7 +327,9 @@ def test_an_interrupted_sweep_says_where_it_is_and_the_same_command_goes_on(save
     stopped = CliRunner().invoke(app, run)
     monkeypatch.undo()
     assert stopped.exit_code == 130
-    said = f"krs: interrupted; what was done, 50% of the sweep, is in '{out}/sweep.krs'; the same command goes on from "
+    said = (
+        f"krs: interrupted; what was done, 4 of 8 restorations, is in '{out}/sweep.krs'; the same command goes on from "
+    )
     assert stopped.stderr == said + "there\n"
     done = CliRunner().invoke(app, run)
     assert done.exit_code == 0
@@ -458,8 +461,21 @@ def test_a_busy_machine_is_mentioned_where_work_begins_and_not_before_an_error_n
         saved_pair_of_words[0],
         "note: other work keeps the 2 cores busy (load 3.0): OMP_NUM_THREADS=1 before",
     )
-    assert said(vanilla, "a").count(note) == 1
-    assert note not in said(vanilla, "b", "--quiet")
+    first = said(vanilla, "a")
+    assert first.count(note) == 1
+    loading = f"loading {vanilla} and {saved_pair_of_words[1]}\n"
+    assert first.startswith(loading)
+    assert first.count("loading ") == 1
+    quiet = said(vanilla, "b", "--quiet")
+    assert note not in quiet
+    assert "loading" not in quiet
     assert said("./nowhere", "c").startswith("krs: no such path")
     monkeypatch.setattr(busy, "_cores_and_load", lambda: (2, 1.0))
     assert note not in said(vanilla, "d")
+
+
+def test_the_settings_that_the_help_of_sweep_names_are_settings():
+    (option,) = (p for p in typer.main.get_command(app).commands["sweep"].params if p.name == "settings")
+    names = re.findall(r"\w+(?:\+\w+|\.\w+\([\d,]+\))", option.help)
+    assert [krs.hooks.setting(name).name.replace(", ", ",") for name in names] == names
+    assert len(names) == 3

@@ -26,7 +26,7 @@ def unlearned(tmp_path, monkeypatch):
         said.clear()
         answers = generate(vanilla, None, as_chat(concept.questions), tokenizer=tokenizer, n_tokens=2, progress=False)
         model = demo._unlearned(vanilla, tokenizer, concept, answers, tmp_path / "unlearned", False)
-        return model, "earlier run" in said[0]
+        return model, "earlier run" in " ".join(said[0].split())
 
     return made
 
@@ -102,7 +102,7 @@ def dissected(tmp_path, monkeypatch):
 
     def run():
         written = demo._dissected(vanilla, perturbed(vanilla), tiny_tokenizer(), *sides, tmp_path, False)
-        return written, "".join(said)
+        return written, " ".join("".join(said).split())
 
     return run
 
@@ -131,5 +131,24 @@ def test_a_page_that_cannot_be_made_is_said_and_loses_nothing(dissected, tmp_pat
 def test_an_answer_that_stops_for_want_of_tokens_is_told_from_one_that_ends():
     said = {"vanilla": Generated(((5, 9), (5, 0)), (" It was\nwritten ", "By Austen."))}
     text = demo._side_by_side("Emma", ("Who?", "By whom?"), said, frozenset({0}))
-    assert "- vanilla   It was written…\n" in text
-    assert "- vanilla   By Austen.\n" in text
+    assert "- vanilla:   It was written…\n" in text
+    assert "- vanilla:   By Austen.\n" in text
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 80), ("60", 60), ("200", 100)])
+def test_prose_ends_where_the_terminal_does_and_at_a_hundred_columns(monkeypatch, columns, width):
+    said = []
+    monkeypatch.setattr(demo, "_say", said.append)
+    monkeypatch.setattr("sys.__stdout__", None)  # a pipe has no width
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    long = Generated(((5,),), (" ".join(["Hogwarts"] * 60),))
+    text = demo._side_by_side("Emma", ("Who?",), {"vanilla": long, "unlearned": long}, frozenset({0}))
+    demo._tell(text)
+    (shown,) = said
+    assert max(map(len, text.splitlines())) > 500
+    assert width - 9 < max(map(len, shown.splitlines())) <= width
+    assert shown.split() == text.split()
+    assert "\n## Emma\n\n**Who?**\n\n- vanilla:   Hogwarts" in shown
+    assert "\n  Hogwarts" in shown

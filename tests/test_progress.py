@@ -242,8 +242,10 @@ def test_an_interrupted_sweep_says_what_it_goes_on_from(monkeypatch, capsys, tmp
     size = "(16 for each of 2 prompts)"
     assert said == [f"going on: all 2 scored answers and 8 of 32 restorations were in {str(file)!r} {size}"]
     sweep(MANY[:2])
-    whole = f"going on: all 2 scored answers and all 32 restorations were in {str(file)!r} {size}\n"
-    assert whole in capsys.readouterr().err
+    whole = f"done already: all 2 scored answers and all 32 restorations are in {str(file)!r} {size}\n"
+    said = capsys.readouterr().err
+    assert whole in said
+    assert "sweep: " not in said
     sweep(MANY[:2], progress=False)
     assert capsys.readouterr().err == ""
     file = tmp_path / "b.krs"

@@ -14,7 +14,7 @@ from krs import files, names
 from krs.cli import busy
 from krs.errors import KrsError
 from krs.names import check_name
-from krs.progress import before_the_first, warnings_as_lines
+from krs.progress import before_the_first, loads_told, warnings_as_lines
 
 
 class _Commands(typer.Typer):
@@ -69,7 +69,8 @@ def main() -> None:
     app.rich_markup_mode = "rich" if sys.stdout.isatty() and sys.stderr.isatty() else None
     was_terminated = _terminate_as_interrupt()
     try:
-        with warnings_as_lines(), before_the_first(busy.note):
+        is_quiet = not {"--quiet", "-q"}.isdisjoint(sys.argv[1:])
+        with warnings_as_lines(), before_the_first(busy.note), loads_told(show=not is_quiet):
             app()
     except KrsError as error:
         said = "\n".join([str(error), *getattr(error, "__notes__", [])])

@@ -33,7 +33,13 @@ def sweep(
         Path, typer.Option(help="a prompt a line; or .json / .jsonl of strings, chat messages or token ids")
     ],
     output: Output,
-    settings: Annotated[list[str] | None, typer.Option(help="such as mlp_coef+attn_out; may be repeated")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="such as mlp_coef+attn_out, or some heads or units alone: 'head_out.heads(0,3)', 'mlp_coef.units(7)'; "
+            "may be repeated"
+        ),
+    ] = None,
     window: Annotated[
         str,
         typer.Option(

@@ -19,6 +19,7 @@ from krs.models.hub import source
 from krs.models.load import load
 from krs.models.memory import free_memory
 from krs.models.places import locate
+from krs.progress import loading
 
 Model: TypeAlias = nn.Module | Traced | str | Path
 
@@ -61,6 +62,7 @@ def load_given(
     located = {side: locate(name) for side, name in names.items()}
     if names and device_map is None and offload is None:
         check_fit(located, options["dtype"], options["device"])
+    loading(names.values())
     return [load(names[side], **options) if side in names else (model, None) for side, model in given.items()]
 
 

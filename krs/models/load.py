@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,16 @@ def _adapted(base: nn.Module, where: str, own: Tokenizer | None, options: dict[s
     passed = {k: v for k, v in hub_options(options).items() if k != "trust_remote_code"}
     if "offload_folder" in options:
         passed["offload_folder"] = options["offload_folder"]
-    return PeftModelForCausalLM.from_pretrained(base, where, **passed)
+    with peft_by_its_old_name():
+        return PeftModelForCausalLM.from_pretrained(base, where, **passed)
+
+
+@contextmanager
+def peft_by_its_old_name() -> Iterator[None]:
+    """Inside, peft 0.21 may ask transformers 5.23 for `is_gradient_checkpointing` without a warning of its new name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _original_olmo(where: str, config: dict[str, Any], dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:

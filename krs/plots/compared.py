@@ -85,7 +85,7 @@ def _one_legend(panels: Sequence[Axes], title: str) -> None:
             legend.remove()
     figure = panels[0].figure
     options: dict[str, Any] = {"loc": "outside upper center", "frameon": False, "fontsize": 8, "ncols": 3}
-    options |= {"title": title, "title_fontsize": 9} if title else {}
+    options |= {"title": title, "title_fontsize": 9, "alignment": "center"} if title else {}
     figure.legend(list(handles.values()), list(handles), **options)
 
 

@@ -84,7 +84,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]], where: str) -> list[Me
         if not isinstance(message.get("role"), str):
             keys = ", ".join(map(repr, message))
             raise KrsError(
-                f"{where}, message {j} has no role (its keys are {keys}): write {{'role': 'user', 'content': …}}"
+                f'{where}, message {j} has no role (its keys are {keys}): write {{"role": "user", "content": …}}'
             )
         content = message.get("content")
         if isinstance(content, str):

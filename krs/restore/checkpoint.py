@@ -317,13 +317,17 @@ def _summed_up(result: SweepResult) -> SweepResult:
 def _keep_what_is_done(result: SweepResult, file: Path | None, stop: BaseException) -> None:
     """Save it if there is anything to save and a place, and say on the exception where it is."""
     assert result.part is not None
-    done = (result.part >= 0).mean()
+    done = int((result.part >= 0).sum())
     if isinstance(stop, KrsError) and not done:
         return
     if file is None:
         stop.add_note("what was done is in the exception's attribute `partial`; checkpoint= would also save it")
         return
-    what = f"{done:.0%} of the sweep," if done else "the vanilla answers, and no restoration yet,"
+    what = (
+        f"{done:,} of {counted(result.part.size, 'restoration')},"
+        if done
+        else "the vanilla answers, and no restoration yet,"
+    )
     try:
         result.save(file, overwrite=True)
         stop.add_note(f"what was done, {what} is in {str(file)!r}; the same call goes on from there")

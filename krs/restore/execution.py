@@ -71,7 +71,7 @@ def _execute(
         try:
             if job.donor_batch is not None and not getattr(engine, "reads_donor_prompts", False):
                 raise NotExactError("the donor reads other prompts than the recipient")
-            with bar(engine.steps(job), doing, show=progress, unit="step") as shown:
+            with bar(engine.steps(job), doing, show=progress and not job.done.all(), unit="step") as shown:
                 _collect(engine, job, losses, keeper(shown))
             return
         except NotExactError as reason:

@@ -27,8 +27,9 @@ class Plugin:
     config_class: ClassVar[type[Config] | type[EditConfig]] = Config
     name: ClassVar[str] = ""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any = None) -> None:
+        """With the settings of `config_class`, and its defaults where none are given."""
+        self.config: Any = self.config_class() if config is None else config
 
 
 class Edit(Plugin, ABC):
@@ -60,7 +61,7 @@ class Method(Plugin, ABC):
     """A method that trains: its loss, and what it needs for it.
 
     Attributes:
-        needs_retain: whether it has a retain side.
+        needs_retain: whether it has a retain side; without it `loss` gets `None` there.
         makes_retain: whether it makes its retain side from the forget set itself.
         more_sides: names of further sets of texts (`run(…, sides={"paraphrase": […]})`), which `loss` gets by keyword.
         reference: what it needs of the vanilla model, by side: `{"forget": "logits"}`, or `"logprob"`, a summed
@@ -97,7 +98,7 @@ class Method(Plugin, ABC):
 
     @abstractmethod
     def loss(self, forget: Side, retain: Side | None, *args: Any, **more: Any) -> dict[str, Float[Tensor, ""]]:
-        """The loss's terms, whose sum is minimised; logged one by one.
+        """The loss's terms by name, whose sum is minimised; logged one by one.
 
         Each is a sum over this forward's tokens or rows divided by `n_tokens` or `n_rows` of its side, so that
         accumulated forwards add up to the loss of one large batch.
@@ -159,12 +160,12 @@ def made(given: str | Config | EditConfig | Plugin, settings: dict[str, Any]) ->
         raise KrsError(f"{given.__name__} is a class: give its name, a config, or an instance of it with its config")
     if settings:
         where = type(given).__name__
-        raise KrsError(f"{min(settings)}= stands beside a {where}, which has its settings: change it there")
+        raise KrsError(f"{min(settings)}= stands beside {where}, which has its settings: change it there")
     if isinstance(given, Plugin):
         given.name = given.name or type(given).__name__  # type: ignore[misc]
         return given
     taking = [name for name in methods() if method(name).config_class is type(given)]
     if len(taking) != 1:
         said = f"{', '.join(taking)} have it" if taking else "no registered method has it"
-        raise KrsError(f"a {type(given).__name__} does not say which method is meant ({said}): give the method's name")
+        raise KrsError(f"{type(given).__name__} does not say which method is meant ({said}): give the method's name")
     return method(taking[0])(given)

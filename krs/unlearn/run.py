@@ -26,8 +26,10 @@ from krs.models.given import check_fit, load_options
 from krs.models.load import find_tokenizer, load
 from krs.models.places import locate
 from krs.models.provenance import NUMBERS, as_json, describe_model, now, versions, versions_that_count, weights_digest
+from krs.progress import loading
 from krs.prompts import check_strings, check_template_arguments, decode, is_chat, listed, with_template_arguments
 from krs.prompts.notes import prompt_notes, show
+from krs.registry import module_of
 from krs.unlearn import checkpoints
 from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.examples import Example, Text, check_texts, to_examples
@@ -233,7 +235,11 @@ def _check_given(
     if retain is not None and made.makes_retain:
         raise KrsError(f"{name} makes its own retain side from the forget set: leave retain= out")
     if retain is not None and not made.needs_retain:
-        raise KrsError(f"{name} has no retain term, so retain= would be ignored: leave it out")
+        own = ", or set needs_retain = True in its class if its loss reads it"
+        raise KrsError(
+            f"{name} has no retain term, so retain= would be ignored: leave it out"
+            f"{'' if module_of(made).startswith('krs.') else own}"
+        )
     further = dict(more or {})
     if missing := [side for side in made.more_sides if side not in further]:
         raise KrsError(f"{name} needs texts of the side {missing[0]!r}: pass sides={{{missing[0]!r}: […]}}")
@@ -343,6 +349,7 @@ def _vanilla(
         located = {"model": locate(model)}
         check_fit(located, options["dtype"], options["device"])
         check_memory(made, located, options["dtype"], options["device"])
+        loading([model])
         loaded, beside = load(model, **options)
         plain, found = unwrap(loaded), tokenizer or beside
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.components import component_of
 from krs.hooks.linear import is_packed
+from krs.models.load import peft_by_its_old_name
 from krs.unlearn.config import Config
 from krs.unlearn.preflight import broken
 
@@ -154,8 +154,7 @@ def _with_adapter(model: nn.Module, config: Config) -> nn.Module:
     settings: dict[str, Any] = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "fan_in_fan_out": transposed}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    with torch.random.fork_rng(devices=[]), peft_by_its_old_name():
         torch.manual_seed(config.seed)
         adapted = get_peft_model(
             model,

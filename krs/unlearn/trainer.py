@@ -28,6 +28,7 @@ from krs.unlearn.gradients import SideNorms
 from krs.unlearn.losses import live_tokens, token_logprobs
 from krs.unlearn.methods import Method
 from krs.unlearn.sides import Look, Side, places, wanted_of_vanilla
+from krs.unlearn.terms import check_terms, naming_needs_retain
 
 
 class Pairs(Dataset[dict[str, Any]]):
@@ -129,7 +130,9 @@ class UnlearnTrainer(Trainer):
         """The method's loss on one forward of the sequences of each side."""
         counts = num_items_in_batch
         sides = {side: self._side(model, inputs, side, counts) for side in self.method.sides}
-        terms = self.method.loss(sides.pop("forget"), sides.pop("retain", None), **sides)
+        forget, retain = sides.pop("forget"), sides.pop("retain", None)
+        with naming_needs_retain(self.method.name, retain):
+            terms = check_terms(self.method.name, self.method.loss(forget, retain, **sides))
         total = torch.stack(list(terms.values())).sum()
         if model.training and not total.requires_grad:
             raise KrsError(

@@ -289,10 +289,10 @@ def test_a_config_or_an_instance_says_which_method_is_meant(as_a_user):
         (
             unlearn.dpo.DPOConfig(),
             {"beta": 1},
-            "beta= stands beside a DPOConfig, which has its settings: change it there",
+            "beta= stands beside DPOConfig, which has its settings: change it there",
         ),
-        (Nobodys(), {}, r"a Nobodys does not say which method is meant \(no registered method has it\): give the"),
-        (unlearn.Config(), {}, "a Config does not say which method is meant"),
+        (Nobodys(), {}, r"^Nobodys does not say which method is meant \(no registered method has it\): give the"),
+        (unlearn.Config(), {}, "^Config does not say which method is meant"),
         (unlearn.npo.NPO, {}, "NPO is a class: give its name, a config, or an instance"),
     ]:
         with pytest.raises(KrsError, match=message):
