@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import Any
 
 _NARROWEST, _WIDEST = 20, 100
+_KEPT = "\x00"
+"""Stands for a space at which no line ends; no text that is shown has it."""
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
@@ -88,8 +91,7 @@ def as_text(frame: Any, digits: int | None = None, **options: Any) -> str:
 
 
 def prose(text: str) -> str:
-    """Paragraphs, a line each, broken where the terminal ends (`COLUMNS`; 80 where there is none, as in a pipe), and at
-    100 columns in a wider one; what belongs to an item or a numbered step stands below its text.
+    """Paragraphs, a line each, as `wrapped` breaks them, and at 100 columns in a wider terminal.
 
     >>> import os
     >>> os.environ["COLUMNS"] = "30"
@@ -98,12 +100,24 @@ def prose(text: str) -> str:
       to other questions
     >>> del os.environ["COLUMNS"]
     """
-    width = max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size().columns))
-    lines = []
-    for line in text.splitlines():
-        hang = re.match(r" *(?:- |\d/\d  )?", line)
-        indent = " " * len(hang[0] if hang else "")
-        lines += textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        ) or [""]
-    return "\n".join(lines)
+    return "\n".join(part for line in text.splitlines() for part in wrapped(line, _WIDEST))
+
+
+def wrapped(line: str, widest: int | None = None) -> list[str]:
+    """A line as several, none wider than the terminal (`COLUMNS`; 80 where there is none, as in a pipe) unless one word
+    is. What belongs to an item or a numbered step stands below its text, and further in than a line that was indented.
+    """
+    width = max(_NARROWEST, min(widest or sys.maxsize, shutil.get_terminal_size().columns))
+    hang = re.match(r" *(?:- |\d/\d  )?", line)
+    indent = " " * len(hang[0] if hang else "")
+    if indent and not line[: len(indent)].strip():
+        indent += "  "
+    lines = textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, expand_tabs=False
+    )
+    return [found.replace(_KEPT, " ") for found in lines] or [""]
+
+
+def whole(text: str) -> str:
+    """A text that `wrapped` leaves in one piece, such as a path."""
+    return text.replace(" ", _KEPT)

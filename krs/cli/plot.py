@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from krs import saved
-from krs.cli.prose import wrapped
 from krs.cli.shell import app
 from krs.errors import KrsError
 from krs.extras import require
+from krs.wording import wrapped
 from krs.writing import check_writable, write_text
 
 _PICTURES = (".pdf", ".svg", ".png")

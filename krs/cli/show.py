@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from krs import saved
-from krs.cli.prose import wrapped
 from krs.cli.shell import app
+from krs.wording import wrapped
 
 
 @app.command()

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from krs.cli.prose import whole
 from krs.names import called, told_apart
-from krs.wording import counted
+from krs.wording import counted, whole
 
 
 def words(result: Any, kind: str) -> Iterator[str]:
