@@ -145,13 +145,28 @@ def packed_attention(
     if asked := [name for name, given in more.items() if given is not None and name not in ignored]:
         raise CannotPackError(f"attention with {', '.join(asked)}")
     index, parts = _plan(_TREE.get(), sliding_window, query)
-    keys, values = key.index_select(2, index), value.index_select(2, index)
-    out = []
+    gathered = _one_by_one if query.device.type == "cpu" else _at_once
+    out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    for part, keys, values in gathered(key, value, index, parts):
+        own = slice(part.start, part.stop)
+        out[:, own] = _attend(query[:, :, own], keys, values, part, scaling, softcap).transpose(1, 2)
+    return out, None
+
+
+def _one_by_one(
+    key: Tensor, value: Tensor, index: Tensor, parts: list[_Part]
+) -> Iterator[tuple[_Part, Tensor, Tensor]]:
+    """Each branch with the keys and values of what it attends to, gathered when it is due: a CPU has them in cache."""
     for part in parts:
-        own, seen = slice(part.start, part.stop), slice(part.first, part.end)
-        got = _attend(query[:, :, own], keys[:, :, seen], values[:, :, seen], part, scaling, softcap)
-        out.append(got.transpose(1, 2))
-    return torch.cat(out, dim=1), None
+        seen = index[part.first : part.end]
+        yield part, key.index_select(2, seen), value.index_select(2, seen)
+
+
+def _at_once(key: Tensor, value: Tensor, index: Tensor, parts: list[_Part]) -> Iterator[tuple[_Part, Tensor, Tensor]]:
+    """The same, gathered beforehand by one operation each: an accelerator has fewer to start."""
+    keys, values = key.index_select(2, index), value.index_select(2, index)
+    for part in parts:
+        yield part, keys[:, :, part.first : part.end], values[:, :, part.first : part.end]
 
 
 def _attend(
@@ -194,7 +209,7 @@ def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[
     if which not in made:
         index: list[int] = []
         parts: list[_Part] = []
-        for branch in tree.branches:
+        for branch in tree.unbroken:
             start = len(index)
             for a, b in (*branch.before, (branch.start, branch.stop)):
                 index += range(a, b)

@@ -24,6 +24,9 @@ from krs.restore.wave.schedule import Interventions
 
 ATTENTION, MLP = "attn_out_proj", "mlp_out_proj"
 
+_ALONE = 64
+"""Positions of each sequence on which a projection is called by itself, to see whether it can be."""
+
 
 class LayerInterventions:
     """Builds the overrides of one layer, for each set of interventions.
@@ -221,11 +224,13 @@ class LayerInterventions:
             return module(before.constant())
 
     def _is_called_alone(self, branch: Branch) -> bool:
-        """Whether the projection, called by itself, gives what it gave inside the layer."""
+        """Whether the projection, called by itself on some first tokens, gives what it gave inside the layer."""
         terminal = branch.terminal
         assert terminal.inputs is not None
         assert terminal.output is not None
-        return distance(terminal.module(terminal.inputs), terminal.output) < tolerance(terminal.output)
+        some = slice(_ALONE if terminal.inputs.dim() > 2 else None)
+        there = terminal.output[:, some]
+        return distance(terminal.module(terminal.inputs[:, some]), there) < tolerance(there)
 
     def _trimming(self, overrides: dict[nn.Module, ForwardOverride]) -> dict[nn.Module, ForwardOverride]:
         """In the last layer: only scored positions go through the MLP and out of the attention."""

@@ -61,6 +61,25 @@ class Packed:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def unbroken(self) -> tuple[Branch, ...]:
+        """The fewest runs of tokens in which each attends to what stands before the run and to the run so far.
+
+        A branch and the first one that goes on from it lie side by side and are one run: there is one for each leaf.
+
+        >>> from krs.prompts import TokenBatch
+        >>> [(run.start, run.stop) for run in pack(TokenBatch(((1, 2, 3), (1, 2, 4)), (1, 1), ((2,), (2,)))).unbroken]
+        [(0, 3), (3, 4)]
+        """
+        runs: list[Branch] = []
+        for branch in self.branches:
+            last = runs[-1] if runs else None
+            if last is not None and branch.before == _joined(last.before, (last.start, last.stop)):
+                runs[-1] = Branch(last.start, branch.stop, last.before)
+            else:
+                runs.append(branch)
+        return tuple(runs)
+
 
 def pack(batch: TokenBatch, marks: Sequence[Sequence[Hashable]] | None = None) -> Packed:
     """Lay a batch out as a tree.

@@ -183,9 +183,10 @@ class Pass:
         """Some rows as they leave the last layer; in the stack they stay what they are."""
         states = self.rows.copies(rows)
         last = self.n_layers - 1
-        for n in range(layer + 1, last + 1):
-            states = states.to(_device(self.recipient.body.layers[n]))
-            self.rows.move(n, states, list(range(len(states))), self.tail if n == last else {})
+        with self.recipient.attention():
+            for n in range(layer + 1, last + 1):
+                states = states.to(_device(self.recipient.body.layers[n]))
+                self.rows.move(n, states, list(range(len(states))), self.tail if n == last else {})
         return states
 
     def _go_on_without(self, finished: set[int], layer: int) -> None:

@@ -53,10 +53,11 @@ class Rows:
         """Every row of a step through its layer, which the base is through already."""
         self.stack = self.stack.to(here.before.device)
         self._branch_off(step, here.before)
-        for interventions, members in _groups(step).items():
-            self._advance(here, interventions, [self.slots[i] for i in members])
-        for i in (i for i, row in enumerate(step) if row.parent == 0 and row.interventions):
-            self.stack[self.slots[i]] = here.started(step[i].interventions)
+        with self.runner.attention():
+            for interventions, members in _groups(step).items():
+                self._advance(here, interventions, [self.slots[i] for i in members])
+            for i in (i for i, row in enumerate(step) if row.parent == 0 and row.interventions):
+                self.stack[self.slots[i]] = here.started(step[i].interventions)
 
     def _branch_off(self, step: Sequence[Row], base: Tensor) -> None:
         """Give each row of this layer its place in the stack: its parent's, or a copy in a free one."""

@@ -54,6 +54,7 @@ class LayerwiseRunner:
         self.body = body
         self.layout = layout
         self._switches = switches(body.model)
+        self._attends = False
         self._tuples = False
         self._embedded: Tensor | None = None
         self._calls: dict[int, list[_Call]] = {}
@@ -95,13 +96,20 @@ class LayerwiseRunner:
 
     @contextmanager
     def attention(self) -> Iterator[None]:
-        """Inside, the model attends as the layout needs it."""
+        """Inside, the model attends as the layout needs it; inside that, it does already."""
+        if self._attends:
+            yield
+            return
         with ExitStack() as stack:
             if self.eager:
                 stack.enter_context(attending_eagerly(self._switches))
             if self.layout.tree is not None:
                 stack.enter_context(attending(self._switches, self.layout.tree))
-            yield
+            self._attends = True
+            try:
+                yield
+            finally:
+                self._attends = False
 
     @property
     def norm(self) -> nn.Module:

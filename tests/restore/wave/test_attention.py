@@ -1,14 +1,17 @@
-"""What attention over packed tokens leaves behind: nothing."""
+"""Attention over packed tokens is that of each prompt by itself, and leaves nothing behind."""
 
 import gc
 import weakref
 
 import pytest
+import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import krs
-from krs.restore.wave import allocator
-from krs.restore.wave.attention import _MADE, NAME, _registered
+from krs.prompts import TokenBatch
+from krs.restore.wave import allocator, attention
+from krs.restore.wave.attention import _MADE, NAME, _registered, packed_attention
+from krs.restore.wave.packing import pack
 from krs.restore.wave.passes import Pass
 from tests.tiny import pair
 
@@ -86,3 +89,43 @@ def test_afterwards_malloc_is_as_the_user_set_it(monkeypatch, environment, mmap,
     with allocator.freed_memory_kept():
         libc.asked.clear()
     assert libc.asked == [(-3, mmap), (-1, trim), "trim"]
+
+
+TREES = {
+    "forks in forks": ((1, 2, 3, 4), (1, 2, 3, 5, 6), (1, 2, 7, 8, 9), (1, 9, 9)),
+    "one is how another begins": ((1, 2), (1, 2, 3, 4), (1, 2, 3, 5)),
+    "nothing shared": ((1, 2, 3), (4, 5)),
+    "twice the same": ((1, 2, 3), (1, 2, 3), (1, 4)),
+}
+
+
+@pytest.mark.parametrize("gathered", ["one by one", "at once"])
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("shared_heads", [1, 2])
+@pytest.mark.parametrize("tokens", TREES.values(), ids=TREES)
+def test_packed_attention_is_that_of_each_prompt_by_itself(
+    tokens, shared_heads, softcap, window, gathered, monkeypatch
+):
+    if gathered == "at once":
+        monkeypatch.setattr(attention, "_one_by_one", attention._at_once)
+    within = 1e-12 if softcap is None else 1e-6  # a softmax in float32, as the family has it
+    n = len(tokens)
+    tree = pack(TokenBatch(tokens, (1,) * n, tuple((len(t) - 1,) for t in tokens)))
+    torch.manual_seed(0)
+    rows, heads, unit, asked = 3, 4, 6, {"scaling": 0.7, "softcap": softcap, "sliding_window": window}
+    query = torch.randn(rows, heads, len(tree), unit, dtype=torch.float64)
+    key, value = torch.randn(2, rows, heads // shared_heads, len(tree), unit, dtype=torch.float64)
+    token = attention._TREE.set(tree)
+    try:
+        found, _ = packed_attention(torch.nn.Module(), query, key, value, **asked)
+    finally:
+        attention._TREE.reset(token)
+    for place in tree.places:
+        for i, at in enumerate(place):
+            seen = place[0 if window is None else max(0, i + 1 - window) : i + 1]
+            for head in range(heads):
+                scores = key[:, head // shared_heads, seen] @ query[:, head, at, :, None] * 0.7
+                scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+                there = (scores.softmax(1) * value[:, head // shared_heads, seen]).sum(1)
+                torch.testing.assert_close(found[:, at, head], there, rtol=0, atol=within)
