@@ -159,6 +159,7 @@ def run(
             "vanilla model": weights_digest(vanilla),
             "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
             **({} if stop_when is None else {"stop_when": stop_when}),
+            **checkpoints.launched(trainer or {}),
             **{f"{side} texts": said for side, said in described.items()},
         }
         with checkpoints.tidied(folder, main):

@@ -31,6 +31,18 @@ from krs.unlearn.watching import Watching, watched
 from krs.wording import counted
 
 
+_NOT_TAKEN = {
+    "auto_find_batch_size": "the report would say another batch size than the run had",
+    "ignore_data_skip": "a run that goes on would see other texts than one that was not interrupted",
+    "label_smoothing_factor": "what is minimised is the method's loss, which would pass over it",
+    "load_best_model_at_end": "nothing is evaluated on the way, so that it would be passed over",
+    "num_train_epochs": "steps= says how long a run is",
+    "resume_from_checkpoint": "the same call goes on from its own checkpoints",
+    "save_only_model": "a run could not go on from such a checkpoint with the optimiser that it had",
+}
+"""`TrainingArguments` that would do nothing, or something else than they say."""
+
+
 def train(
     method: Method,
     vanilla: nn.Module,
@@ -61,7 +73,7 @@ def train(
     config, n_layers = method.config, depth(vanilla)
     looks, layers = tuple(method.looks(n_layers)), method.trained_layers(n_layers)
     interrupt = interrupt or Interrupt(saves=False)
-    stop = StopAtTarget(config, sides["forget"], decoded)
+    stop = StopAtTarget(config, sides["forget"], vanilla, decoded)
     callbacks: list[TrainerCallback] = [
         OneBar(f"unlearn ({method.name})", progress),
         stop,
@@ -85,8 +97,11 @@ def train(
         if resume is not None:
             reached = int(resume.name.rpartition("-")[2])
             going_on({"step": (reached, config.steps)}, resume, show=progress and trainer.is_world_process_zero())
-        with quiet():
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        try:
+            with quiet():
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        except ImportError as reason:  # of what an option needs
+            raise KrsError(f"trainer=: {reason}") from None
         interrupt.unsaved = trainer.unsaved
         trained = None if interrupt.stopped and interrupt.unsaved is None else trainer.gathered(fresh)
         interrupt.raise_if_stopped(lambda: None if trained is None else finish(trained, vanilla, method.name))
@@ -104,6 +119,8 @@ def train(
         "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
         **({"watched": watched(trainer.state.log_history)} if watching is not None else {}),
         "mixed_precision": None if precision == "no" else precision,
+        "trainer": checkpoints.launched(options).get("trainer", {}),
+        "processes": trainer.accelerator.num_processes,
         "trained_layers": None if layers is None else list(layers),
     }
     return finish(trained, vanilla, method.name), log, ended
@@ -169,6 +186,7 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
         "warmup_steps": round(config.warmup * config.steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
+        "logging_strategy": "steps",
         "logging_steps": 1,
         "save_strategy": "no",
         "remove_unused_columns": False,
@@ -177,11 +195,17 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
     }
     if taken := sorted((ours.keys() | {"use_cpu"}) & more.keys()):
         raise KrsError(f"trainer={{{taken[0]!r}: …}}: krs sets this itself: use the method's own settings")
+    if refused := sorted(_NOT_TAKEN.keys() & more.keys()):
+        raise KrsError(f"trainer={{{refused[0]!r}: …}} is not taken, for {_NOT_TAKEN[refused[0]]}: leave it out")
     pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
     try:
         made = Arguments(device, **(pinned | more | ours))
     except (TypeError, ValueError, ImportError) as reason:
         raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
+    if made.train_sampling_strategy == "group_by_length":
+        raise KrsError(
+            "trainer={'train_sampling_strategy': 'group_by_length'}: a forget and a retain text have no one length"
+        )
     if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
         raise KrsError("trainer={'fsdp': …} divides a model among several processes: start them with accelerate launch")
     return made
