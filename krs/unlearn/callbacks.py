@@ -113,8 +113,8 @@ class StopAtTarget(TrainerCallback):
         many = max(n for _, n in self.wanted)
         if context is not None and longest + many > context:
             raise KrsError(
-                f"stop_bleu= has answers of up to {many} tokens, and a forget prompt of {longest} tokens leaves no room "
-                f"for one in the model's context of {context}: shorten it, or use stop_forget_nll="
+                f"stop_bleu= has answers of up to {many} tokens, and a forget prompt of {longest} tokens leaves no "
+                f"room for one in the model's context of {context}: shorten it, or use stop_forget_nll="
             )
 
 

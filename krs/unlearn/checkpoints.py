@@ -24,17 +24,9 @@ _RECIPE = "krs_recipe.json"
 _STATE = "trainer_state.json"
 _NO_NUMBERS = {
     *("report_to", "run_name", "project", "log_level", "log_level_replica", "logging_first_step", "save_total_limit"),
-    *(
-        "hub_token",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_private_repo",
-        "hub_always_push",
-        "hub_revision",
-    ),
+    *("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-    *("disable_tqdm", "skip_memory_metrics", "torch_empty_cache_steps", "ddp_timeout"),
+    *("push_to_hub", "disable_tqdm", "skip_memory_metrics", "torch_empty_cache_steps", "ddp_timeout"),
 }
 """`TrainingArguments` that change no weight; whatever is not here may."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from krs.extras import require
 from krs.models.given import memory_needed
 from krs.models.load import quiet
 from krs.models.memory import free_memory
+from krs.models.tokenizers import tokenizer_beside
 from krs.unlearn.config import Config, EditConfig
 from krs.unlearn.methods import Edit, Plugin
 
@@ -122,6 +123,29 @@ def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: 
                 f"{owner} cannot be saved, so that the unlearned model could not be either: "
                 f"{_first_lines(reason)} {_remedy(name)}"
             ) from None
+
+
+def check_tokenizer(vanilla: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Raise `KrsError` for a tokenizer that would be another one once it is loaded from beside the model.
+
+    transformers loads the class that belongs to the type of some models (Qwen2), whatever was saved there.
+    """
+    model: Any = vanilla
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        try:
+            again = tokenizer_beside(scratch, {"local_files_only": True})
+        except (OSError, ValueError, ImportError, KeyError, AttributeError):
+            return  # whether it can be loaded is seen when the model has been saved
+    for text in texts if again is not None else ():
+        ours, theirs = (list(one(text)["input_ids"]) for one in (tokenizer, again))
+        if ours != theirs:
+            raise KrsError(
+                f"the tokenizer would be another one when it is loaded from beside this {model.config.model_type} "
+                f"model: {type(again).__name__} reads {text[:40]!r} as {theirs[:4]}, and this one as {ours[:4]}. Pass "
+                "the one that loads beside the model, or leave output_dir out and save both yourself"
+            )
 
 
 def _remedy(name: str) -> str:

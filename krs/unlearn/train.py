@@ -30,7 +30,6 @@ from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_
 from krs.unlearn.watching import Watching, watched
 from krs.wording import counted
 
-
 _NOT_TAKEN = {
     "auto_find_batch_size": "the report would say another batch size than the run had",
     "ignore_data_skip": "a run that goes on would see other texts than one that was not interrupted",

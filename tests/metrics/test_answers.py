@@ -107,6 +107,8 @@ def test_questions_in_other_forms(models, as_a_user):
         _ask(*models, unrelated=["the cat", None])
     with pytest.raises(KrsError, match="refusals is one string: pass a list of regular expressions"):
         _ask(*models, refusals="I don't know")
+    with pytest.raises(KrsError, match=r"refusals has no regular expression as item 1 .'\('.: missing"):
+        _ask(*models, refusals=["no", "("])
     with pytest.raises(KrsError, match="prompt 3 has 70 tokens"):
         _ask(*models, unrelated=["the " * 70])
     given = {"target": (t for t in TARGET), "unrelated": iter(UNRELATED)}
