@@ -96,8 +96,10 @@ def broken(model: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
-def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig) -> None:
-    """Raise `KrsError` if a copy of the model could not be saved to `folder`.
+def check_saves(
+    vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig, texts: Sequence[str] = ()
+) -> None:
+    """Raise `KrsError` if a copy of the model could not be saved to `folder`, with a tokenizer that reads `texts` alike.
 
     Model configuration, generation configuration and tokenizer are saved to a temporary directory; a file is written
     where the folder will be; weights that share memory and the space on the disk are looked at.
@@ -123,9 +125,10 @@ def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: 
                 f"{owner} cannot be saved, so that the unlearned model could not be either: "
                 f"{_first_lines(reason)} {_remedy(name)}"
             ) from None
+    _check_tokenizer(vanilla, tokenizer, texts)
 
 
-def check_tokenizer(vanilla: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+def _check_tokenizer(vanilla: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Raise `KrsError` for a tokenizer that would be another one once it is loaded from beside the model.
 
     transformers loads the class that belongs to the type of some models (Qwen2), whatever was saved there.
@@ -138,8 +141,8 @@ def check_tokenizer(vanilla: nn.Module, tokenizer: Tokenizer, texts: Sequence[st
             again = tokenizer_beside(scratch, {"local_files_only": True})
         except (OSError, ValueError, ImportError, KeyError, AttributeError):
             return  # whether it can be loaded is seen when the model has been saved
-    for text in texts if again is not None else ():
-        ours, theirs = (list(one(text)["input_ids"]) for one in (tokenizer, again))
+    for text in texts:
+        ours, theirs = (list(one(text)["input_ids"]) for one in (tokenizer, again or tokenizer))
         if ours != theirs:
             raise KrsError(
                 f"the tokenizer would be another one when it is loaded from beside this {model.config.model_type} "

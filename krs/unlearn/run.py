@@ -38,7 +38,7 @@ from krs.unlearn.isolation import isolated
 from krs.unlearn.memit.requests import Request
 from krs.unlearn.methods import Edit, Method, Plugin
 from krs.unlearn.methods import made as as_method
-from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves, check_tokenizer
+from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves
 from krs.unlearn.saving import kept, save
 from krs.unlearn.sides import check_looks
 from krs.unlearn.student import check_trainable, context, depth, finish
@@ -141,8 +141,7 @@ def run(
         _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
-            check_saves(vanilla, tokenizer, folder, made.config)
-            check_tokenizer(vanilla, tokenizer, words(sets["forget"]))
+            check_saves(vanilla, tokenizer, folder, made.config, words(sets["forget"]))
         if isinstance(made, Edit):
             work, described = _editing(made, vanilla, sets["forget"], corpus, reader, progress)
         else:
