@@ -99,7 +99,9 @@ def broken(model: nn.Module) -> list[tuple[str, str]]:
 def check_saves(
     vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig, texts: Sequence[str] = ()
 ) -> None:
-    """Raise `KrsError` if a copy of the model could not be saved to `folder`, with a tokenizer that reads `texts` alike.
+    """Raise `KrsError` if a copy of the model could not be saved to `folder`, or its tokenizer would read otherwise.
+
+    `texts` are read by the tokenizer, and as it is loaded from there.
 
     Model configuration, generation configuration and tokenizer are saved to a temporary directory; a file is written
     where the folder will be; weights that share memory and the space on the disk are looked at.
