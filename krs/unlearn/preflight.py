@@ -22,7 +22,8 @@ from krs.models.load import quiet
 from krs.models.memory import free_memory
 from krs.models.tokenizers import tokenizer_beside
 from krs.unlearn.config import Config, EditConfig
-from krs.unlearn.methods import Edit, Plugin
+from krs.unlearn.methods import Edit, Method, Plugin
+from krs.unlearn.sides import wanted_of_vanilla
 
 _ADAM_STATES = 2
 
@@ -41,7 +42,8 @@ def check_memory(
 ) -> None:
     """Raise `KrsError` if the model and what is made of it beside it will not fit on a device, before it is loaded.
 
-    Counted are weights, gradients and AdamW's averages; a batch takes more on top. Nothing is checked of one of several
+    Counted are weights, gradients and AdamW's averages, and the vanilla model in fp32 where it is narrower and runs in
+    every step; a batch takes more on top. Nothing is checked of one of several
     processes, which may have parts of the model only, nor where the checkpoint does not say how large it is.
     """
     whole, single = memory_needed(located, dtype), memory_needed(located, torch.float32)
@@ -56,7 +58,9 @@ def check_memory(
         if config.parameters == "lora":
             return 2 * whole
         states = 2 + _ADAM_STATES if config.parameters == "all" else 1  # of a part of the weights little is kept
-        return whole + (2 if config.precision == "bf16-pure" else 4) * states * numbers
+        pure = config.precision == "bf16-pure"
+        wider = 0 if pure or whole >= single or not _looks_at_vanilla(made) else single
+        return whole + wider + (2 if pure else 4) * states * numbers
 
     if needed() <= free:
         return
@@ -71,6 +75,13 @@ def check_memory(
         f"{made.name} takes at least {_gb(needed())}: the model, and beside it a copy with what its training keeps; "
         f"{_gb(free)} are free on {device}: {', or '.join(ways) or 'take a smaller model or a larger machine'}"
     )
+
+
+def _looks_at_vanilla(made: Plugin) -> bool:
+    """Whether the vanilla model runs in every step."""
+    assert isinstance(made, Method)
+    asked = wanted_of_vanilla(made.reference, made.sides)
+    return "logits" in asked.values() or type(made).looks is not Method.looks
 
 
 def check_finite(model: nn.Module) -> None:

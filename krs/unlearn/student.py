@@ -82,6 +82,22 @@ def make_student(vanilla: nn.Module, config: Config, layers: Sequence[int] | Non
     return student
 
 
+def make_reference(vanilla: nn.Module, config: Config) -> nn.Module:
+    """The vanilla model as the copy in training computes before its first step: a copy in that one's precision.
+
+    A bf16 model's own logits are rounded, so that losses would start away from where both say the same, and a retain
+    term would train towards the rounding. The model itself where its weights have that dtype already, and for an
+    adapter, below which the weights keep theirs.
+    """
+    pure = config.precision == "bf16-pure"
+    wanted = torch.bfloat16 if pure else torch.float32
+    kept = config.parameters == "lora" and not pure
+    if kept or all(p.dtype == wanted for p in vanilla.parameters() if p.is_floating_point()):
+        return vanilla
+    copied = copy.deepcopy(vanilla)
+    return _in_bf16(copied) if pure else copied.float()
+
+
 def _is_trained(body: Anatomy, name: str, wanted: set[str] | None, layers: Sequence[int] | None) -> bool:
     component, layer = component_of(body, name)
     return (wanted is None or component in wanted) and (layers is None or layer in layers)

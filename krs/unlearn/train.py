@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -25,7 +26,7 @@ from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.methods import Method
 from krs.unlearn.saving import ADAPTER
 from krs.unlearn.sides import Look, wanted_of_vanilla
-from krs.unlearn.student import depth, finish, make_student
+from krs.unlearn.student import depth, finish, make_reference, make_student
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 from krs.unlearn.watching import Watching, watched
 from krs.wording import counted
@@ -88,11 +89,16 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         place = folder / checkpoints.FOLDER if folder else Path(scratch)
         every = [*callbacks, StopWhenAsked(interrupt)]
-        trainer = _trainer(method, looks, vanilla, fresh(), pairs, place, options, every)
+        arguments = _arguments(method, vanilla, place, options)
+        reference = _reference(method, looks, vanilla)
+        trainer = _trainer(method, looks, reference, fresh(), pairs, arguments, every)
         for side, wanted in trainer.wanted.items():
             if wanted == "logprob":
                 aloud = progress and trainer.is_world_process_zero()
-                pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side, aloud)
+                pairs.ref_logprob[side] = reference_logprobs(reference, sides[side], config.batch_size, side, aloud)
+        if reference is not vanilla and vanilla.dtype == torch.float16:  # may overflow where its copy does not
+            reference_logprobs(vanilla, sides["forget"], config.batch_size, "forget", False)
+        del reference  # which the trainer has, if it runs in every step
         if resume is not None:
             reached = int(resume.name.rpartition("-")[2])
             going_on({"step": (reached, config.steps)}, resume, show=progress and trainer.is_world_process_zero())
@@ -141,24 +147,28 @@ def _warn_of_missed(stop: StopAtTarget, watching: Watching | None, steps: int) -
         )
 
 
+def _reference(method: Method, looks: tuple[Look, ...], vanilla: nn.Module) -> nn.Module:
+    """What the method knows of the vanilla model comes from this one."""
+    asked = wanted_of_vanilla(method.reference, method.sides) or any(look.of == "vanilla" for look in looks)
+    return make_reference(vanilla, method.config) if asked else vanilla
+
+
 def _trainer(
     method: Method,
     looks: tuple[Look, ...],
-    vanilla: nn.Module,
+    reference: nn.Module,
     student: nn.Module,
     pairs: Pairs,
-    place: Path,
-    options: dict[str, Any],
+    arguments: Arguments,
     callbacks: list[TrainerCallback],
 ) -> UnlearnTrainer:
     """The trainer; raises `KrsError` for options that it does not take."""
-    arguments = _arguments(method, vanilla, place, options)
     wanted = wanted_of_vanilla(method.reference, method.sides)
     live = "logits" in wanted.values() or any(look.of == "vanilla" for look in looks)
     try:
         trainer = UnlearnTrainer(
             method,
-            vanilla if live and method.config.parameters != "lora" else None,
+            reference if live and method.config.parameters != "lora" else None,
             looks,
             model=student,
             args=arguments,

@@ -1,6 +1,7 @@
 """The trainer's options: what is trained, in which precision, until when, and going on after an interruption."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -32,7 +33,7 @@ FAST = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
 
 def _run(model, name="grad_diff", **options):
     given = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
-    if name not in ("grad_diff", "npo_kl", "grad_diff_ce", "dpo_retain_text"):
+    if name not in ("grad_diff", "npo_kl", "grad_diff_ce", "dpo_retain_text", "rmu"):
         given.pop("retain")
     return unlearn.run(name, model, **given)
 
@@ -256,7 +257,7 @@ def test_bad_settings(as_a_user, tmp_path):
         ({"name": "simnpo", "beta": -0.1}, "beta=-0.1: it has to be positive"),
         ({"name": "dpo_idk", "beta": 0.0}, "beta=0.0: it has to be positive"),
         ({"name": "undial", "beta": 0.0}, "beta=0.0: it has to be positive"),
-        ({"name": "rmu", "retain": RETAIN, "steering": -1.0}, "steering=-1.0: it may not be negative"),
+        ({"name": "rmu", "steering": -1.0}, "steering=-1.0: it may not be negative"),
         ({"corpus": ["text"]}, "uses no corpus="),
         ({"dtype": torch.bfloat16}, "dtype= is for models given by name"),
     ]:
@@ -334,3 +335,21 @@ def test_a_run_goes_on_with_the_options_that_it_was_begun_with_and_reports_them(
     _run(build("llama"), trainer={"adam_beta1": 0.5, "dataloader_pin_memory": False}, **given)
     report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
     assert (report["trainer"], report["processes"]) == ({"adam_beta1": 0.5}, 1)
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bf16-pure"}, {"parameters": "lora"}], ids=str)
+def test_before_the_first_step_a_bf16_model_and_its_copy_say_the_same(tmp_path, how):
+    """A reference whose logits are rounded is another model, and a retain term trains towards the rounding."""
+    vanilla, at_reference = build("llama").to(torch.bfloat16), {}
+    before = state(vanilla)
+    vanilla = vanilla.float() if how.get("precision") else vanilla  # bf16 numbers in fp32, of which a bf16 copy is made
+    for name in ("npo", "dpo_retain_text", "npo_kl", "grad_diff", "rmu"):
+        if name != "rmu" or not how:
+            _run(vanilla, name, steps=1, output_dir=tmp_path / name, learning_rate=1e-2, **how)
+            at_reference[name] = json.loads((tmp_path / name / "krs_unlearn.json").read_text())["log"][0]
+    for name, term in [("npo", "forget"), ("npo_kl", "forget"), ("dpo_retain_text", "preference")]:
+        assert at_reference[name][f"loss_{term}"] == pytest.approx(20 * math.log(2), abs=1e-4)
+    for name in at_reference.keys() - {"npo", "dpo_retain_text"}:
+        assert at_reference[name]["loss_retain"] == 0
+        assert at_reference[name]["grad_norm_retain"] < 1e-4 * at_reference[name]["grad_norm_forget"]
+    assert how.get("precision") or same_state(vanilla, before)
