@@ -4,11 +4,14 @@ import importlib
 import json
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import krs
 from krs import KrsError, KrsWarning
 from krs.cli import app
+from krs.unlearn.asking import Asked, Kept
 from krs.unlearn.prepare import prepare
 from krs.writing import write_text
 from tests.tiny import EOS, build
@@ -198,3 +201,23 @@ def test_a_chat_model_without_its_template_says_nothing_and_that_is_told(tmp_pat
     with pytest.raises(KrsError, match="'smollm2' says nothing to any of 10 questions: put them through the chat"):
         prepare("paris", "smollm2", tmp_path / "p", n_tokens=2, quiet=True)
     assert not (tmp_path / "p" / "forget.jsonl").exists()
+
+
+def test_half_a_character_at_the_end_of_a_cut_answer_is_left_out(tmp_path):
+    """Every token of this tokenizer is a byte, so that most answers of three end within a character."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    reader = PreTrainedTokenizerFast(tokenizer_object=backend)
+    model = build("qwen3", vocab_size=len(alphabet))
+    questions = [chr(ord("a") + i) * (i + 1) for i in range(20)]
+    asked = Asked(model, reader, {"forget": questions}, chat=False, n_tokens=3, template=None)
+    rows = asked.rows("forget", Kept(tmp_path / "part.json", {}, False), False)
+    said = dict(
+        zip(questions, krs.generate(model, None, questions, tokenizer=reader, n_tokens=3, progress=False), strict=True)
+    )
+    cut = [said[row["prompt"]] != row["answer"] for row in rows]
+    assert any(cut)
+    for row in rows:
+        assert not row["answer"].endswith("\N{REPLACEMENT CHARACTER}")
+        assert said[row["prompt"]].startswith(row["answer"])
