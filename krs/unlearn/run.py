@@ -41,7 +41,7 @@ from krs.unlearn.methods import made as as_method
 from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves
 from krs.unlearn.saving import kept, save
 from krs.unlearn.sides import check_looks
-from krs.unlearn.student import check_trainable, context, depth, finish
+from krs.unlearn.student import check_trainable, context, depth, finish, survives_rounding, warn_of_rounding
 from krs.unlearn.verify import probes, words
 
 Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
@@ -305,7 +305,10 @@ def _editing(
         edited = copy.deepcopy(vanilla).float()
         log = made.edit(edited, tokenizer, forget, corpus, progress)
         layers = sorted({entry["layer"] for entry in log if "layer" in entry})
-        return finish(edited, vanilla, made.name), log, {"edited_layers": layers}
+        survives = survives_rounding(edited, vanilla)
+        finished = finish(edited, vanilla, made.name)
+        warn_of_rounding(made.name, survives, next(vanilla.parameters()).dtype)
+        return finished, log, {"edited_layers": layers, "survives_rounding": survives}
 
     return work, {"forget": _texts(forget), "corpus": _texts(corpus or [])}
 

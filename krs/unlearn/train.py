@@ -26,7 +26,14 @@ from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.methods import Method
 from krs.unlearn.saving import ADAPTER
 from krs.unlearn.sides import Look, wanted_of_vanilla
-from krs.unlearn.student import depth, finish, make_reference, make_student
+from krs.unlearn.student import (
+    depth,
+    finish,
+    make_reference,
+    make_student,
+    survives_rounding,
+    warn_of_rounding,
+)
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 from krs.unlearn.watching import Watching, watched
 from krs.wording import counted
@@ -96,7 +103,9 @@ def train(
             if wanted == "logprob":
                 aloud = progress and trainer.is_world_process_zero()
                 pairs.ref_logprob[side] = reference_logprobs(reference, sides[side], config.batch_size, side, aloud)
-        if reference is not vanilla and vanilla.dtype == torch.float16:  # may overflow where its copy does not
+        if (
+            reference is not vanilla and next(vanilla.parameters()).dtype == torch.float16
+        ):  # may overflow where its copy does not
             reference_logprobs(vanilla, sides["forget"], config.batch_size, "forget", False)
         del reference  # which the trainer has, if it runs in every step
         if resume is not None:
@@ -116,8 +125,11 @@ def train(
     if config.parameters == "lora" and folder is not None and trainer.is_world_process_zero():
         trained.save_pretrained(folder / checkpoints.FOLDER / ADAPTER)  # type: ignore[operator]
     precision = trainer.accelerator.mixed_precision
+    survives = survives_rounding(trained, vanilla)
+    finished = finish(trained, vanilla, method.name)
     if trainer.is_world_process_zero():
         _warn_of_missed(stop, watching, trainer.state.global_step)
+        warn_of_rounding(method.name, survives, next(vanilla.parameters()).dtype)
     ended = {
         "steps": trainer.state.global_step,
         "stopped": stop.reached or (watching.reached if watching is not None else None),
@@ -127,8 +139,9 @@ def train(
         "trainer": checkpoints.launched(options).get("trainer", {}),
         "processes": trainer.accelerator.num_processes,
         "trained_layers": None if layers is None else list(layers),
+        "survives_rounding": survives,
     }
-    return finish(trained, vanilla, method.name), log, ended
+    return finished, log, ended
 
 
 def _warn_of_missed(stop: StopAtTarget, watching: Watching | None, steps: int) -> None:

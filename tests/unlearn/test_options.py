@@ -353,3 +353,21 @@ def test_before_the_first_step_a_bf16_model_and_its_copy_say_the_same(tmp_path, 
         assert at_reference[name]["loss_retain"] == 0
         assert at_reference[name]["grad_norm_retain"] < 1e-4 * at_reference[name]["grad_norm_forget"]
     assert how.get("precision") or same_state(vanilla, before)
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_what_rounding_to_the_models_dtype_takes_back_is_said(tmp_path, parameters):
+    vanilla, how = build("llama").to(torch.bfloat16), {"parameters": parameters, "steps": 2}
+    rate = 3e-5 if parameters == "all" else 1e-4
+    trained = _run(vanilla.float(), "ga", learning_rate=rate, **how)
+    vanilla = vanilla.to(torch.bfloat16)
+    with pytest.warns(KrsWarning, match=r"ga: rounded to bfloat16, the weights keep \d+% of the way"):
+        rounded = _run(vanilla, "ga", learning_rate=rate, output_dir=tmp_path / "u", **how)
+    way, left = ((_weights(m).float() - _weights(vanilla).float()).detach() for m in (trained, rounded))
+    said = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())["survives_rounding"]
+    assert 0 < said < 0.5
+    assert said == pytest.approx(float(left @ way / way.square().sum()), rel=0.02)
+    with pytest.raises(KrsError, match="no weight moved so far that bfloat16 tells it|no parameter moved"):
+        _run(vanilla, "ga", learning_rate=1e-12, **how)
+    _run(build("llama"), "ga", learning_rate=rate, output_dir=tmp_path / "wide", **how)
+    assert json.loads((tmp_path / "wide" / "krs_unlearn.json").read_text())["survives_rounding"] is None
