@@ -10,6 +10,7 @@ from krs.errors import KrsError
 from krs.models.identity import differing
 from krs.restore.plan import Plan
 from krs.restore.result import SweepResult
+from krs.wording import kind
 
 
 def several(results: Iterable[Any], what: str, *, models: bool) -> tuple[SweepResult, ...]:
@@ -29,7 +30,7 @@ def several(results: Iterable[Any], what: str, *, models: bool) -> tuple[SweepRe
         raise KrsError(f"{what} got no results: give at least one")
     for i, result in enumerate(found):
         if not isinstance(result, SweepResult):
-            raise KrsError(f"{what}: item {i} is a {type(result).__name__}, no result of krs.sweep: pass its members")
+            raise KrsError(f"{what}: item {i} is {kind(result)}, no result of krs.sweep: pass its members")
         if not result.complete:
             raise KrsError(f"{what}: result {i} is of an interrupted sweep: finish it first (checkpoint=)")
     for i, other in enumerate(found[1:], 1):

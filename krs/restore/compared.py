@@ -17,7 +17,7 @@ from krs.restore.plan import Named, chosen_columns, names_of
 from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
 from krs.restore.telling import extremes, scale
-from krs.wording import counted
+from krs.wording import counted, kind
 
 _WIDTH = 90
 """Characters of a line of a figure's title."""
@@ -199,7 +199,7 @@ def compare(results: Mapping[str, SweepResult | MeanResult]) -> Compared:
         raise KrsError("krs.compare takes results by name, at least one: krs.compare({'npo': first, 'ga': second})")
     for name, result in results.items():
         if not isinstance(result, SweepResult | MeanResult):
-            raise KrsError(f"krs.compare: {name!r} is a {type(result).__name__}, no result of krs.sweep or krs.mean")
+            raise KrsError(f"krs.compare: {name!r} is {kind(result)}, no result of krs.sweep or krs.mean")
     directions = {result.direction for result in results.values()}
     if len(directions) > 1:
         raise KrsError("krs.compare: some of these restore and some transplant, which are other scales: compare alike")
