@@ -416,6 +416,7 @@ def test_tables_instead_of_a_figure(place, tmp_path):
         (["a.krs", "a.krs", "-o", "f.pdf"], "a file was given twice"),
         (["a.krs", "--name", "x", "--name", "y", "-o", "f.pdf"], "--name was given 2 times for 1 results"),
         (["a.krs", "b_50%.krs", "--name", "x", "--name", "x", "-o", "f.pdf"], "--name was given twice alike"),
+        (["a.krs", "--name", "x", "-o", "f.pdf"], "--name tells several results apart, and this is one sweep"),
         (["report.json", "-o", "f.pdf"], "a dissection has no figure of its own"),
         (["a.krs", "--format", "word"], "--format 'word': give one of latex, csv, json"),
         (["drift.csv", "--format", "latex"], "--format latex is for sweeps"),
