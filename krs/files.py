@@ -10,6 +10,7 @@ from typing import Any
 
 from krs.errors import KrsError
 from krs.names import DTYPES
+from krs.wording import kind
 
 
 def questions(path: Path, chat: bool) -> list[Any]:
@@ -135,7 +136,7 @@ def read_prompts(path: Path) -> list[Any]:
         lines = [(i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
         found = [_parsed(line, path, i) for i, line in lines] if suffix == ".jsonl" else [line for _, line in lines]
     if not isinstance(found, list):
-        raise KrsError(f"{str(path)!r} holds a {type(found).__name__}: it has to be a list of prompts")
+        raise KrsError(f"{str(path)!r} holds {kind(found)}: it has to be a list of prompts")
     if not found:
         raise KrsError(f"{str(path)!r} holds nothing: give at least one line")
     return found

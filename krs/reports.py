@@ -113,10 +113,10 @@ def _of_value(what: Any, name: str = "sweep") -> Page:
         from krs.metrics.page import sections
 
         return Page(f"What krs found: {name}", (), tuple(sections(what)))
+    from krs.restore.averaging import MeanResult
     from krs.restore.compared import Compared
     from krs.restore.page import page_of as of_sweeps
     from krs.restore.result import SweepResult
-    from krs.restore.together import MeanResult
 
     several = what.results if isinstance(what, Compared) else what
     if isinstance(several, SweepResult | MeanResult):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from math import isnan
+from numbers import Real
 from typing import Any
 
 _NARROWEST, _WIDEST = 20, 100
@@ -22,6 +23,21 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
     ('1 setting', '1,200 steps', '0 queries')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def kind(value: object) -> str:
+    """What a value is, for messages.
+
+    >>> kind(None), kind(b"hi"), kind(2.5), kind([1]), kind(3)
+    ('None', 'bytes', 'a float (2.5)', 'a list', 'an int (3)')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, bytes | bytearray):
+        return "bytes"
+    name = type(value).__name__
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"{article} {name}" + (f" ({value})" if isinstance(value, Real) else "")
 
 
 def cut_off(text: str, ids: Sequence[int], ends: Iterable[int]) -> str:

@@ -98,6 +98,8 @@ def _names(results: Sequence[saved.Saved], given: Sequence[str]) -> list[str]:
     """What each result is called: as was said, else as its file, or as the directory where a command named the file."""
     if given and len(given) != len(results):
         raise KrsError(f"--name was given {len(given)} times for {len(results)} results: give it once for each")
+    if given and len(results) == 1 and results[0].kind != "answers":
+        raise KrsError(f"--name tells several results apart, and this is one {results[0].kind}: leave it out")
     if given and len(set(given)) == len(given):
         return list(given)
     if given:

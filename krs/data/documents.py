@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from krs.data.mentions import Mention, Mentions
 from krs.errors import KrsError
+from krs.wording import kind
 
 _ENDS = 64 * 1024
 
@@ -68,12 +69,12 @@ class Query:
     def record(self, fields: Any, number: int) -> Record:
         """The text and the id among the fields of a document."""
         if not isinstance(fields, Mapping):
-            return Record(number, problem=f"holds a {type(fields).__name__}, not an object with fields")
+            return Record(number, problem=f"holds {kind(fields)}, not an object with fields")
         if self.text_field not in fields:
             return Record(number, problem=f"has no field {self.text_field!r}; {listed(fields)}")
         text, id = fields[self.text_field], fields.get(self.id_field)
         if not isinstance(text, str):
-            return Record(number, problem=f"its {self.text_field!r} is a {type(text).__name__}, not a text")
+            return Record(number, problem=f"its {self.text_field!r} is {kind(text)}, not a text")
         named = isinstance(id, str | int) and not isinstance(id, bool)
         return Record(number, text, str(id) if named else None)
 

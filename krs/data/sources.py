@@ -12,6 +12,7 @@ from krs.data.lines import LineFile
 from krs.data.streams import Stream
 from krs.data.tables import ParquetFile
 from krs.errors import KrsError
+from krs.wording import kind
 
 LINES = (".jsonl", ".ndjson", ".json")
 ENDINGS = (*LINES, *(f"{ending}.gz" for ending in LINES), ".parquet")
@@ -43,7 +44,7 @@ def _as_paths(source: str | Path | Iterable[Any]) -> list[Path] | None:
         return [Path(source)]
     if isinstance(source, Mapping):
         keys = ", ".join(map(repr, list(source)[:4]))
-        raise KrsError(f"the source is a {type(source).__name__} with {keys}: hand in one of its values")
+        raise KrsError(f"the source is {kind(source)} with {keys}: hand in one of its values")
     if isinstance(source, list | tuple):
         if not source:
             raise KrsError("the source is an empty list: give at least one file or document")

@@ -10,6 +10,7 @@ from typing import Any
 
 from krs.data.documents import Place, Query, Step
 from krs.errors import KrsError
+from krs.wording import kind
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Stream:
         """A stream with the name of its dataset; raises `KrsError` for what cannot be iterated over."""
         if not isinstance(source, Iterable):
             raise KrsError(
-                f"the source is a {type(source).__name__}: hand in files, or an iterable of documents such as "
+                f"the source is {kind(source)}: hand in files, or an iterable of documents such as "
                 "datasets.load_dataset(…, streaming=True)"
             )
         info = getattr(source, "info", None)

@@ -14,7 +14,7 @@ from krs.hooks.family import Family
 from krs.hooks.fused import HeadCounts, Part, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
-from krs.wording import counted
+from krs.wording import counted, kind
 
 _PROJECTED: dict[str, Part] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
 _ADDED = {"attn_added": "attn_out_proj", "mlp_added": "mlp_out_proj"}
@@ -309,5 +309,5 @@ def anatomy(model: object, side: str = "the model", family: Family | str | None 
             "its layers: pass the causal LM (AutoModelForCausalLM), not the bare decoder, or register a family"
         ) from None
     if not isinstance(layers, nn.ModuleList):
-        raise KrsError(f"{family.layers!r} in {side} is a {type(layers).__name__}, not a list of layers")
+        raise KrsError(f"{family.layers!r} in {side} is {kind(layers)}, not a list of layers")
     return Anatomy(plain, family, layers)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from krs.errors import KrsError
+from krs.wording import kind
 
 _AXES: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """The axis of the positions, for modules whose values have had one axis only that could be it."""
@@ -39,7 +40,7 @@ def returned(output: Any) -> Tensor:
     """The value that a module returns: the first of a tuple."""
     value = output[0] if isinstance(output, tuple) else output
     if not isinstance(value, Tensor):
-        raise KrsError(f"a module returned a {type(value).__name__}, so nothing can be recorded or put at its output")
+        raise KrsError(f"a module returned {kind(value)}, so nothing can be recorded or put at its output")
     return value
 
 

@@ -30,6 +30,7 @@ from krs.models.provenance import describe_model, machine, now, tokenizer_name, 
 from krs.models.tokenizers import as_tokenizer, find_tokenizer
 from krs.progress import bar, going_on
 from krs.prompts import encode, listed
+from krs.wording import kind
 from krs.writing import check_folder, save_in_the_end
 
 Target: TypeAlias = str | Path | Iterable[FactLike | str]
@@ -154,9 +155,7 @@ def _tools(given: Sequence[str | Instrument]) -> list[Instrument]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise KrsError(f"only= has the instrument {twice!r} twice, and one reading by a name is kept: give it once")
     if "" in names:
-        raise KrsError(
-            f"only= has a {type(found[names.index('')]).__name__} without a name: @register('name') gives one"
-        )
+        raise KrsError(f"only= has {kind(found[names.index('')])} without a name: @register('name') gives one")
     return found
 
 

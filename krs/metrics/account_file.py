@@ -11,6 +11,7 @@ import numpy as np
 
 from krs.errors import KrsError
 from krs.metrics.weight_units import parts_of
+from krs.wording import kind
 from krs.writing import write_bytes
 
 _FORMAT = 1
@@ -82,7 +83,7 @@ def _fields(header: dict[str, Any], arrays: dict[str, np.ndarray], prefix: str) 
             raise ValueError(f"{name!r} is {numbers[name].dtype} {list(numbers[name].shape)}")
     for name, fits in _HEADER.items():
         if not isinstance(header[name], fits):
-            raise TypeError(f"{name!r} is a {type(header[name]).__name__} in its header")
+            raise TypeError(f"{name!r} is {kind(header[name])} in its header")
     if found["lengths"].shape != (n, 2) or found["lengths"].sum() != len(found["tokens"]):
         raise ValueError(f"'lengths' is {list(found['lengths'].shape)} for {n} prompts")
     ids = iter(np.split(found["tokens"], np.cumsum(found["lengths"].reshape(-1))[:-1]))

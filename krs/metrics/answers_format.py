@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from krs._typing import DataFrame
+from krs.wording import kind
 
 FORMAT = 1
 FLOATS = ("bleu", "ceiling", "distinct_2", "distinct_2_vanilla", "nll", "nll_vanilla")
@@ -32,11 +33,11 @@ def as_json(frame: DataFrame, token_ids: Mapping[str, Any], provenance: Mapping[
 def unfit(said: Any) -> Iterator[str]:
     """Why a file's content is not answers, if it is not."""
     if not isinstance(said, dict):
-        yield f"it is a {type(said).__name__}"
+        yield f"it is {kind(said)}"
         return
     kinds = {"krs_answers": int, "rows": list, "token_ids": dict, "provenance": dict}
-    for name, kind in kinds.items():
-        if not isinstance(said.get(name), kind):
+    for name, wanted in kinds.items():
+        if not isinstance(said.get(name), wanted):
             yield f"{name!r} is {'missing' if name not in said else type(said[name]).__name__}"
             return
     if not said["rows"]:
@@ -68,7 +69,7 @@ def _unfit_row(
 ) -> Iterator[str]:
     """The same of one row; the entries of a model that has not answered yet are empty, and what compares the two."""
     if not isinstance(row, dict):
-        yield f"{where} is a {type(row).__name__}"
+        yield f"{where} is {kind(row)}"
         return
     for names, fits in ((texts, _is_text), (floats, _is_number), (BOOLS, _is_flag)):
         for name in names:

@@ -22,9 +22,9 @@ from krs.metrics.bleu import REFUSALS, BleuKind, check_kind, check_refusals
 from krs.models.given import Model
 from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer
-from krs.prompts import Ids, encode, kind, listed
+from krs.prompts import Ids, encode, listed
 from krs.prompts.listed import check_text, whole
-from krs.wording import counted
+from krs.wording import counted, kind
 
 Half: TypeAlias = str | tuple[str, str] | Sequence[str]
 """A text, which is parted in its middle; or its two parts, as `krs.data.Concept.completions` has them."""

@@ -11,7 +11,7 @@ from typing import Any
 from krs._typing import DataFrame
 from krs.errors import KrsError
 from krs.notebook import as_html
-from krs.wording import as_text, counted
+from krs.wording import as_text, counted, kind
 from krs.writing import write_text
 
 _FORMAT = 1
@@ -126,10 +126,10 @@ _PARTS = {"vectors": list(_OF_VECTORS), "tokens": list(_OF_TOKENS)}
 def _unfit(told: Any) -> Iterator[str]:
     """Why a file's content is no such result, if it is not."""
     if not isinstance(told, dict):
-        yield f"it is a {type(told).__name__}"
+        yield f"it is {kind(told)}"
         return
-    for name, kind in {"krs_vocabulary": int, "vectors": list, "tokens": list, "provenance": dict}.items():
-        if not isinstance(told.get(name), kind):
+    for name, wanted in {"krs_vocabulary": int, "vectors": list, "tokens": list, "provenance": dict}.items():
+        if not isinstance(told.get(name), wanted):
             yield f"{name!r} is {'missing' if name not in told else type(told[name]).__name__}"
             return
     for part, names in _PARTS.items():

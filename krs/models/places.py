@@ -8,7 +8,7 @@ from krs.errors import KrsError
 from krs.models.bundled import bundled
 from krs.models.gguf import converted
 from krs.names import BUNDLED, check_name
-from krs.prompts import kind
+from krs.wording import kind
 
 
 def locate(name: str | Path) -> tuple[str, bool]:

@@ -58,15 +58,23 @@ def rounded(value: Any) -> float | None:
 
 
 def peaks(table: DataFrame, digits: int = 3) -> str:
-    """Where each column is highest, for those who cannot see its line.
+    """How each column runs, for those who cannot see its line: where it is highest and lowest, and how it ends.
 
     >>> import pandas as pd
-    >>> peaks(pd.DataFrame({"mlp_coef": [0.1, 0.75]}, index=[4, 5]))
-    'mlp_coef at most 0.750 at 5'
+    >>> peaks(pd.DataFrame({"mlp_coef": [0.1, 0.75, 0.3]}, index=[4, 5, 6]))
+    'mlp_coef highest 0.750 at 5, lowest 0.100 at 4, last 0.300'
+    >>> peaks(pd.DataFrame({"attn_out": [0.5]}, index=[4]))
+    'attn_out 0.500 at 4'
     """
     told = []
     for name in table.columns:
         column = table[name].dropna()
-        if len(column):
-            told.append(f"{name} at most {number(float(column.max()), digits)} at {column.idxmax()}")
+        if not len(column):
+            continue
+        high, low, last = (number(float(value), digits) for value in (column.max(), column.min(), column.iloc[-1]))
+        if high == low:
+            there = f" at {column.index[0]}" if len(column) == 1 else " everywhere"
+            told.append(f"{name} {high}{there}")
+        else:
+            told.append(f"{name} highest {high} at {column.idxmax()}, lowest {low} at {column.idxmin()}, last {last}")
     return "; ".join(told) or "no numbers"

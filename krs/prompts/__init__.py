@@ -4,7 +4,7 @@ from krs.prompts.answers import Answer, encode_answers, end_of_answer
 from krs.prompts.batch import Scoring, TokenBatch, check_aligned, check_reach, next_token_batch, paper_code_batch
 from krs.prompts.checks import Prompt, Prompts, check_messages, check_prompt, check_prompts, check_strings, is_chat
 from krs.prompts.encode import decode, encode, needs_tokenizer, pieces
-from krs.prompts.listed import kind, listed
+from krs.prompts.listed import listed
 from krs.prompts.notes import answer_notes, bare_texts, prompt_notes
 from krs.prompts.rows import Ids
 from krs.prompts.subjects import check_subjects, subject_positions
@@ -32,7 +32,6 @@ __all__ = [
     "encode_answers",
     "end_of_answer",
     "is_chat",
-    "kind",
     "listed",
     "needs_tokenizer",
     "next_token_batch",

@@ -10,10 +10,10 @@ from torch import Tensor
 from krs._typing import Tokenizer
 from krs.errors import KrsError
 from krs.prompts.checks import check_prompt
-from krs.prompts.listed import is_whole, kind, listed
+from krs.prompts.listed import is_whole, listed
 from krs.prompts.rows import Ids, check_unpadded, id_rows
 from krs.prompts.tokens import rendered
-from krs.wording import counted
+from krs.wording import counted, kind
 
 Answer: TypeAlias = str | Iterable[int] | Tensor
 """Text, or token ids."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from krs._typing import Message
 from krs.errors import KrsError
-from krs.prompts.listed import check_text, is_whole, kind, listed
+from krs.prompts.listed import check_text, is_whole, listed
 from krs.prompts.rows import Ids, id_rows, ids_of
+from krs.wording import kind
 
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | Tensor | np.ndarray | Mapping[str, Any]
 """Text; or chat messages (the tokenizer's template is applied); or token ids."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from krs.errors import KrsError
+from krs.wording import kind
 
 
 def listed(given: Any, what: str, noun: str) -> list[Any]:
@@ -40,7 +41,7 @@ def listed(given: Any, what: str, noun: str) -> list[Any]:
     if hasattr(given, "columns") and hasattr(given, "iloc"):
         names = [str(name) for name in given.columns]
         raise KrsError(
-            f"{what} is a {type(given).__name__} with the columns {', '.join(map(repr, names))}: {remedy}, such as one "
+            f"{what} is {kind(given)} with the columns {', '.join(map(repr, names))}: {remedy}, such as one "
             f"column, list(frame[{(names or [noun])[0]!r}]), or frame.to_dict('records') for pairs"
         )
     if isinstance(given, Mapping):
@@ -57,21 +58,6 @@ def listed(given: Any, what: str, noun: str) -> list[Any]:
         more = ", such as krs.data.as_chat(concept.questions)" if hasattr(given, "questions") else ""
         raise KrsError(f"{what} is {kind(given)}: {remedy}{more}")
     return list(given)
-
-
-def kind(value: Any) -> str:
-    """What a value is, for messages.
-
-    >>> kind(None), kind(b"hi"), kind(2.5), kind([1])
-    ('None', 'bytes', 'a float (2.5)', 'a list')
-    """
-    if value is None:
-        return "None"
-    if isinstance(value, bytes | bytearray):
-        return "bytes"
-    name = type(value).__name__
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    return f"{article} {name}" + (f" ({value})" if isinstance(value, int | float | np.number) else "")
 
 
 def is_whole(value: Any) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from krs.errors import KrsError
-from krs.prompts.listed import is_integer_array, is_whole, kind
+from krs.prompts.listed import is_integer_array, is_whole
+from krs.wording import kind
 
 Ids: TypeAlias = tuple[int, ...]
 

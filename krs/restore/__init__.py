@@ -1,7 +1,9 @@
 """Windows, plans, engines, sweeps and their results."""
 
+from krs.restore.averaging import MeanResult, mean
 from krs.restore.compared import Compared, compare
 from krs.restore.engines import register_engine
+from krs.restore.joining import concat
 from krs.restore.loading import load_result
 from krs.restore.losses import Losses
 from krs.restore.patching import patch_sweep
@@ -9,7 +11,6 @@ from krs.restore.plan import PAPER_SETTINGS, Plan, Restoration
 from krs.restore.result import SweepResult
 from krs.restore.shards import RayEngine
 from krs.restore.sweep import sweep
-from krs.restore.together import MeanResult, concat, mean
 from krs.restore.windows import Shape, Window
 
 __all__ = [

@@ -11,13 +11,13 @@ from krs._typing import Axes, DataFrame
 from krs.errors import KrsError
 from krs.metrics.measures import LOGIT_MSE
 from krs.plots.compared import plot_compared
+from krs.restore.averaging import MeanResult
 from krs.restore.pictures import caption, check_drawable, value_label, x_label
-from krs.restore.plan import Named, names_of
+from krs.restore.plan import Named, chosen_columns, names_of
 from krs.restore.reading import escaped
 from krs.restore.result import SweepResult
 from krs.restore.telling import extremes, scale
-from krs.restore.together import MeanResult, rows
-from krs.wording import counted
+from krs.wording import counted, kind
 
 _WIDTH = 90
 """Characters of a line of a figure's title."""
@@ -89,7 +89,7 @@ class Compared:
 
         frames = []
         for name, result in self._having(setting).items():
-            frame = rows(result, setting, measure)
+            frame = _rows(result, setting, measure)
             frame.insert(0, "sweep", name)
             frames.append(frame)
         return pd.concat(frames, ignore_index=True)
@@ -199,7 +199,7 @@ def compare(results: Mapping[str, SweepResult | MeanResult]) -> Compared:
         raise KrsError("krs.compare takes results by name, at least one: krs.compare({'npo': first, 'ga': second})")
     for name, result in results.items():
         if not isinstance(result, SweepResult | MeanResult):
-            raise KrsError(f"krs.compare: {name!r} is a {type(result).__name__}, no result of krs.sweep or krs.mean")
+            raise KrsError(f"krs.compare: {name!r} is {kind(result)}, no result of krs.sweep or krs.mean")
     directions = {result.direction for result in results.values()}
     if len(directions) > 1:
         raise KrsError("krs.compare: some of these restore and some transplant, which are other scales: compare alike")
@@ -209,3 +209,19 @@ def compare(results: Mapping[str, SweepResult | MeanResult]) -> Compared:
 def _x_label(results: list[Any]) -> str:
     labels = {x_label(result.plan) for result in results}
     return labels.pop() if len(labels) == 1 else "Layer (the windows differ)"
+
+
+def _rows(result: SweepResult | MeanResult, setting: Named | None, measure: str = LOGIT_MSE.name) -> DataFrame:
+    """The rows of a result's `to_frame()` for a setting, or an axis of its point; all of them for `None`.
+
+    Of a sweep, a further measure stands beside the logit MSE: its mean and its recovery.
+    """
+    if isinstance(result, MeanResult):
+        frame, columns = result.to_frame(measure), result.plan.columns
+        per = len(frame) // len(columns)  # a window each
+        return frame.iloc[[i * per + n for i in chosen_columns(result.plan, setting) for n in range(per)]]
+    frame = result.to_frame()
+    if measure != LOGIT_MSE.name:
+        tables = {measure: result.table(measure), f"{measure}_recovery": result.recovery(measure)}
+        frame = frame.assign(**{name: result.in_order(table) for name, table in tables.items()})
+    return frame if setting is None else frame.loc[result.sel(setting).index]

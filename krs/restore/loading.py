@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from krs.restore import storage
+from krs.restore.averaging import mean
 from krs.restore.result import SweepResult
-from krs.restore.together import mean
 
 
 def load_result(path: str | Path) -> Any:

@@ -16,7 +16,7 @@ from krs.restore.result import SweepResult
 from krs.wording import counted
 
 if TYPE_CHECKING:
-    from krs.restore.together import MeanResult
+    from krs.restore.averaging import MeanResult
 
 _MAPS = 12
 _TOKENS = 20

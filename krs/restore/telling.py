@@ -12,8 +12,8 @@ from krs.restore.plan import Named, Plan, chosen_columns
 from krs.wording import heights
 
 if TYPE_CHECKING:
+    from krs.restore.averaging import MeanResult
     from krs.restore.result import SweepResult
-    from krs.restore.together import MeanResult
 
 
 def title_and_description(

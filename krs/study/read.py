@@ -12,6 +12,7 @@ from krs.errors import KrsError
 from krs.study.check import faults
 from krs.study.marked import Place, line_of, read_marked, shown
 from krs.study.spec import Fault, ModelSpec, PairSpec, Spec, faults_of
+from krs.wording import kind
 
 
 def read_spec(given: str | Path | Mapping[str, Any] | Spec) -> Spec:
@@ -34,7 +35,7 @@ def read_spec(given: str | Path | Mapping[str, Any] | Spec) -> Spec:
         tree, lines = read_marked(given)
         base, title = Path(given).resolve().parent, str(given)
     if not isinstance(tree, dict):
-        raise KrsError(f"{title} holds a {type(tree).__name__}: a study is a mapping, such as models: [smollm2]")
+        raise KrsError(f"{title} holds {kind(tree)}: a study is a mapping, such as models: [smollm2]")
     try:
         spec = Spec.model_validate(tree)
     except ValidationError as reason:

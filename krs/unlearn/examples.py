@@ -12,9 +12,10 @@ from torch import Tensor
 
 from krs._typing import Message, Tokenizer
 from krs.errors import KrsError
-from krs.prompts import Ids, check_prompt, encode, end_of_answer, is_chat, kind, listed, tokenise
+from krs.prompts import Ids, check_prompt, encode, end_of_answer, is_chat, listed, tokenise
 from krs.prompts.listed import check_text
 from krs.unlearn.losses import IGNORED
+from krs.wording import kind
 
 Text: TypeAlias = str | Mapping[str, Any] | tuple[str | Sequence[Message], str]
 """A paragraph; or a prompt with its answer, as a pair or as `{"prompt": …, "answer": …}`. A prompt is text or chat

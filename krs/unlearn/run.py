@@ -43,6 +43,7 @@ from krs.unlearn.saving import kept, save
 from krs.unlearn.sides import check_looks
 from krs.unlearn.student import check_trainable, context, depth, finish, survives_rounding, warn_of_rounding
 from krs.unlearn.verify import probes, words
+from krs.wording import kind
 
 Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
 """The unlearned model, the log, and what else is to be reported."""
@@ -259,7 +260,7 @@ def _check_watch(made: Plugin, watch: object, stop_when: str | None) -> Any:
     if watch is None:
         raise KrsError("stop_when= reads what watch= returns: pass watch= too (krs.instruments.watch makes one)")
     if not callable(watch):
-        raise KrsError(f"watch= is a {type(watch).__name__}: give a function of the model and the step")
+        raise KrsError(f"watch= is {kind(watch)}: give a function of the model and the step")
     if stop_when is None:
         return None
     from krs.unlearn.watching import condition

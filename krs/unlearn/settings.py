@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from krs.errors import KrsError
 from krs.unlearn.config import Config, EditConfig
+from krs.wording import kind
 
 
 def check_settings(name: str, config_class: type[Config] | type[EditConfig], settings: dict[str, Any]) -> None:
@@ -28,7 +29,7 @@ def check_settings(name: str, config_class: type[Config] | type[EditConfig], set
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise KrsError(f"{name} has no setting {setting!r}: it has {', '.join(sorted(hints))}.{meant}")
         if not fits(value, hints[setting]):
-            raise KrsError(f"{name}: {setting}={value!r} is a {type(value).__name__}: give {_named(hints[setting])}")
+            raise KrsError(f"{name}: {setting}={value!r} is {kind(value)}: give {_named(hints[setting])}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 from krs.errors import KrsError
 from krs.unlearn.callbacks import in_any_process
 from krs.unlearn.isolation import random_numbers_kept
+from krs.wording import kind
 
 Watch: TypeAlias = Callable[[nn.Module, int], Mapping[str, float]]
 """Called with the model in training (in eval mode, not to be changed) and the steps taken; returns numbers by name.
@@ -105,7 +106,7 @@ class Watching(TrainerCallback):
 
 def _numbers(given: Any) -> dict[str, float]:
     if not isinstance(given, Mapping):
-        raise KrsError(f"watch= returned a {type(given).__name__}: it has to return numbers by name, {{}} for none")
+        raise KrsError(f"watch= returned {kind(given)}: it has to return numbers by name, {{}} for none")
     found: dict[str, float] = {}
     for name, value in given.items():
         try:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 from krs._typing import Message
 from krs.errors import KrsError
-from krs.prompts import check_prompt, kind, listed
+from krs.prompts import check_prompt, listed
 from krs.prompts.listed import whole
 from krs.prompts.words import last_word, longer_word, whole_words
-from krs.wording import counted
+from krs.wording import counted, kind
 
 HOLE = "{}"
 """Stands for the subject in a prompt, and for the prompt in a context."""
