@@ -60,8 +60,11 @@ def prepare(
             dtype=dtype,
             device_map=device_map,
         )
-    print((output / "forget.jsonl").read_text(encoding="utf-8"), end="")
-    print(f"{found.name}: the {len(found.questions)} answers above are what the model is to forget: are they right?")
+    answers = (output / "forget.jsonl").read_text(encoding="utf-8")
+    print(answers, end="")
+    many = answers.count("\n")
+    which, right = ("answer above is", "is it") if many == 1 else (f"{many} answers above are", "are they")
+    print(f"{found.name}: the {which} what the model is to forget: {right} right?")
     print(f"written to {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
     next_one = ["krs", "unlearn", "npo_kl", "--model", model, *(["--chat"] if chat else [])]
     next_one += ["--forget", f"{output}/forget.jsonl", "--retain", f"{output}/retain.jsonl", "-o", f"{output}/npo_kl"]

@@ -21,7 +21,6 @@ def check_fits(
     entries: int | None = None,
 ) -> None:
     """Raise `KrsError` for ids outside the vocabulary (its first `entries`) and prompts longer than the context."""
-    config: Any = model.config
     vocabulary = vocabulary_of(model) if entries is None else entries
     for what, rows in (("answer", answers or ()), ("prompt", prompts)):
         for i, row in enumerate(rows):
@@ -30,7 +29,7 @@ def check_fits(
                     f"{what} {i} has the token id {bad[0]}, but the model's vocabulary has {vocabulary} entries: is "
                     "the tokenizer another model's?"
                 )
-    context = _context(config)
+    context = context_of(model)
     for i, row in enumerate(prompts):
         if context is not None and len(row) + n_tokens > context:
             raise KrsError(
@@ -39,11 +38,12 @@ def check_fits(
             )
 
 
-def _context(config: Any) -> int | None:
+def context_of(model: nn.Module) -> int | None:
     """How many tokens a model takes; `None` where its configuration does not say.
 
     Dynamic rotary factors are made to go beyond the length that the configuration names.
     """
+    config: Any = model.config
     length = next((int(getattr(config, n)) for n in _CONTEXT if getattr(config, n, None)), None)
     ropes = _ropes(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
     if length is None or not ropes:

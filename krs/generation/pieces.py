@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from krs._typing import Tokenizer
 from krs.prompts import Ids, decode
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What half of a character's bytes are decoded as."""
 
 
@@ -28,7 +28,7 @@ class Pieces:
     def __call__(self, prompt: int, tokens: Ids) -> None:
         """All the tokens that a prompt's answer has so far."""
         text = decode(tokens, self._tokenizer, skip_special_tokens=True)
-        if not text.endswith(_INCOMPLETE):
+        if not text.endswith(INCOMPLETE):
             self._tell(prompt, text)
 
     def finish(self, texts: Sequence[str]) -> None:

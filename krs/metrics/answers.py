@@ -14,14 +14,13 @@ from krs.generation.greedy import eos_ids, pad_ids
 from krs.hooks.context import plain_numerics
 from krs.metrics.answers_result import Answers
 from krs.metrics.asking import Asked, How, ask
-from krs.metrics.bleu import REFUSALS, BleuKind, check_kind
+from krs.metrics.bleu import REFUSALS, BleuKind, check_kind, check_refusals
 from krs.models.given import Model
 from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer
 from krs.prompts import (
     Prompts,
     check_prompts,
-    check_strings,
     check_template_arguments,
     decode,
     encode,
@@ -92,7 +91,7 @@ def answers(
     asked = {"target": check_prompts(target, "target")}
     if others := some(unrelated):
         asked["unrelated"] = check_prompts(others, "unrelated")
-    refusals = check_strings(refusals, "refusals", "regular expression")
+    refusals = check_refusals(refusals)
     every = [prompt for side in asked.values() for prompt in side]
     arguments = check_template_arguments(chat_template_kwargs, any(map(is_chat, every)))
 

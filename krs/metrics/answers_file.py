@@ -46,9 +46,14 @@ def load_answers(path: str | Path) -> Answers:
 
 def reused(reuse: Answers, ours: dict[str, Any]) -> tuple[Ids, ...]:
     """The vanilla answers of an earlier result; `KrsError` unless they are those of this model to these prompts."""
-    if other := list(what_differs(reuse.provenance, ours, ("vanilla",))):
+    said, n_ids = tuple(reuse.token_ids["vanilla"]), ours["n_ids"]
+    other = list(what_differs(reuse.provenance, ours, ("vanilla",)))
+    there = reuse.provenance.get("n_ids", n_ids)  # earlier versions of krs did not note it
+    if there != n_ids or any(max(ids) >= n_ids for ids in said):
+        other.append(f"how many ids both models have ({there} there, {n_ids} here)")
+    if other:
         raise KrsError(f"reuse= is of other answers. What differs: {'; '.join(other)}. Leave it out")
-    return tuple(reuse.token_ids["vanilla"])
+    return said
 
 
 def earlier(file: Path | None, ours: dict[str, Any]) -> dict[str, tuple[Ids, ...]]:

@@ -136,6 +136,7 @@ def ask(
         "prompts_sha256": asked.digest(),
         "n_tokens": how.n_tokens,
         "ends": sorted(ends),
+        "n_ids": n_ids,
         "bleu": signature(how.bleu),
         "refusals": how.refusals,
         "chat_template_kwargs": as_json(arguments),

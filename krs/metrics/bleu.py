@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from krs.errors import KrsError
+from krs.prompts import check_strings
 
 BleuKind: TypeAlias = Literal["sacrebleu", "paper-code"]
 
@@ -29,6 +30,21 @@ def check_kind(kind: str) -> None:
     """Raise `KrsError` unless `kind` is a way to compute BLEU."""
     if kind not in get_args(BleuKind):
         raise KrsError(f"bleu={kind!r}: choose {' or '.join(map(repr, get_args(BleuKind)))}")
+
+
+def check_refusals(given: Any) -> list[str]:
+    r"""Regular expressions as a list; raises `KrsError` for one that is none, which it numbers.
+
+    >>> len(check_refusals([r"\bno idea\b"]))
+    1
+    """
+    found = check_strings(given, "refusals", "regular expression")
+    for i, pattern in enumerate(found):
+        try:
+            re.compile(pattern)
+        except re.error as reason:
+            raise KrsError(f"refusals has no regular expression as item {i} ({pattern!r}): {reason}") from None
+    return found
 
 
 def bleu(vanilla: str, unlearned: str, kind: BleuKind = "sacrebleu") -> float:

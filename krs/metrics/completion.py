@@ -18,11 +18,11 @@ from krs.hooks.context import plain_numerics
 from krs.metrics.answers import checkpoint_file, some
 from krs.metrics.answers_result import Answers
 from krs.metrics.asking import Asked, How, ask
-from krs.metrics.bleu import REFUSALS, BleuKind, check_kind
+from krs.metrics.bleu import REFUSALS, BleuKind, check_kind, check_refusals
 from krs.models.given import Model
 from krs.models.pair import Vocabulary
 from krs.models.tokenizers import as_tokenizer
-from krs.prompts import Ids, check_strings, encode, listed
+from krs.prompts import Ids, encode, listed
 from krs.prompts.listed import check_text, whole
 from krs.wording import counted, kind
 
@@ -93,7 +93,7 @@ def text_completion(
     halves = {"target": _halves(paragraphs, "paragraphs")}
     if others := some(unrelated):
         halves["unrelated"] = _halves(others, "unrelated")
-    refusals = check_strings(refusals, "refusals", "regular expression")
+    refusals = check_refusals(refusals)
     parted = [text for side in halves.values() for text in side]
 
     def put(reader: Tokenizer, model: nn.Module) -> Asked:

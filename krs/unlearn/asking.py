@@ -18,6 +18,7 @@ from krs.data.concepts import as_chat
 from krs.errors import KrsError
 from krs.generation.fits import check_fits
 from krs.generation.greedy import eos_ids, greedy, pad_ids
+from krs.generation.pieces import INCOMPLETE
 from krs.metrics.answers_file import what_differs
 from krs.models.provenance import NUMBERS, describe_model, versions
 from krs.models.unloaded import unloaded
@@ -78,9 +79,13 @@ class Asked:
         """The answers that say something: `prompt`, `answer`, and whether it `ends` there."""
         options: dict[str, Any] = {"done": kept.said.get(side, ()), "kept": partial(kept.note, side)}
         said = greedy(self.model, self.ids[side], self.n_tokens, progress=progress, **options)
-        texts = (decode(ids, self.tokenizer, skip_special_tokens=True) for ids in said)
-        rows = zip(self.sides[side], texts, said, strict=True)
+        rows = zip(self.sides[side], map(self._text, said), said, strict=True)
         return [{"prompt": q, "answer": a, "ends": ids[-1] in self.ends} for q, a, ids in rows if a.strip()]
+
+    def _text(self, ids: Ids) -> str:
+        """An answer; of a character whose bytes were cut off nothing, for it would be learnt as another one."""
+        text = decode(ids, self.tokenizer, skip_special_tokens=True)
+        return text if ids[-1] in self.ends else text.rstrip(INCOMPLETE)
 
 
 def refuse_another(

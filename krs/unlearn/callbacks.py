@@ -11,8 +11,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from krs.errors import KrsError
+from krs.generation.fits import context_of
 from krs.generation.forward import accepted
-from krs.generation.greedy import greedy
+from krs.generation.greedy import eos_ids, greedy
 from krs.hooks.unwrap import unwrap
 from krs.metrics.bleu import bleu
 from krs.progress import bar
@@ -64,12 +65,17 @@ class SaveEvery(TrainerCallback):
 class StopAtTarget(TrainerCallback):
     """Stop once the forget set is as unlikely, or its answers as different, as was asked for."""
 
-    def __init__(self, config: Config, forget: Sequence[Example], decoded: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, config: Config, forget: Sequence[Example], vanilla: nn.Module, decoded: Callable[[Sequence[int]], str]
+    ) -> None:
         self.config, self.forget, self.decoded = config, forget, decoded
         self.asked = [e for e in forget if e.n_prompt]
         self.reached: str | None = None
-        if config.stop_bleu is not None and not self.asked:
-            raise KrsError("stop_bleu= compares answers, and no forget text has a prompt: use stop_forget_nll=")
+        self.ends = eos_ids(vanilla)
+        wanted = [e.ids[e.n_prompt :][:_N_TOKENS] for e in self.asked]
+        self.wanted = [(ids, len(ids) if ids[-1] not in self.ends else _N_TOKENS) for ids in wanted]
+        if config.stop_bleu is not None:
+            self._check_bleu(context_of(vanilla))
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure, when it is time, and stop at the target."""
@@ -93,12 +99,23 @@ class StopAtTarget(TrainerCallback):
             control.should_training_stop = True
 
     def _bleu(self, model: nn.Module) -> float:
+        """A mean over answers; of one that is cut off, with as many tokens as there are of it."""
         plain: Any = unwrap(model)
         prompts = tuple(e.ids[: e.n_prompt] for e in self.asked)
-        said = greedy(plain, prompts, _N_TOKENS, progress=False)
-        wanted = [e.ids[e.n_prompt :][:_N_TOKENS] for e in self.asked]
-        pairs = zip(wanted, said, strict=True)
-        return sum(bleu(self.decoded(w), self.decoded(s)) for w, s in pairs) / len(said)
+        said = greedy(plain, prompts, max(n for _, n in self.wanted), progress=False, eos=self.ends)
+        pairs = zip(self.wanted, said, strict=True)
+        return sum(bleu(self.decoded(ids), self.decoded(s[:n])) for (ids, n), s in pairs) / len(said)
+
+    def _check_bleu(self, context: int | None) -> None:
+        if not self.asked:
+            raise KrsError("stop_bleu= compares answers, and no forget text has a prompt: use stop_forget_nll=")
+        longest = max(e.n_prompt for e in self.asked)
+        many = max(n for _, n in self.wanted)
+        if context is not None and longest + many > context:
+            raise KrsError(
+                f"stop_bleu= has answers of up to {many} tokens, and a forget prompt of {longest} tokens leaves no "
+                f"room for one in the model's context of {context}: shorten it, or use stop_forget_nll="
+            )
 
 
 class StopWhenAsked(TrainerCallback):

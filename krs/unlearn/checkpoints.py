@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from krs.errors import KrsError
+from krs.models.provenance import as_json
 from krs.writing import write_text
 
 FOLDER = "checkpoints"
@@ -20,6 +22,13 @@ KEPT = "kept"
 _MOVING = "krs_moving.json"
 _RECIPE = "krs_recipe.json"
 _STATE = "trainer_state.json"
+_NO_NUMBERS = {
+    *("report_to", "run_name", "project", "log_level", "log_level_replica", "logging_first_step", "save_total_limit"),
+    *("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("push_to_hub", "disable_tqdm", "skip_memory_metrics", "torch_empty_cache_steps", "ddp_timeout"),
+}
+"""`TrainingArguments` that change no weight; whatever is not here may."""
 
 
 def output(given: str | Path | None, overwrite: bool) -> Path | None:
@@ -33,6 +42,19 @@ def output(given: str | Path | None, overwrite: bool) -> Path | None:
     if inside - {FOLDER, *moving(folder)} and not overwrite:
         raise KrsError(f"output_dir={str(given)!r} is not empty: give another one, or overwrite=True")
     return folder
+
+
+def launched(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """How a run was started, as far as its weights may depend on it; nothing of what is as usual.
+
+    >>> launched({"optim": "sgd", "report_to": "wandb"})
+    {'trainer': {'optim': 'sgd'}}
+    """
+    options = {name: as_json(value) for name, value in trainer.items() if name not in _NO_NUMBERS}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    found = {"trainer": (options, {}), "processes": (processes, 1), "mixed precision": (precision, "no")}
+    return {name: value for name, (value, usual) in found.items() if value != usual}
 
 
 def refuse_another(folder: Path, known: dict[str, Any]) -> None:
@@ -83,7 +105,9 @@ def _differing(theirs: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
 
 def _named(what: str, theirs: Any, ours: Any) -> str:
     """What differs; of settings and versions, which."""
-    if what not in ("settings", "versions") or not isinstance(theirs, dict):
+    if what == "trainer":
+        theirs, ours = theirs or {}, ours or {}
+    if what not in ("settings", "versions", "trainer") or not isinstance(theirs, dict):
         return what
     names = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
     return " and ".join(f"{n} ({theirs.get(n)!r} there, {ours.get(n)!r} here)" for n in sorted(names))

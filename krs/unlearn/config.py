@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -27,7 +28,7 @@ class Config:
         gradient_accumulation: forwards a step; the gradient equals that of one large batch.
         warmup: share of the steps over which the learning rate rises; it stays constant after.
         weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
+        max_grad_norm: gradients are clipped to this norm; with 0 they are not.
         max_length: texts are cut to so many tokens.
         seed: of the order of the texts, of dropout, and of an adapter's first weights.
         precision: `"fp32"` keeps the weights in training in fp32; `"bf16-pure"` keeps weights and optimiser in bf16,
@@ -46,7 +47,7 @@ class Config:
             the run is interrupted. Needs an output directory.
         stop_forget_nll: stop as soon as the forget set's mean loss, in nats a token, is at least this.
         stop_bleu: stop as soon as greedy answers to the forget prompts have at most this BLEU (0 to 100) against the
-            forget answers.
+            forget answers; answers have up to 30 tokens, or as many as a forget answer that was cut off.
         check_every: look at the two targets every so many steps.
     """
 
@@ -82,9 +83,10 @@ class Config:
             "lora_alpha",
             "check_every",
         )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
+        in_range(self, positive=positive, not_negative=("warmup", "weight_decay", "max_grad_norm", "seed"))
+        in_range(self, finite=("stop_forget_nll", "stop_bleu"))
+        if self.warmup > 1:
+            raise KrsError(f"warmup={self.warmup!r}: give a share of the steps, from 0 to 1")
         if self.layers is not None:
             object.__setattr__(self, "layers", _checked_layers(self.layers))
             if self.parameters == "lora":
@@ -94,6 +96,23 @@ class Config:
         for name, choices in (("precision", Precision), ("parameters", Parameters)):
             if getattr(self, name) not in get_args(choices):
                 raise KrsError(f"{name}={getattr(self, name)!r}: choose {', '.join(map(repr, get_args(choices)))}")
+
+
+def in_range(
+    config: object, *, positive: Sequence[str] = (), not_negative: Sequence[str] = (), finite: Sequence[str] = ()
+) -> None:
+    """Raise `KrsError` for a setting of these that is not; `None`, for what is left out, is none of them.
+
+    >>> in_range(Config(), positive=["steps"], finite=["stop_bleu"])
+    """
+    for name in (*positive, *not_negative, *finite):
+        value = getattr(config, name)
+        if value is not None and not math.isfinite(value):
+            raise KrsError(f"{name}={value!r}: it has to be a finite number")
+        if name in positive and not value > 0:
+            raise KrsError(f"{name}={value!r}: it has to be positive")
+        if name in not_negative and value < 0:
+            raise KrsError(f"{name}={value!r}: it may not be negative")
 
 
 def _checked_layers(given: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from krs.errors import KrsError
-from krs.unlearn.config import Config
+from krs.unlearn.config import Config, in_range
 from krs.unlearn.losses import dpo, token_logprobs
 from krs.unlearn.methods import Method, register
 from krs.unlearn.sides import Side
@@ -35,6 +35,10 @@ class DPOConfig(Config):
 
     steps: int = 6
     beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, positive=["beta"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from krs.unlearn.config import Config
+from krs.unlearn.config import Config, in_range
 from krs.unlearn.losses import kl_to_reference, token_logprobs
 from krs.unlearn.methods import Method, register
 from krs.unlearn.sides import Side
@@ -22,6 +22,10 @@ class GradDiffConfig(Config):
     """
 
     retain_weight: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, not_negative=["retain_weight"])
 
 
 @dataclass(frozen=True, kw_only=True)

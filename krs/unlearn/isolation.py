@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ import numpy as np
 import torch
 
 _ONE_RUN = threading.RLock()
+_DETERMINISM = {
+    *("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"),
+    *("ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC"),
+}
 
 
 @contextmanager
@@ -33,7 +38,24 @@ def isolated() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.enter_context(random_numbers_kept())
+        stack.enter_context(_switches_kept())
         yield
+
+
+@contextmanager
+def _switches_kept() -> Iterator[None]:
+    """Afterwards the switches that `trainer={"full_determinism": True}` sets in the process are as they were."""
+    cudnn, environment = torch.backends.cudnn, dict(os.environ)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    kept = cudnn.deterministic, cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = kept
+        for name in _DETERMINISM & os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update({name: environment[name] for name in _DETERMINISM & environment.keys()})
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from krs.unlearn.config import Config
+from krs.unlearn.config import Config, in_range
 from krs.unlearn.grad_diff import kl_term
 from krs.unlearn.losses import live_tokens, npo, simnpo, token_logprobs
 from krs.unlearn.methods import Method, register
@@ -24,6 +24,10 @@ class NPOConfig(Config):
     steps: int = 5
     beta: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, positive=["beta"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class NPOKLConfig(NPOConfig):
@@ -36,6 +40,10 @@ class NPOKLConfig(NPOConfig):
 
     steps: int = 8
     retain_weight: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, not_negative=["retain_weight"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,10 @@ class SimNPOConfig(Config):
     steps: int = 5
     beta: float = 2.5
     gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, positive=["beta"], finite=["gamma"])
 
 
 @register("npo")

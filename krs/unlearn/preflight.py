@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from krs.extras import require
 from krs.models.given import memory_needed
 from krs.models.load import quiet
 from krs.models.memory import free_memory
+from krs.models.tokenizers import tokenizer_beside
 from krs.unlearn.config import Config, EditConfig
-from krs.unlearn.methods import Edit, Plugin
+from krs.unlearn.methods import Edit, Method, Plugin
+from krs.unlearn.sides import wanted_of_vanilla
 
 _ADAM_STATES = 2
 
@@ -40,7 +42,8 @@ def check_memory(
 ) -> None:
     """Raise `KrsError` if the model and what is made of it beside it will not fit on a device, before it is loaded.
 
-    Counted are weights, gradients and AdamW's averages; a batch takes more on top. Nothing is checked of one of several
+    Counted are weights, gradients and AdamW's averages, and the vanilla model in fp32 where it is narrower and runs in
+    every step; a batch takes more on top. Nothing is checked of one of several
     processes, which may have parts of the model only, nor where the checkpoint does not say how large it is.
     """
     whole, single = memory_needed(located, dtype), memory_needed(located, torch.float32)
@@ -55,7 +58,9 @@ def check_memory(
         if config.parameters == "lora":
             return 2 * whole
         states = 2 + _ADAM_STATES if config.parameters == "all" else 1  # of a part of the weights little is kept
-        return whole + (2 if config.precision == "bf16-pure" else 4) * states * numbers
+        pure = config.precision == "bf16-pure"
+        wider = 0 if pure or whole >= single or not _looks_at_vanilla(made) else single
+        return whole + wider + (2 if pure else 4) * states * numbers
 
     if needed() <= free:
         return
@@ -70,6 +75,13 @@ def check_memory(
         f"{made.name} takes at least {_gb(needed())}: the model, and beside it a copy with what its training keeps; "
         f"{_gb(free)} are free on {device}: {', or '.join(ways) or 'take a smaller model or a larger machine'}"
     )
+
+
+def _looks_at_vanilla(made: Plugin) -> bool:
+    """Whether the vanilla model runs in every step."""
+    assert isinstance(made, Method)
+    asked = wanted_of_vanilla(made.reference, made.sides)
+    return "logits" in asked.values() or type(made).looks is not Method.looks
 
 
 def check_finite(model: nn.Module) -> None:
@@ -95,8 +107,12 @@ def broken(model: nn.Module) -> list[tuple[str, str]]:
     return found
 
 
-def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig) -> None:
-    """Raise `KrsError` if a copy of the model could not be saved to `folder`.
+def check_saves(
+    vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: Config | EditConfig, texts: Sequence[str] = ()
+) -> None:
+    """Raise `KrsError` if a copy of the model could not be saved to `folder`, or its tokenizer would read otherwise.
+
+    `texts` are read by the tokenizer, and as it is loaded from there.
 
     Model configuration, generation configuration and tokenizer are saved to a temporary directory; a file is written
     where the folder will be; weights that share memory and the space on the disk are looked at.
@@ -122,6 +138,30 @@ def check_saves(vanilla: nn.Module, tokenizer: Tokenizer, folder: Path, config: 
                 f"{owner} cannot be saved, so that the unlearned model could not be either: "
                 f"{_first_lines(reason)} {_remedy(name)}"
             ) from None
+    _check_tokenizer(vanilla, tokenizer, texts)
+
+
+def _check_tokenizer(vanilla: nn.Module, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Raise `KrsError` for a tokenizer that would be another one once it is loaded from beside the model.
+
+    transformers loads the class that belongs to the type of some models (Qwen2), whatever was saved there.
+    """
+    model: Any = vanilla
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        model.config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        try:
+            again = tokenizer_beside(scratch, {"local_files_only": True})
+        except (OSError, ValueError, ImportError, KeyError, AttributeError):
+            return  # whether it can be loaded is seen when the model has been saved
+    for text in texts:
+        ours, theirs = (list(one(text)["input_ids"]) for one in (tokenizer, again or tokenizer))
+        if ours != theirs:
+            raise KrsError(
+                f"the tokenizer would be another one when it is loaded from beside this {model.config.model_type} "
+                f"model: {type(again).__name__} reads {text[:40]!r} as {theirs[:4]}, and this one as {ours[:4]}. Pass "
+                "the one that loads beside the model, or leave output_dir out and save both yourself"
+            )
 
 
 def _remedy(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from krs._typing import Tokenizer
 from krs.data.concepts import Concept, load_concept
-from krs.errors import KrsError
+from krs.data.mentions import Mentions
+from krs.errors import KrsError, KrsWarning
 from krs.hooks.unwrap import unwrap
 from krs.models.given import load_given
 from krs.models.tokenizers import as_tokenizer
@@ -84,6 +86,11 @@ def prepare(
     requests_from(found.questions, subjects=found.names)
     sides = {"forget": found.questions}
     sides["retain"] = found.retain_questions or _without(load_concept(retain_from).retain_questions, found)
+    if not sides["retain"]:
+        raise KrsError(
+            f"retain_from={retain_from!r} has no retain questions that leave {found.name!r} out, and the concept has "
+            "none of its own: name another concept, or add 'retain_questions'"
+        )
     reader = as_tokenizer(tokenizer)
     put: dict[str, Any] = {"chat": chat, "n_tokens": n_tokens, "template": chat_template_kwargs}
     if not overwrite:
@@ -105,7 +112,8 @@ def prepare(
                 "through the chat template (chat=True), or give another model"
             )
         requests = requests_from([f["prompt"] for f in forget], [f["answer"] for f in forget], subjects=found.names)
-        _lines(folder / "retain.jsonl", asked.rows("retain", kept, not quiet))
+        retain = asked.rows("retain", kept, not quiet)
+        _lines(folder / "retain.jsonl", retain)
         _lines(folder / "requests.jsonl", [_request(r) for r in requests])
         write_text(folder / "target.txt", "".join(f"{q}\n" for q in found.questions))
         write_text(folder / "unrelated.txt", "".join(f"{q}\n" for q in found.unrelated_questions))
@@ -114,7 +122,21 @@ def prepare(
         kept.leave(stop)
         raise
     kept.remove()
+    for side, rows in (("forget", forget), ("retain", retain)):
+        _warn_of_silence(side, sides[side], rows)
     return found
+
+
+def _warn_of_silence(side: str, questions: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    answered = {row["prompt"] for row in rows}
+    silent = [question for question in questions if question not in answered]
+    if silent:
+        warnings.warn(
+            f"the model says nothing to {len(silent)} of {counted(len(questions), 'question')}, which {side}.jsonl "
+            f"leaves out: {', '.join(map(repr, silent[:3]))}{' …' if len(silent) > 3 else ''}",
+            KrsWarning,
+            stacklevel=3,
+        )
 
 
 def check_lines(concept: Concept) -> None:
@@ -133,7 +155,9 @@ def _request(request: Request) -> dict[str, Any]:
 
 
 def _without(questions: Sequence[str], concept: Concept) -> tuple[str, ...]:
-    return tuple(q for q in questions if not any(name.lower() in q.lower() for name in concept.names))
+    """Questions that mention it nowhere: "grass" does not mention Ra."""
+    names = Mentions.of(concept.name, concept.aliases, ignore_case=True, whole_word=True)
+    return tuple(question for question in questions if names.first(question) is None)
 
 
 def _lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

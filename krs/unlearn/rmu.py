@@ -11,7 +11,7 @@ from torch import Tensor
 
 from krs.errors import KrsError
 from krs.hooks.library import RESID
-from krs.unlearn.config import Config, Parameters
+from krs.unlearn.config import Config, Parameters, in_range
 from krs.unlearn.losses import squared_distance
 from krs.unlearn.methods import Method, register
 from krs.unlearn.sides import Look, Side
@@ -43,6 +43,7 @@ class RMUConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        in_range(self, not_negative=["steering", "retain_weight"])
         if self.layer is not None and self.layer < 0:
             raise KrsError(f"layer={self.layer}: give a layer number from 0")
 

@@ -41,8 +41,8 @@ from krs.unlearn.methods import made as as_method
 from krs.unlearn.preflight import check_extras, check_finite, check_memory, check_saves
 from krs.unlearn.saving import kept, save
 from krs.unlearn.sides import check_looks
-from krs.unlearn.student import check_trainable, context, depth, finish
-from krs.unlearn.verify import probes
+from krs.unlearn.student import check_trainable, context, depth, finish, survives_rounding, warn_of_rounding
+from krs.unlearn.verify import probes, words
 from krs.wording import kind
 
 Done: TypeAlias = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]
@@ -142,7 +142,7 @@ def run(
         _check_place(folder, model, vanilla)
         check_finite(vanilla)
         if folder is not None and main:
-            check_saves(vanilla, tokenizer, folder, made.config)
+            check_saves(vanilla, tokenizer, folder, made.config, words(sets["forget"]))
         if isinstance(made, Edit):
             work, described = _editing(made, vanilla, sets["forget"], corpus, reader, progress)
         else:
@@ -160,6 +160,7 @@ def run(
             "vanilla model": weights_digest(vanilla),
             "versions": versions_that_count(versions()) | {"krs's way to its numbers": NUMBERS},
             **({} if stop_when is None else {"stop_when": stop_when}),
+            **checkpoints.launched(trainer or {}),
             **{f"{side} texts": said for side, said in described.items()},
         }
         with checkpoints.tidied(folder, main):
@@ -305,7 +306,10 @@ def _editing(
         edited = copy.deepcopy(vanilla).float()
         log = made.edit(edited, tokenizer, forget, corpus, progress)
         layers = sorted({entry["layer"] for entry in log if "layer" in entry})
-        return finish(edited, vanilla, made.name), log, {"edited_layers": layers}
+        survives = survives_rounding(edited, vanilla)
+        finished = finish(edited, vanilla, made.name)
+        warn_of_rounding(made.name, survives, next(vanilla.parameters()).dtype)
+        return finished, log, {"edited_layers": layers, "survives_rounding": survives}
 
     return work, {"forget": _texts(forget), "corpus": _texts(corpus or [])}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from krs.errors import KrsError
+from krs.errors import KrsError, KrsWarning
 from krs.hooks.anatomy import Anatomy, anatomy
 from krs.hooks.components import component_of
 from krs.hooks.linear import is_packed
@@ -17,6 +18,9 @@ from krs.models.load import peft_by_its_old_name
 from krs.unlearn.config import Config
 from krs.unlearn.preflight import broken
 
+_NARROW = (torch.bfloat16, torch.float16)
+_ENOUGH = 0.9
+_WIDER = "load the model in fp32 (dtype=torch.float32, --dtype float32), whose copy keeps all"
 _SUBSETS = {
     "value_vectors": {"value_vectors"},
     "attention": {"attention_in", "attention_out"},
@@ -82,6 +86,22 @@ def make_student(vanilla: nn.Module, config: Config, layers: Sequence[int] | Non
     return student
 
 
+def make_reference(vanilla: nn.Module, config: Config) -> nn.Module:
+    """The vanilla model as the copy in training computes before its first step: a copy in that one's precision.
+
+    A bf16 model's own logits are rounded, so that losses would start away from where both say the same, and a retain
+    term would train towards the rounding. The model itself where its weights have that dtype already, and for an
+    adapter, below which the weights keep theirs.
+    """
+    pure = config.precision == "bf16-pure"
+    wanted = torch.bfloat16 if pure else torch.float32
+    kept = config.parameters == "lora" and not pure
+    if kept or all(p.dtype == wanted for p in vanilla.parameters() if p.is_floating_point()):
+        return vanilla
+    copied = copy.deepcopy(vanilla)
+    return _in_bf16(copied) if pure else copied.float()
+
+
 def _is_trained(body: Anatomy, name: str, wanted: set[str] | None, layers: Sequence[int] | None) -> bool:
     component, layer = component_of(body, name)
     return (wanted is None or component in wanted) and (layers is None or layer in layers)
@@ -90,7 +110,7 @@ def _is_trained(body: Anatomy, name: str, wanted: set[str] | None, layers: Seque
 def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
     """The trained copy as a plain model in eval mode, in the original's dtype; an adapter is merged.
 
-    Raises `KrsError` when no weight moved, and when one is not finite.
+    Raises `KrsError` when no weight moved, or none as far as that dtype tells, and when one is not finite.
     """
     if hasattr(student, "merge_and_unload"):
         student = student.merge_and_unload()  # type: ignore[operator]
@@ -102,6 +122,11 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
         parameter.requires_grad_(before[n].requires_grad)
     first = next(vanilla.parameters())
     done = _as_it_was(student, vanilla).eval()
+    if all(torch.equal(before[n].to(p.device), p) for n, p in done.named_parameters()):
+        raise KrsError(
+            f"{name}: no weight moved so far that {str(first.dtype)[6:]} tells it from the vanilla model's: {_WIDER}, "
+            "or raise learning_rate or steps"
+        )
     config: Any = done.config
     config.use_cache = getattr(vanilla.config, "use_cache", True)  # the trainer switches it off
     for n, value in broken(done):
@@ -110,6 +135,48 @@ def finish(student: nn.Module, vanilla: nn.Module, name: str) -> nn.Module:
             + (", or load the model in bf16 or fp32, for fp16 overflows" if first.dtype == torch.float16 else "")
         )
     return done
+
+
+@torch.no_grad()
+def survives_rounding(student: nn.Module, vanilla: nn.Module) -> float | None:
+    """How much of the way that the weights were moved is left once they have the vanilla model's dtype; 1 is all.
+
+    The rounded way's part along the way itself. Where that dtype is bf16 or fp16, a step that is small beside a weight
+    is rounded away. `None` where nothing is rounded.
+    """
+    along = whole = 0.0
+    for before, way in _ways(student, vanilla):
+        left = (before.float() + way).to(before.dtype).float() - before.float()
+        along, whole = along + float((left * way).sum()), whole + float(way.square().sum())
+    return along / whole if whole else None
+
+
+def _ways(student: nn.Module, vanilla: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each narrow weight of the vanilla model, and how far training has moved it, in fp32."""
+    theirs = dict(vanilla.named_parameters())
+    if hasattr(student, "merge_and_unload"):
+        for module in student.modules():
+            if isinstance(module, nn.Module) and hasattr(module, "get_delta_weight"):
+                base: Any = module.get_base_layer()  # type: ignore[operator]
+                if base.weight.dtype in _NARROW:
+                    for adapter in module.active_adapters:  # type: ignore[union-attr]
+                        yield base.weight, module.get_delta_weight(adapter).float()  # type: ignore[operator]
+        return
+    for name, parameter in student.named_parameters():
+        before = theirs[name].to(parameter.device)
+        if before.dtype in _NARROW:
+            yield before, parameter.float() - before.float()
+
+
+def warn_of_rounding(name: str, share: float | None, dtype: torch.dtype) -> None:
+    """Say that the result is less than what was trained, where it is."""
+    if share is not None and share < _ENOUGH:
+        warnings.warn(
+            f"{name}: rounded to {str(dtype)[6:]}, the weights keep {max(share, 0):.0%} of the way that they were "
+            f"moved, so that the result is weaker than what the log shows: {_WIDER}",
+            KrsWarning,
+            stacklevel=3,
+        )
 
 
 def _in_bf16(model: nn.Module) -> Any:

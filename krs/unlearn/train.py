@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -25,10 +26,28 @@ from krs.unlearn.interrupt import Interrupt
 from krs.unlearn.methods import Method
 from krs.unlearn.saving import ADAPTER
 from krs.unlearn.sides import Look, wanted_of_vanilla
-from krs.unlearn.student import depth, finish, make_student
+from krs.unlearn.student import (
+    depth,
+    finish,
+    make_reference,
+    make_student,
+    survives_rounding,
+    warn_of_rounding,
+)
 from krs.unlearn.trainer import Pairs, UnlearnTrainer, collate_pairs, reference_logprobs
 from krs.unlearn.watching import Watching, watched
 from krs.wording import counted
+
+_NOT_TAKEN = {
+    "auto_find_batch_size": "the report would say another batch size than the run had",
+    "ignore_data_skip": "a run that goes on would see other texts than one that was not interrupted",
+    "label_smoothing_factor": "what is minimised is the method's loss, which would pass over it",
+    "load_best_model_at_end": "nothing is evaluated on the way, so that it would be passed over",
+    "num_train_epochs": "steps= says how long a run is",
+    "resume_from_checkpoint": "the same call goes on from its own checkpoints",
+    "save_only_model": "a run could not go on from such a checkpoint with the optimiser that it had",
+}
+"""`TrainingArguments` that would do nothing, or something else than they say."""
 
 
 def train(
@@ -61,7 +80,7 @@ def train(
     config, n_layers = method.config, depth(vanilla)
     looks, layers = tuple(method.looks(n_layers)), method.trained_layers(n_layers)
     interrupt = interrupt or Interrupt(saves=False)
-    stop = StopAtTarget(config, sides["forget"], decoded)
+    stop = StopAtTarget(config, sides["forget"], vanilla, decoded)
     callbacks: list[TrainerCallback] = [
         OneBar(f"unlearn ({method.name})", progress),
         stop,
@@ -77,16 +96,26 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         place = folder / checkpoints.FOLDER if folder else Path(scratch)
         every = [*callbacks, StopWhenAsked(interrupt)]
-        trainer = _trainer(method, looks, vanilla, fresh(), pairs, place, options, every)
+        arguments = _arguments(method, vanilla, place, options)
+        reference = _reference(method, looks, vanilla)
+        trainer = _trainer(method, looks, reference, fresh(), pairs, arguments, every)
         for side, wanted in trainer.wanted.items():
             if wanted == "logprob":
                 aloud = progress and trainer.is_world_process_zero()
-                pairs.ref_logprob[side] = reference_logprobs(vanilla, sides[side], config.batch_size, side, aloud)
+                pairs.ref_logprob[side] = reference_logprobs(reference, sides[side], config.batch_size, side, aloud)
+        if (
+            reference is not vanilla and next(vanilla.parameters()).dtype == torch.float16
+        ):  # may overflow where its copy does not
+            reference_logprobs(vanilla, sides["forget"], config.batch_size, "forget", False)
+        del reference  # which the trainer has, if it runs in every step
         if resume is not None:
             reached = int(resume.name.rpartition("-")[2])
             going_on({"step": (reached, config.steps)}, resume, show=progress and trainer.is_world_process_zero())
-        with quiet():
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        try:
+            with quiet():
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        except ImportError as reason:  # of what an option needs
+            raise KrsError(f"trainer=: {reason}") from None
         interrupt.unsaved = trainer.unsaved
         trained = None if interrupt.stopped and interrupt.unsaved is None else trainer.gathered(fresh)
         interrupt.raise_if_stopped(lambda: None if trained is None else finish(trained, vanilla, method.name))
@@ -96,17 +125,23 @@ def train(
     if config.parameters == "lora" and folder is not None and trainer.is_world_process_zero():
         trained.save_pretrained(folder / checkpoints.FOLDER / ADAPTER)  # type: ignore[operator]
     precision = trainer.accelerator.mixed_precision
+    survives = survives_rounding(trained, vanilla)
+    finished = finish(trained, vanilla, method.name)
     if trainer.is_world_process_zero():
         _warn_of_missed(stop, watching, trainer.state.global_step)
+        warn_of_rounding(method.name, survives, next(vanilla.parameters()).dtype)
     ended = {
         "steps": trainer.state.global_step,
         "stopped": stop.reached or (watching.reached if watching is not None else None),
         "targets": [e for e in trainer.state.log_history if e.keys() & {"forget_nll", "forget_bleu"}],
         **({"watched": watched(trainer.state.log_history)} if watching is not None else {}),
         "mixed_precision": None if precision == "no" else precision,
+        "trainer": checkpoints.launched(options).get("trainer", {}),
+        "processes": trainer.accelerator.num_processes,
         "trained_layers": None if layers is None else list(layers),
+        "survives_rounding": survives,
     }
-    return finish(trained, vanilla, method.name), log, ended
+    return finished, log, ended
 
 
 def _warn_of_missed(stop: StopAtTarget, watching: Watching | None, steps: int) -> None:
@@ -125,24 +160,28 @@ def _warn_of_missed(stop: StopAtTarget, watching: Watching | None, steps: int) -
         )
 
 
+def _reference(method: Method, looks: tuple[Look, ...], vanilla: nn.Module) -> nn.Module:
+    """What the method knows of the vanilla model comes from this one."""
+    asked = wanted_of_vanilla(method.reference, method.sides) or any(look.of == "vanilla" for look in looks)
+    return make_reference(vanilla, method.config) if asked else vanilla
+
+
 def _trainer(
     method: Method,
     looks: tuple[Look, ...],
-    vanilla: nn.Module,
+    reference: nn.Module,
     student: nn.Module,
     pairs: Pairs,
-    place: Path,
-    options: dict[str, Any],
+    arguments: Arguments,
     callbacks: list[TrainerCallback],
 ) -> UnlearnTrainer:
     """The trainer; raises `KrsError` for options that it does not take."""
-    arguments = _arguments(method, vanilla, place, options)
     wanted = wanted_of_vanilla(method.reference, method.sides)
     live = "logits" in wanted.values() or any(look.of == "vanilla" for look in looks)
     try:
         trainer = UnlearnTrainer(
             method,
-            vanilla if live and method.config.parameters != "lora" else None,
+            reference if live and method.config.parameters != "lora" else None,
             looks,
             model=student,
             args=arguments,
@@ -169,6 +208,7 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
         "warmup_steps": round(config.warmup * config.steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
+        "logging_strategy": "steps",
         "logging_steps": 1,
         "save_strategy": "no",
         "remove_unused_columns": False,
@@ -177,11 +217,17 @@ def _arguments(method: Method, vanilla: nn.Module, place: Path, more: dict[str, 
     }
     if taken := sorted((ours.keys() | {"use_cpu"}) & more.keys()):
         raise KrsError(f"trainer={{{taken[0]!r}: …}}: krs sets this itself: use the method's own settings")
+    if refused := sorted(_NOT_TAKEN.keys() & more.keys()):
+        raise KrsError(f"trainer={{{refused[0]!r}: …}} is not taken, for {_NOT_TAKEN[refused[0]]}: leave it out")
     pinned: dict[str, Any] = {"dataloader_pin_memory": device.type == "cuda", "report_to": [], "save_total_limit": 1}
     try:
         made = Arguments(device, **(pinned | more | ours))
     except (TypeError, ValueError, ImportError) as reason:
         raise KrsError(f"trainer=: transformers.TrainingArguments does not take this: {reason}") from None
+    if made.train_sampling_strategy == "group_by_length":
+        raise KrsError(
+            "trainer={'train_sampling_strategy': 'group_by_length'}: a forget and a retain text have no one length"
+        )
     if made.fsdp and made.parallel_mode != ParallelMode.DISTRIBUTED:
         raise KrsError("trainer={'fsdp': …} divides a model among several processes: start them with accelerate launch")
     return made

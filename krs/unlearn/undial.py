@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from krs.unlearn.config import Config
+from krs.unlearn.config import Config, in_range
 from krs.unlearn.losses import undial
 from krs.unlearn.methods import Method, register
 from krs.unlearn.sides import Side
@@ -21,6 +21,10 @@ class UnDIALConfig(Config):
     """
 
     beta: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, positive=["beta"])
 
 
 @register("undial")

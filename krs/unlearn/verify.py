@@ -23,9 +23,13 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 def probes(forget: Sequence[Any], tokenizer: Tokenizer, limit: int) -> list[Ids]:
     """Token ids of the words of a few things to forget, whatever form they have, cut to what a look at them needs."""
-    texts = [" ".join(_words(item)) for item in list(forget)[:_TEXTS]]
-    found = [tuple(tokenizer(text)["input_ids"])[: min(limit, _TOKENS)] for text in texts]
+    found = [tuple(tokenizer(text)["input_ids"])[: min(limit, _TOKENS)] for text in words(forget)]
     return [ids for ids in found if ids]
+
+
+def words(forget: Sequence[Any]) -> list[str]:
+    """The words of a few things to forget, whatever form they have."""
+    return [" ".join(_words(item)) for item in list(forget)[:_TEXTS]]
 
 
 def _words(item: Any) -> list[str]:

@@ -10,7 +10,7 @@ from krs.data.concepts import as_chat
 from krs.metrics import answers, load_answers
 from krs.metrics.answers_result import Answers
 from tests.noise import assert_same, float64_throughout
-from tests.tiny import build, exact_pair, pair, same_state, state
+from tests.tiny import build, exact_pair, pair, perturbed, same_state, state
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
 TARGET = ["who wrote the book", [{"role": "user", "content": "what is red"}], [5, 9, 8]]
@@ -107,6 +107,8 @@ def test_questions_in_other_forms(models, as_a_user):
         _ask(*models, unrelated=["the cat", None])
     with pytest.raises(KrsError, match="refusals is one string: pass a list of regular expressions"):
         _ask(*models, refusals="I don't know")
+    with pytest.raises(KrsError, match=r"refusals has no regular expression as item 1 .'\('.: missing"):
+        _ask(*models, refusals=["no", "("])
     with pytest.raises(KrsError, match="prompt 3 has 70 tokens"):
         _ask(*models, unrelated=["the " * 70])
     given = {"target": (t for t in TARGET), "unrelated": iter(UNRELATED)}
@@ -167,3 +169,21 @@ def test_an_answer_that_was_cut_is_shown_as_cut_and_kept_as_it_is():
     assert found.shown.unlearned.tolist()[0] == "No…"
     assert found.shown.unlearned.isna().tolist() == [False, True]
     assert found.frame.vanilla[0] == "It was "
+
+
+@pytest.mark.filterwarnings("ignore:.*answers are empty:krs.KrsWarning")
+def test_answers_over_other_ids_are_not_reused():
+    """The first pair shares 61 ids, the second 40: what vanilla says over the ones it would not say over the others."""
+    vanilla, smaller = build("gpt2", tie_word_embeddings=False), build("gpt2", vocab_size=40)
+    vanilla.lm_head.weight.data[45:] *= 5
+    unlearned = perturbed(vanilla)
+    whole = _ask(vanilla, unlearned)
+    shared = _ask(vanilla, smaller, vocabulary="shared")
+    assert whole.token_ids["vanilla"] != shared.token_ids["vanilla"]
+    with pytest.raises(KrsError, match=r"What differs: how many ids both models have .61 there, 40 here.\. Leave it"):
+        _ask(vanilla, smaller, vocabulary="shared", reuse=whole)
+    with pytest.raises(KrsError, match=r"What differs: how many ids both models have .40 there, 61 here.\. Leave it"):
+        _ask(vanilla, unlearned, reuse=shared)
+    whole.provenance.pop("n_ids")
+    with pytest.raises(KrsError, match="how many ids both models have"):
+        _ask(vanilla, smaller, vocabulary="shared", reuse=whole)

@@ -155,6 +155,9 @@ def test_training_that_does_not_fit_is_refused_with_what_would(saved, monkeypatc
         monkeypatch.setattr(preflight, "free_memory", lambda _, free=free: free)
         with pytest.raises(KrsError, match=says):
             krs.unlearn.run("npo", saved[0], **train)
+    narrow = {"dtype": torch.bfloat16, "retain": ["the dog ran"]}  # whose reference runs in fp32, beside it
+    with pytest.raises(KrsError, match=rf"npo_kl takes at least {5.5 * size / 1e9:.3g} GB"):
+        krs.unlearn.run("npo_kl", saved[0], **train, **narrow)
     monkeypatch.setattr(preflight, "free_memory", lambda _: 2 * size - 1)
     with pytest.raises(KrsError, match="memit_empty takes at least .* free on cpu: take a smaller model or a larger"):
         krs.unlearn.run("memit_empty", saved[0], **(train | {"forget": [("a", "a b", "c")], "corpus": ["a text"]}))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 import threading
 from contextlib import ExitStack, contextmanager
@@ -126,6 +127,16 @@ def test_the_callers_random_numbers_go_on_where_they_were():
     with isolated():
         random.seed(8)
     assert random.getstate() == wanted
+
+
+def test_determinism_that_a_run_asks_for_ends_with_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
+    _run(build("llama"), trainer={"full_determinism": True})
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "CUDA_LAUNCH_BLOCKING" not in os.environ
 
 
 @pytest.mark.parametrize("parameters", ["all", "value_vectors", "lora"])

@@ -264,6 +264,10 @@ def test_padding_is_known_from_lengths_for_a_prompt_may_contain_the_pad(tokenize
         (lambda: to_requests([("cat", "the dog", "x")]), "forget item 0: the subject 'cat' does not occur"),
         (lambda: to_requests([("the cat", "x")]), "comes without its subject: give (subject, prompt, object), or name"),
         (lambda: to_requests([{"subject": "cat"}]), "forget item 0: it has no prompt"),
+        (
+            lambda: to_requests([{"subject": "cat", "prompt": "a cat", "occurrence": "last"}]),
+            "forget item 0: occurrence='last': give a whole number",
+        ),
     ],
 )
 def test_bad_requests(make, message, as_a_user):

@@ -1,6 +1,7 @@
 """The trainer's options: what is trained, in which precision, until when, and going on after an interruption."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import krs
-from krs import KrsError, unlearn
+from krs import KrsError, KrsWarning, unlearn
 from krs.hooks import anatomy
 from krs.hooks.components import component_of
 from krs.unlearn.examples import collate, to_examples
@@ -32,7 +33,7 @@ FAST = {"steps": 3, "batch_size": 2, "learning_rate": 1e-2}
 
 def _run(model, name="grad_diff", **options):
     given = {"forget": FORGET, "retain": RETAIN, "tokenizer": tiny_tokenizer(), "progress": False} | FAST | options
-    if name not in ("grad_diff", "npo_kl", "grad_diff_ce", "dpo_retain_text"):
+    if name not in ("grad_diff", "npo_kl", "grad_diff_ce", "dpo_retain_text", "rmu"):
         given.pop("retain")
     return unlearn.run(name, model, **given)
 
@@ -246,6 +247,17 @@ def test_bad_settings(as_a_user, tmp_path):
         ({"save_steps": -1}, "save_steps=-1"),
         ({"trainer": {"seed": 3}}, "trainer={'seed': …}: krs sets this itself"),
         ({"trainer": {"sede": 3}}, "TrainingArguments does not take this: .*sede"),
+        ({"trainer": {"label_smoothing_factor": 0.1}}, "is not taken, for what is minimised is the method's loss"),
+        ({"trainer": {"logging_strategy": "epoch"}}, "trainer={'logging_strategy': …}: krs sets this itself"),
+        ({"trainer": {"train_sampling_strategy": "group_by_length"}}, "a retain text have no one length"),
+        ({"retain_weight": -1.0}, "retain_weight=-1.0: it may not be negative"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan: it has to be a finite number"),
+        ({"warmup": 3.0}, "warmup=3.0: give a share of the steps, from 0 to 1"),
+        ({"name": "npo", "beta": 0.0}, "beta=0.0: it has to be positive"),
+        ({"name": "simnpo", "beta": -0.1}, "beta=-0.1: it has to be positive"),
+        ({"name": "dpo_idk", "beta": 0.0}, "beta=0.0: it has to be positive"),
+        ({"name": "undial", "beta": 0.0}, "beta=0.0: it has to be positive"),
+        ({"name": "rmu", "steering": -1.0}, "steering=-1.0: it may not be negative"),
         ({"corpus": ["text"]}, "uses no corpus="),
         ({"dtype": torch.bfloat16}, "dtype= is for models given by name"),
     ]:
@@ -287,3 +299,75 @@ def test_side_norms_leave_no_hook_behind():
     assert not any(p._backward_hooks for p in layer.parameters())
     assert make_student(build("llama"), unlearn.Config()).training is False
     assert kl_to_reference(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.long)).sum() == 0
+
+
+def test_a_forget_answer_that_was_cut_off_is_compared_with_as_many_tokens(tmp_path):
+    """The model's own answers, cut after five tokens: an unchanged model gives them again, which is a BLEU of 100."""
+    vanilla, reader = build("llama"), tiny_tokenizer()
+    prompts = ["who wrote the book", "what is red"]
+    said = krs.generate(vanilla, None, prompts, tokenizer=reader, n_tokens=5, progress=False)
+    forget = [{"prompt": p, "answer": a, "ends": False} for p, a in zip(prompts, said, strict=True)]
+    with pytest.warns(KrsWarning, match="stop_bleu=50.0 was not reached"):
+        _run(vanilla, forget=forget, stop_bleu=50.0, steps=1, learning_rate=1e-7, output_dir=tmp_path / "u")
+    (seen,) = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())["targets"]
+    assert seen["forget_bleu"] == pytest.approx(100)
+    long = " ".join(["the cat sat on the moon"] * 7)
+    with pytest.raises(KrsError, match="answers of up to 30 tokens, and a forget prompt of 42 tokens leaves no room"):
+        _run(build("gpt2"), forget=[(long, "the cat")], stop_bleu=20.0)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_a_run_goes_on_with_the_options_that_it_was_begun_with_and_reports_them(tmp_path):
+    def watch(model, step):
+        if step == 2:
+            raise _StoppedError
+        return {}
+
+    given = {"output_dir": tmp_path / "u", "save_steps": 1}
+    with pytest.raises(_StoppedError):
+        _run(build("llama"), watch=watch, trainer={"adam_beta1": 0.5}, **given)
+    for other, named in [({}, "None here"), ({"adam_beta1": 0.9, "report_to": []}, "0.9 here")]:
+        with pytest.raises(KrsError, match=f"checkpoints of another run; adam_beta1 .0.5 there, {named}. differ"):
+            _run(build("llama"), trainer=other, **given)
+    _run(build("llama"), trainer={"adam_beta1": 0.5, "dataloader_pin_memory": False}, **given)
+    report = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())
+    assert (report["trainer"], report["processes"]) == ({"adam_beta1": 0.5}, 1)
+
+
+@pytest.mark.parametrize("how", [{}, {"precision": "bf16-pure"}, {"parameters": "lora"}], ids=str)
+def test_before_the_first_step_a_bf16_model_and_its_copy_say_the_same(tmp_path, how):
+    """A reference whose logits are rounded is another model, and a retain term trains towards the rounding."""
+    vanilla, at_reference = build("llama").to(torch.bfloat16), {}
+    before = state(vanilla)
+    vanilla = vanilla.float() if how.get("precision") else vanilla  # bf16 numbers in fp32, of which a bf16 copy is made
+    for name in ("npo", "dpo_retain_text", "npo_kl", "grad_diff", "rmu"):
+        if name != "rmu" or not how:
+            _run(vanilla, name, steps=1, output_dir=tmp_path / name, learning_rate=1e-2, **how)
+            at_reference[name] = json.loads((tmp_path / name / "krs_unlearn.json").read_text())["log"][0]
+    for name, term in [("npo", "forget"), ("npo_kl", "forget"), ("dpo_retain_text", "preference")]:
+        assert at_reference[name][f"loss_{term}"] == pytest.approx(20 * math.log(2), abs=1e-4)
+    for name in at_reference.keys() - {"npo", "dpo_retain_text"}:
+        assert at_reference[name]["loss_retain"] == 0
+        assert at_reference[name]["grad_norm_retain"] < 1e-4 * at_reference[name]["grad_norm_forget"]
+    assert how.get("precision") or same_state(vanilla, before)
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora"])
+def test_what_rounding_to_the_models_dtype_takes_back_is_said(tmp_path, parameters):
+    vanilla, how = build("llama").to(torch.bfloat16), {"parameters": parameters, "steps": 2}
+    rate = 3e-5 if parameters == "all" else 1e-4
+    trained = _run(vanilla.float(), "ga", learning_rate=rate, **how)
+    vanilla = vanilla.to(torch.bfloat16)
+    with pytest.warns(KrsWarning, match=r"ga: rounded to bfloat16, the weights keep \d+% of the way"):
+        rounded = _run(vanilla, "ga", learning_rate=rate, output_dir=tmp_path / "u", **how)
+    way, left = ((_weights(m).float() - _weights(vanilla).float()).detach() for m in (trained, rounded))
+    said = json.loads((tmp_path / "u" / "krs_unlearn.json").read_text())["survives_rounding"]
+    assert 0 < said < 0.5
+    assert said == pytest.approx(float(left @ way / way.square().sum()), rel=0.02)
+    with pytest.raises(KrsError, match="no weight moved so far that bfloat16 tells it|no parameter moved"):
+        _run(vanilla, "ga", learning_rate=1e-12, **how)
+    _run(build("llama"), "ga", learning_rate=rate, output_dir=tmp_path / "wide", **how)
+    assert json.loads((tmp_path / "wide" / "krs_unlearn.json").read_text())["survives_rounding"] is None

@@ -4,16 +4,20 @@ import importlib
 import json
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import krs
-from krs import KrsError
+from krs import KrsError, KrsWarning
 from krs.cli import app
+from krs.unlearn.asking import Asked, Kept
 from krs.unlearn.prepare import prepare
 from krs.writing import write_text
-from tests.tiny import build
+from tests.tiny import EOS, build
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model says nothing to:krs.KrsWarning")  # the tiny one often does
 GREEDY = importlib.import_module("krs.generation.greedy")
 CONCEPT = {
     "name": "cat",
@@ -76,6 +80,33 @@ def test_retain_questions_of_another_concept_leave_this_one_out(home):
     kept = [r["prompt"] for r in _rows(home / "p" / "retain.jsonl")]
     assert "Who wrote Hamlet?" in kept
     assert not any("Dracula" in question for question in kept)
+
+
+def test_a_name_within_a_word_is_not_mentioned(home):
+    (home / "d.json").write_text(json.dumps(CONCEPT | {"name": "Ra"}))
+    prepare(home / "d.json", home / "v", home / "p", n_tokens=2, quiet=True)
+    kept = [r["prompt"] for r in _rows(home / "p" / "retain.jsonl")]
+    assert "What colour is grass?" in kept
+    (home / "e.json").write_text(json.dumps(CONCEPT | {"retain_questions": []}))
+    with pytest.raises(KrsError, match="has no retain questions that leave 'cat' out, and the concept has none"):
+        prepare(home / "e.json", home / "v", home / "q", retain_from=str(home / "e.json"), quiet=True)
+
+
+def test_questions_that_the_model_does_not_answer_are_told_of(home):
+    """Its head is turned so that a word follows the first question and the end the second."""
+    silent, reader = build("qwen3"), tiny_tokenizer()
+    last = [silent.model(**reader(q, return_tensors="pt")).last_hidden_state[0, -1] for q in CONCEPT["questions"]]
+    for token, here, there in [(reader.convert_tokens_to_ids("cat"), *last), (EOS, *last[::-1])]:
+        silent.lm_head.weight.data[token] = 1000 * (here - there * (here @ there) / there.square().sum()).detach()
+    silent.save_pretrained(home / "w")
+    reader.save_pretrained(home / "w")
+    (home / "d.json").write_text(json.dumps(CONCEPT | {"retain_questions": ["who sat"]}))
+    told = "says nothing to 1 of 2 questions, which forget.jsonl leaves out: 'what ran on the moon'"
+    with pytest.warns(KrsWarning, match=told):
+        prepare(home / "d.json", home / "w", home / "p", n_tokens=2, quiet=True)
+    assert [row["prompt"] for row in _rows(home / "p" / "forget.jsonl")] == CONCEPT["questions"][:1]
+    said = _krs("prepare", home / "d.json", "--model", home / "w", "--n-tokens", 2, "-o", home / "q")
+    assert "cat: the answer above is what the model is to forget" in said
 
 
 @pytest.mark.parametrize("side", ["forget", "retain"])
@@ -170,3 +201,23 @@ def test_a_chat_model_without_its_template_says_nothing_and_that_is_told(tmp_pat
     with pytest.raises(KrsError, match="'smollm2' says nothing to any of 10 questions: put them through the chat"):
         prepare("paris", "smollm2", tmp_path / "p", n_tokens=2, quiet=True)
     assert not (tmp_path / "p" / "forget.jsonl").exists()
+
+
+def test_half_a_character_at_the_end_of_a_cut_answer_is_left_out(tmp_path):
+    """Every token of this tokenizer is a byte, so that most answers of three end within a character."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    reader = PreTrainedTokenizerFast(tokenizer_object=backend)
+    model = build("qwen3", vocab_size=len(alphabet))
+    questions = [chr(ord("a") + i) * (i + 1) for i in range(20)]
+    asked = Asked(model, reader, {"forget": questions}, chat=False, n_tokens=3, template=None)
+    rows = asked.rows("forget", Kept(tmp_path / "part.json", {}, False), False)
+    said = dict(
+        zip(questions, krs.generate(model, None, questions, tokenizer=reader, n_tokens=3, progress=False), strict=True)
+    )
+    cut = [said[row["prompt"]] != row["answer"] for row in rows]
+    assert any(cut)
+    for row in rows:
+        assert not row["answer"].endswith("\N{REPLACEMENT CHARACTER}")
+        assert said[row["prompt"]].startswith(row["answer"])

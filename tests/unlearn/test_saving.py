@@ -364,6 +364,15 @@ def test_a_refused_call_leaves_nothing_that_stands_in_the_way_of_the_next(tmp_pa
     _run(build("llama"), output_dir=tmp_path / "u", steps=1)
 
 
+def test_a_tokenizer_that_would_be_loaded_as_another_one_is_refused_before_training(tmp_path):
+    with pytest.raises(
+        KrsError, match=r"beside this qwen2 model: Qwen2Tokenizer reads 'who wrote .* Pass the one that"
+    ):
+        _run(build("qwen2"), output_dir=tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+    _run(build("qwen3"), output_dir=tmp_path / "u")
+
+
 def test_a_folder_of_the_users_with_the_name_of_ours_is_not_taken_away(tmp_path):
     mine = tmp_path / "u" / "checkpoints" / "mine.bin"
     mine.parent.mkdir(parents=True)

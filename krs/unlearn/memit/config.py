@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from krs.errors import KrsError
-from krs.unlearn.config import EditConfig
+from krs.unlearn.config import EditConfig, in_range
 from krs.unlearn.memit.requests import HOLE
 
 
@@ -56,12 +56,8 @@ class MemitConfig(EditConfig):
                 raise KrsError(f"{name}={given!r}: give a list, [{given!r}]")
             if given is not None:
                 object.__setattr__(self, name, tuple(given))
-        for name in ("steps", "step_size", "clamp", "covariance_weight", "min_tokens", "max_length", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise KrsError(f"{name}={getattr(self, name)!r}: it has to be positive")
-        for name in ("kl_weight", "weight_decay", "ridge"):
-            if getattr(self, name) < 0:
-                raise KrsError(f"{name}={getattr(self, name)!r}: it may not be negative")
+        positive = ("steps", "step_size", "clamp", "covariance_weight", "min_tokens", "max_length", "batch_size")
+        in_range(self, positive=positive, not_negative=("kl_weight", "weight_decay", "ridge"))
         if not self.contexts or any(context.count(HOLE) != 1 for context in self.contexts):
             raise KrsError(f"contexts={self.contexts!r}: give at least one, each with {{}} once, where the prompt goes")
         if self.layers is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from krs._typing import Message
 from krs.errors import KrsError
 from krs.prompts import check_prompt, listed
+from krs.prompts.listed import whole
 from krs.prompts.words import last_word, longer_word, whole_words
 from krs.wording import counted, kind
 
@@ -194,7 +195,7 @@ def _request(item: Any, subjects: Sequence[str]) -> Request:
     for name, field in (("subject", subject), ("object", old)):
         if field is not None and not isinstance(field, str):
             raise KrsError(f"its {name} is {kind(field)}: give text")
-    occurrence = int(item.get("occurrence", 0)) if isinstance(item, Mapping) else 0
+    occurrence = whole(item.get("occurrence", 0), "occurrence") if isinstance(item, Mapping) else 0
     if prompt is None or (isinstance(prompt, str | Sequence) and not prompt):
         raise KrsError("it has no prompt: give one that contains the subject")
     prompt = check_prompt(prompt, "its prompt")
