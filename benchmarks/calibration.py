@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from krs.instruments import truth
-from krs.instruments.calibration import calibrate, check_verdicts
+from krs.instruments.calibration import Calibration, calibrate, check_verdicts
 
 MODELS = (
     "hides", "hides_more", "hides_varied", "hides_values", "steered_middle", "steered_late", "steered_more",
@@ -26,6 +26,10 @@ READ = (
     "nll", "nll_tail", "recall", "prefix", "exact_memorisation", "extraction_strength", "paraphrase", "truth_ratio",
     "quantise_4", "quantise_8", "probe", "state_drop", "uds", "uds_inner", "relearn", "krs",
 )  # fmt: skip
+SILENT = MODELS[1:12]
+"""The models of known truth that say none of the answers."""
+DEARER = ("held_out_restoration", "logit_lens", "relearn_same", "relearn_unrelated", "transplant", "account")
+"""Read of these alone, a core hour and more each; none of them has a vote."""
 _TWO = "{:.2f}".format
 
 
@@ -45,8 +49,11 @@ def main() -> None:
     found = calibrate(chosen.folder, models=models, only=read)
     found.save(chosen.folder / "thresholds.json")
     print(f"\n{found.table().drop(columns=['unit']).to_string(float_format=_TWO)}\n")
-    means = {name: {row.model: row.reading.mean for row in rows} for name, rows in found.rows.items()}
-    print(pd.DataFrame(means).T.to_string(float_format=_TWO))
+    _print_means(found)
+    if not chosen.every:
+        dearer = calibrate(chosen.folder, models=list(SILENT), only=list(DEARER))
+        print(f"\n{dearer.table().drop(columns=['unit']).to_string(float_format=_TWO)}\n")
+        _print_means(dearer)
     by = found.thresholds()
     print(f"\n{pd.DataFrame({n: vars(t) for n, t in by.items()}).T.to_string(float_format=_TWO)}\n")
     truth.make(chosen.folder, chosen.base, world=truth.VERDICT)
@@ -55,6 +62,11 @@ def main() -> None:
         print(f"\n{'with' if retain else 'without'} the retain model:\n\n{verdicts.to_string()}\n")
         decided = verdicts[verdicts.decided]
         print(f"{len(decided)} of {len(verdicts)} decided, {int(np.sum(decided.wrong))} wrong")
+
+
+def _print_means(found: Calibration) -> None:
+    means = {name: {row.model: row.reading.mean for row in rows} for name, rows in found.rows.items()}
+    print(pd.DataFrame(means).T.to_string(float_format=_TWO))
 
 
 if __name__ == "__main__":
