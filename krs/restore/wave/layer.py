@@ -228,7 +228,7 @@ class LayerInterventions:
         terminal = branch.terminal
         assert terminal.inputs is not None
         assert terminal.output is not None
-        some = slice(_ALONE if terminal.inputs.dim() > 2 else None)
+        some = slice(_ALONE if terminal.inputs.dim() == terminal.output.dim() == 3 else None)
         there = terminal.output[:, some]
         return distance(terminal.module(terminal.inputs[:, some]), there) < tolerance(there)
 
