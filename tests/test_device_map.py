@@ -17,6 +17,7 @@ from tests.pretend import accelerator
 from tests.tiny import pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model says nothing to")  # a random one, to some retain questions
 FACTS = [("who wrote the book", "a cat and the dog"), ("what sat on the moon", "the red sun sat"), ("who ran", "one")]
 
 

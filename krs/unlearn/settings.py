@@ -29,7 +29,8 @@ def check_settings(name: str, config_class: type[Config] | type[EditConfig], set
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise KrsError(f"{name} has no setting {setting!r}: it has {', '.join(sorted(hints))}.{meant}")
         if not fits(value, hints[setting]):
-            raise KrsError(f"{name}: {setting}={value!r} is {kind(value)}: give {_named(hints[setting])}")
+            given = kind(value).partition(" (")[0]  # the value itself is named before
+            raise KrsError(f"{name}: {setting}={value!r} is {given}: give {_named(hints[setting])}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -33,7 +33,7 @@ def test_malformed_records_are_counted_and_told_of(tmp_path):
     assert found.problems == (
         "a.jsonl:2: holds a list, not an object with fields",
         "a.jsonl:3: has no field 'text'; its fields are 'content'",
-        "a.jsonl:4: its 'text' is a NoneType, not a text",
+        "a.jsonl:4: its 'text' is None, not a text",
         "a.jsonl:5: is not UTF-8",
         "a.jsonl:6: is not valid JSON (Extra data at character 26)",
     )

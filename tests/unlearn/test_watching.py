@@ -66,7 +66,7 @@ def test_watching_changes_nothing_about_training():
         ({"stop_when": "x > 1"}, "stop_when= reads what watch= returns: pass watch= too"),
         ({"watch": lambda *_: {"x": 1.0}, "stop_when": "x = 1"}, "stop_when='x = 1': give a name, a sign"),
         ({"watch": lambda *_: {"x": 1.0}, "stop_when": "y > 1"}, "stop_when= names 'y', and watch= returns x"),
-        ({"watch": lambda *_: 3.0}, "watch= returned a float: it has to return numbers by name"),
+        ({"watch": lambda *_: 3.0}, "watch= returned a float .3.0.: it has to return numbers by name"),
         ({"watch": lambda *_: {"x": "high"}}, "watch= returned 'high' for 'x'"),
     ],
 )
