@@ -133,13 +133,13 @@ class Pyvene:
     name = "pyvene"
 
     def __init__(self, given: Padded) -> None:
-        self.given = given
+        import pyvene
+
+        self.given, self.pyvene = given, pyvene
 
     @torch.no_grad()
     def logits(self, layers: tuple[int, ...]) -> Tensor:
         """With coefficients and attention outputs put back."""
-        import pyvene
-
         kept = self.given.kept
         places = []
         for i in layers:
@@ -148,7 +148,7 @@ class Pyvene:
                 {"component": f"model.layers[{i}].mlp.down_proj.input", "intervention": lambda b, s, m=m: m},
                 {"component": f"model.layers[{i}].self_attn.o_proj.output", "intervention": lambda b, s, a=a: a},
             ]
-        model = pyvene.IntervenableModel(places, model=self.given.unlearned)
+        model = self.pyvene.IntervenableModel(places, model=self.given.unlearned)
         return model(base={"input_ids": self.given.ids, "attention_mask": self.given.mask})[1].logits
 
 
