@@ -241,7 +241,7 @@ def test_shards_that_are_done_are_not_done_again(exact, shards, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patches:
-        patches.setattr(checkpoint.Keeper, "update", interrupted)
+        patches.setattr(checkpoint.SavingBar, "update", interrupted)
         with pytest.raises(KeyboardInterrupt) as stopped:
             _sweep(exact, shards, checkpoint=tmp_path / "sweep.krs")
     done = stopped.value.partial.losses.computed.all(0)

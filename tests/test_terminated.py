@@ -24,8 +24,8 @@ def slow(*_, **__):
     Path({mark!r}).touch()
     time.sleep(0.1)
 import krs.restore.checkpoint as checkpoint
-before = checkpoint.Keeper.update
-checkpoint.Keeper.update = lambda self, n=1: (before(self, n), n and slow())
+before = checkpoint.SavingBar.update
+checkpoint.SavingBar.update = lambda self, n=1: (before(self, n), n and slow())
 if "answers" in sys.argv or "prepare" in sys.argv or "wavefront" in sys.argv:
     import importlib
     greedy = importlib.import_module("krs.generation.greedy")

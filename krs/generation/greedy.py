@@ -18,7 +18,7 @@ from krs.errors import KrsError
 from krs.generation.batching import neighbours_matter
 from krs.generation.fits import check_fits
 from krs.generation.forward import accepted, device_of, head_at
-from krs.generation.pieces import Pieces
+from krs.generation.pieces import TextStream
 from krs.hooks.calls import CACHES
 from krs.hooks.context import plain_calls, plain_numerics
 from krs.hooks.families import with_family
@@ -148,7 +148,7 @@ def generate(
     check_fits(ids, n_tokens, models[0])
     if hear is not None and tokenizer is None:
         raise KrsError("hear= gets pieces of text, and no tokenizer was found beside the models: pass tokenizer=")
-    pieces = None if hear is None or tokenizer is None else Pieces(hear, tokenizer)
+    pieces = None if hear is None or tokenizer is None else TextStream(hear, tokenizer)
     other = models[1] if len(models) > 1 else None
     answers = greedy(models[0], ids, n_tokens, other, placements, progress, heard=pieces)
     if tokenizer is None:

@@ -12,7 +12,7 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What half of a character's bytes are decoded as."""
 
 
-class Pieces:
+class TextStream:
     """Hands on what a prompt's answer has grown by; a character of several tokens comes when it is whole.
 
     Args:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from krs.errors import KrsError
 from krs.hooks.families import family_for, family_of
 from krs.hooks.family import Family
-from krs.hooks.fused import HeadCounts, Part, find
+from krs.hooks.fused import HeadCounts, Projection, find
 from krs.hooks.points import Point, WeightPoint
 from krs.hooks.unwrap import core, unwrap
 from krs.wording import counted, kind
 
-_PROJECTED: dict[str, Part] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
+_PROJECTED: dict[str, Projection] = {"attn_query": "query", "attn_key": "key", "attn_value": "value"}
 _ADDED = {"attn_added": "attn_out_proj", "mlp_added": "mlp_out_proj"}
 _BLOCK = "mlp_block"
 """The role of the module whose output is the MLP's, where no single projection's is."""
@@ -201,7 +201,7 @@ class Anatomy:
             raise KrsError(f"this {type(self.model).__name__} has no module for {point.name}: leave that point out")
         return found
 
-    def _projection(self, part: Part, layer: int) -> tuple[str, tuple[int, ...] | None]:
+    def _projection(self, part: Projection, layer: int) -> tuple[str, tuple[int, ...] | None]:
         around = self.role_paths("attn_out_proj", layer)[0].rpartition(".")[0]
         attention = self.layers[layer].get_submodule(around)
         if hasattr(attention, "split_qkv_matrix"):  # a bridge's, which has a projection of its own for each part

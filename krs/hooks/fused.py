@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 from krs.errors import KrsError
 
-Part: TypeAlias = Literal["query", "key", "value"]
-PARTS: tuple[Part, ...] = ("query", "key", "value")
+Projection: TypeAlias = Literal["query", "key", "value"]
+PROJECTIONS: tuple[Projection, ...] = ("query", "key", "value")
 Units: TypeAlias = tuple[int, ...]
 
 
@@ -36,20 +36,20 @@ class HeadCounts:
         return HeadCounts(query, int(key or query), int(size))
 
 
-def contiguous(part: Part, heads: HeadCounts, config: Any) -> Units:
+def contiguous(part: Projection, heads: HeadCounts, config: Any) -> Units:
     """All queries, then all keys, then all values."""
     sizes = [heads.query * heads.size, heads.key * heads.size, heads.key * heads.size]
-    start = sum(sizes[: PARTS.index(part)])
-    return tuple(range(start, start + sizes[PARTS.index(part)]))
+    start = sum(sizes[: PROJECTIONS.index(part)])
+    return tuple(range(start, start + sizes[PROJECTIONS.index(part)]))
 
 
-def head_by_head(part: Part, heads: HeadCounts, config: Any) -> Units:
+def head_by_head(part: Projection, heads: HeadCounts, config: Any) -> Units:
     """Query, key and value of the first head, then of the second: GPT-NeoX, BLOOM."""
-    offset = PARTS.index(part) * heads.size
+    offset = PROJECTIONS.index(part) * heads.size
     return tuple(3 * h * heads.size + offset + i for h in range(heads.query) for i in range(heads.size))
 
 
-def falcon(part: Part, heads: HeadCounts, config: Any) -> Units:
+def falcon(part: Projection, heads: HeadCounts, config: Any) -> Units:
     """Groups of queries, each with the key and the value that they share."""
     if not config.new_decoder_architecture and not config.multi_query:
         return head_by_head(part, heads, config)
@@ -63,12 +63,12 @@ def falcon(part: Part, heads: HeadCounts, config: Any) -> Units:
     )
 
 
-def beside_gates(part: Part, heads: HeadCounts, config: Any) -> Units:
+def beside_gates(part: Projection, heads: HeadCounts, config: Any) -> Units:
     """Queries of the first head, then the gate of its output, then the second head's: Qwen3-Next."""
     return tuple(2 * h * heads.size + i for h in range(heads.query) for i in range(heads.size))
 
 
-_Layout: TypeAlias = Callable[[Part, HeadCounts, Any], Units]
+_Layout: TypeAlias = Callable[[Projection, HeadCounts, Any], Units]
 
 _OWN = {"query": ("q_proj", "q_b_proj"), "key": ("k_proj",), "value": ("v_proj",)}
 _WITH_GATES = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
@@ -81,7 +81,7 @@ _FUSED: dict[str, _Layout] = {
 }
 
 
-def find(part: Part, has: Callable[[str], bool], config: Any) -> tuple[str, Units | None]:
+def find(part: Projection, has: Callable[[str], bool], config: Any) -> tuple[str, Units | None]:
     """Name of the projection inside the attention, and which of its outputs are meant; `None` for all.
 
     Args:

@@ -94,7 +94,7 @@ def what_differs(
 
 
 @dataclass
-class Keeper:
+class SavedAnswers:
     """Saves the answers so far every half minute, and whenever a model has answered all.
 
     Attributes:

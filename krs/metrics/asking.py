@@ -161,12 +161,12 @@ def ask(
         ids = {name: list(found) for name, found in cut.items()}
         return Answers(_frame(rows, how.bleu, how.refusals), ids, provenance)
 
-    keeper = answers_file.Keeper(file, said, len(prompts), so_far)
+    saved = answers_file.SavedAnswers(file, said, len(prompts), so_far)
     try:
         for name, model in (("vanilla", v), ("unlearned", u)):
             if len(done := said.get(name, ())) < len(prompts):
                 options: dict[str, Any] = {"doing": f"answers ({name})", "side": name, "n_ids": n_ids, "eos": ends}
-                options |= {"done": done, "kept": partial(keeper.note, name)}
+                options |= {"done": done, "kept": partial(saved.note, name)}
                 greedy(model, prompts, n_tokens, progress=how.progress, **options)
         notes += answer_notes(said["vanilla"], reader, ends, asked.bare, "vanilla answers")
         provenance["notes"] = notes

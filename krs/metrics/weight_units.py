@@ -13,11 +13,13 @@ from torch import Tensor
 from krs.errors import KrsError
 from krs.hooks.anatomy import Anatomy
 from krs.hooks.components import COMPONENTS, component_of
-from krs.hooks.fused import PARTS, HeadCounts, find
+from krs.hooks.fused import PROJECTIONS, HeadCounts, find
 from krs.metrics.weight_path import Weight
 from krs.models.devices import summable
 
-ACCOUNTED = tuple(part for c in COMPONENTS for part in (*(f"attention_{p}" for p in PARTS if c == "attention_in"), c))
+ACCOUNTED = tuple(
+    part for c in COMPONENTS for part in (*(f"attention_{p}" for p in PROJECTIONS if c == "attention_in"), c)
+)
 """Components as `krs.metrics.drift` has them, queries, keys and values apart where krs knows which is which."""
 
 WHOLE = -1
@@ -117,7 +119,7 @@ def _projected(body: Anatomy, name: str, layer: int, n: int, heads: HeadCounts) 
     path = name.rpartition(".")[0]
     attention = body.model.get_submodule(path.rpartition(".")[0])
     places: list[Place | None] = [None] * n
-    for part in PARTS:
+    for part in PROJECTIONS:
         try:
             module, units = find(part, lambda inside: hasattr(attention, inside), body.model.config)
         except KrsError:

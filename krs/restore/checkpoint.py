@@ -191,10 +191,10 @@ def template_date(tokenizer: Any, prompts: Sequence[Any]) -> str:
 
 
 @dataclass
-class Keeper:
+class SavingBar:
     """Notes which engine computed what, and saves it every half minute.
 
-    `keeper(bar)` is the bar of an engine that begins now, one that also saves.
+    `saving(bar)` is the bar of an engine that begins now, one that also saves.
     """
 
     result: SweepResult
@@ -205,7 +205,7 @@ class Keeper:
     saved: float = field(default_factory=time.monotonic)
     warned: bool = False
 
-    def __call__(self, shown: Any) -> Keeper:
+    def __call__(self, shown: Any) -> SavingBar:
         """A bar for the engine that `provenance["engine"]` names."""
         self.collect()
         made = self.result.provenance
@@ -269,21 +269,21 @@ class Keeper:
         self.part["seconds"] = round(time.monotonic() - self.begun, 1)
 
 
-def carried_out(result: SweepResult, file: Path | None, run: Callable[[Keeper], None]) -> SweepResult:
+def carried_out(result: SweepResult, file: Path | None, run: Callable[[SavingBar], None]) -> SweepResult:
     """Run an engine on a result that has room for its numbers; whatever happens, what was done is kept."""
     if result.part is None:
         result = replace(result, part=np.full(result.losses.restored.shape[:2], -1, dtype=np.int16))
     result.provenance.setdefault("parts", [])
-    keeper = Keeper(result, file)
+    saving = SavingBar(result, file)
     there = result.losses.complete and file is not None and file.exists()
     try:
-        run(keeper)
+        run(saving)
     except BaseException as stop:
-        keeper.collect()
+        saving.collect()
         stop.partial = finished = _summed_up(result)  # type: ignore[attr-defined]
         _keep_what_is_done(finished, file, stop)
         raise
-    keeper.collect()
+    saving.collect()
     result = _summed_up(result)
     if file is not None and not there:
         try:

@@ -25,7 +25,7 @@ def execute(
     job: Job,
     losses: Losses,
     progress: bool,
-    keeper: Callable[[Any], Any],
+    saving: Callable[[Any], Any],
     made: dict[str, Any],
 ) -> None:
     """Fill `losses` with the first of these engines that is exact here.
@@ -35,7 +35,7 @@ def execute(
         job: what is to be done.
         losses: where the numbers go.
         progress: show a bar.
-        keeper: makes of a progress bar one that also saves.
+        saving: makes of a progress bar one that also saves.
         made: provenance; gets the engine's name, in `engine_note` why it is not the fast one, in `numerics` what may
             change how it rounds, and in `batching` why prompts were run one at a time, if they were.
 
@@ -44,7 +44,7 @@ def execute(
     with plain_numerics(), plain_calls(*{id(b): b.model for b in job.models}.values()):
         made["numerics"] = numerics()
         check_longest(job)
-        _execute(engines, _apart(job, made), losses, progress, keeper, made)
+        _execute(engines, _apart(job, made), losses, progress, saving, made)
 
 
 def _apart(job: Job, made: dict[str, Any]) -> Job:
@@ -61,7 +61,7 @@ def _execute(
     job: Job,
     losses: Losses,
     progress: bool,
-    keeper: Callable[[Any], Any],
+    saving: Callable[[Any], Any],
     made: dict[str, Any],
 ) -> None:
     plan = job.plan
@@ -72,7 +72,7 @@ def _execute(
             if job.donor_batch is not None and not getattr(engine, "reads_donor_prompts", False):
                 raise NotExactError("the donor reads other prompts than the recipient")
             with bar(engine.steps(job), doing, show=progress and not job.done.all(), unit="step") as shown:
-                _collect(engine, job, losses, keeper(shown))
+                _collect(engine, job, losses, saving(shown))
             return
         except NotExactError as reason:
             made["engine_note"] = f"not the {engine.name} engine: {reason}"

@@ -96,7 +96,7 @@ class RayEngine:
             running: dict[Any, tuple[slice, list[int]]] = {}
             for rows in self._shards(len(job.batch), sum(slots), on_gpu):
                 if todo := job.todo(rows):
-                    running[task.remote(common, _Part.of(job, rows))] = rows, todo
+                    running[task.remote(common, _ShardJob.of(job, rows))] = rows, todo
                 else:
                     yield Progress(rows.stop - rows.start, earlier=True)
             try:
@@ -165,7 +165,7 @@ class _Common:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _ShardJob:
     """One shard: of a job, all that is no model."""
 
     plan: Plan
@@ -174,16 +174,16 @@ class _Part:
     donor_batch: TokenBatch | None
 
     @staticmethod
-    def of(job: Job, rows: slice) -> _Part:
+    def of(job: Job, rows: slice) -> _ShardJob:
         part = job.part(rows)
-        return _Part(part.plan, part.batch, part.done, part.donor_batch)
+        return _ShardJob(part.plan, part.batch, part.done, part.donor_batch)
 
 
 _LOADED: list[tuple[list[_Place], list[Anatomy]]] = []
 """The models of the last shard that this worker had, for the next one."""
 
 
-def _shard(common: _Common, part: _Part) -> tuple[Losses, dict[str, Any]]:
+def _shard(common: _Common, part: _ShardJob) -> tuple[Losses, dict[str, Any]]:
     """In a worker: the numbers of one shard, and what made them."""
     check_here(common.versions)
     torch.set_num_threads(common.cpus)

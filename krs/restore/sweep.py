@@ -241,10 +241,10 @@ def sweep(
         show([example(ids[0], said[0], tokenizer), *(f"note: {note}" for note in notes)], progress)
         result = with_answers_of(found, file, begin(said, notes))
 
-    def run(keeper: Any) -> None:
+    def run(saving: Any) -> None:
         recipient, donor = (u, v) if direction == "restore" else (v, u)
         job = Job(plan, recipient, donor, r, batch, wanted, room, result.losses.computed, donor_batch)
-        execute(engines_of(engine), job, result.losses, progress, keeper, result.provenance)
+        execute(engines_of(engine), job, result.losses, progress, saving, result.provenance)
 
     return carried_out(result, file, run)
 

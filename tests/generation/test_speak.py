@@ -10,7 +10,7 @@ import krs
 from krs import ATTN_OUT, MLP_COEF, KrsError
 from krs.cli import app
 from krs.cli.speak import _numbers, _table
-from krs.generation.pieces import Pieces
+from krs.generation.pieces import TextStream
 from tests.tiny import build, pair
 from tests.unlearn.tiny_tokenizer import tiny_tokenizer
 
@@ -50,7 +50,7 @@ def test_a_character_of_several_tokens_comes_when_it_is_whole():
             return bytes(ids).decode("utf-8", errors="replace")
 
     heard = []
-    pieces = Pieces(lambda prompt, piece: heard.append((prompt, piece)), Bytes())
+    pieces = TextStream(lambda prompt, piece: heard.append((prompt, piece)), Bytes())
     said = "aé".encode() + b"\xe2"
     for n in range(1, len(said) + 1):
         pieces(0, tuple(said[:n]))

@@ -35,7 +35,7 @@ _CACHED = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _Segment:
     """A branch among the packed tokens, and what it attends to.
 
     Attributes:
@@ -154,15 +154,17 @@ def packed_attention(
 
 
 def _one_by_one(
-    key: Tensor, value: Tensor, index: Tensor, parts: list[_Part]
-) -> Iterator[tuple[_Part, Tensor, Tensor]]:
+    key: Tensor, value: Tensor, index: Tensor, parts: list[_Segment]
+) -> Iterator[tuple[_Segment, Tensor, Tensor]]:
     """Each branch with the keys and values of what it attends to, gathered when it is due: a CPU has them in cache."""
     for part in parts:
         seen = index[part.first : part.end]
         yield part, key.index_select(2, seen), value.index_select(2, seen)
 
 
-def _at_once(key: Tensor, value: Tensor, index: Tensor, parts: list[_Part]) -> Iterator[tuple[_Part, Tensor, Tensor]]:
+def _at_once(
+    key: Tensor, value: Tensor, index: Tensor, parts: list[_Segment]
+) -> Iterator[tuple[_Segment, Tensor, Tensor]]:
     """The same, gathered beforehand by one operation each: an accelerator has fewer to start."""
     keys, values = key.index_select(2, index), value.index_select(2, index)
     for part in parts:
@@ -170,7 +172,7 @@ def _at_once(key: Tensor, value: Tensor, index: Tensor, parts: list[_Part]) -> I
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, part: _Part, scaling: float | None, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, part: _Segment, scaling: float | None, softcap: float | None
 ) -> Tensor:
     if softcap is None:
         if _is_small(query, key):
@@ -190,7 +192,7 @@ def _is_small(query: Tensor, key: Tensor) -> bool:
     return fits and query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64)
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, part: _Part, scaling: float | None) -> Tensor:
+def _by_products(query: Tensor, key: Tensor, value: Tensor, part: _Segment, scaling: float | None) -> Tensor:
     """Attention as two products and a softmax, the queries that share a key's head side by side."""
     rows, heads, own, unit = query.shape
     shared = key.shape[1]
@@ -202,19 +204,19 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, part: _Part, scaling
     return torch.bmm(torch.softmax(scores, -1), kept).view(rows, heads, own, -1)
 
 
-def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[_Part]]:
+def _plan(tree: Packed, window: int | None, like: Tensor) -> tuple[Tensor, list[_Segment]]:
     """All tokens that each branch attends to, one branch after the other, and the branches."""
     made = _MADE.setdefault(tree, {})
     which = (window, like.dtype, like.device)
     if which not in made:
         index: list[int] = []
-        parts: list[_Part] = []
+        parts: list[_Segment] = []
         for branch in tree.unbroken:
             start = len(index)
             for a, b in (*branch.before, (branch.start, branch.stop)):
                 index += range(a, b)
             mask = _mask(branch.n_before, branch.stop - branch.start, *which)
-            parts.append(_Part(branch.start, branch.stop, start, len(index), mask))
+            parts.append(_Segment(branch.start, branch.stop, start, len(index), mask))
         made[which] = torch.tensor(index, device=like.device), parts
     return made[which]
 

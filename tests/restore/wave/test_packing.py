@@ -74,7 +74,7 @@ def test_small_attention_by_products_is_the_fused_one(heads, shared, scaling):
     key, value = (torch.randn(2, shared, 11, width, dtype=torch.float64) for width in (8, 5))
     mask = attention._mask(6, 5, 4, torch.float64, query.device)
     assert attention._is_small(query, key)
-    found = attention._attend(query, key, value, attention._Part(2, 7, 0, 11, mask), scaling, None)
+    found = attention._attend(query, key, value, attention._Segment(2, 7, 0, 11, mask), scaling, None)
     fused = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
     )
