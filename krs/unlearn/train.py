@@ -103,9 +103,8 @@ def train(
             if wanted == "logprob":
                 aloud = progress and trainer.is_world_process_zero()
                 pairs.ref_logprob[side] = reference_logprobs(reference, sides[side], config.batch_size, side, aloud)
-        if (
-            reference is not vanilla and next(vanilla.parameters()).dtype == torch.float16
-        ):  # may overflow where its copy does not
+        # fp16 weights may overflow where their copy does not
+        if reference is not vanilla and next(vanilla.parameters()).dtype == torch.float16:
             reference_logprobs(vanilla, sides["forget"], config.batch_size, "forget", False)
         del reference  # which the trainer has, if it runs in every step
         if resume is not None:
